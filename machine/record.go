@@ -1,0 +1,120 @@
+package machine
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Kind says what a journal record is about.
+type Kind string
+
+const (
+	KindTransition Kind = "transition" // the task moved from one state to another
+	KindIntent     Kind = "intent"     // a step is about to have an effect outside the journal
+	KindDone       Kind = "done"       // what came of it
+	KindResume     Kind = "resume"     // a new process took the task up again
+)
+
+// Record is one line of a task's history. Its JSON form is public.
+type Record struct {
+	Task    string `json:"task"`
+	Attempt int    `json:"attempt"`
+	// Seq counts the records of a task from 1, over all its attempts, without gaps.
+	Seq  uint64 `json:"seq"`
+	Kind Kind   `json:"kind"`
+	// From and To differ in a transition only; in other records both are the
+	// state in which the record was written. From is empty in the first record
+	// of an attempt.
+	From   State     `json:"from"`
+	Event  Event     `json:"event"`
+	To     State     `json:"to"`
+	Time   time.Time `json:"time"`
+	BootID string    `json:"boot_id"`
+	Reason string    `json:"reason"`
+	// Detail of an intent or done names what it concerns: "what" and "name".
+	Detail json.RawMessage `json:"detail"`
+	// Prev is the hash of the record before this one, empty for the first.
+	Prev string `json:"prev"`
+}
+
+// Head is what the journal knows about a task without reading its history.
+type Head struct {
+	Task    string `json:"task"`
+	Attempt int    `json:"attempt"`
+	State   State  `json:"state"`
+	// Since is when State was entered, Accepted when the attempt began.
+	Since    time.Time `json:"since"`
+	Accepted time.Time `json:"accepted"`
+	// Seq and Hash are those of the newest record.
+	Seq  uint64 `json:"seq"`
+	Hash string `json:"hash"`
+	// Document identifies the task document without revealing it (a keyed hash).
+	Document string `json:"document"`
+	// Plan is what recovery needs of the document when the document itself is
+	// not at hand. It holds no secrets.
+	Plan json.RawMessage `json:"plan,omitempty"`
+	// Outcome is the final state that RollingBack leads to; empty before.
+	Outcome State `json:"outcome,omitempty"`
+	// Fault and Reason say why, when the outcome is not success.
+	Fault  Fault  `json:"fault,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Failed is the executor that failed, nil when none did.
+	Failed *ExecutorFailure `json:"failed,omitempty"`
+	// Resumed counts the processes that took this attempt up again.
+	Resumed int `json:"resumed"`
+}
+
+// TaskRef names one attempt at a task.
+type TaskRef struct {
+	Task    string `json:"task"`
+	Attempt int    `json:"attempt"`
+}
+
+// Phase is where an image stands in the ledger.
+type Phase string
+
+const (
+	Pulling  Phase = "pulling"  // a pull may have begun
+	Present  Phase = "present"  // on disk
+	Removing Phase = "removing" // a deletion may have begun, or was refused and is pending
+)
+
+// ImageRecord is an entry of the image ledger.
+type ImageRecord struct {
+	Reference string `json:"reference"`
+	// ImageID is empty while the pull is under way.
+	ImageID string `json:"image_id"`
+	// Digest is the repository digest (name@sha256:…), empty for an image that
+	// never came from a registry.
+	Digest string `json:"digest"`
+	// PulledByUs is false for an image that was on the node before: it is never deleted.
+	PulledByUs bool  `json:"pulled_by_us"`
+	Phase      Phase `json:"phase"`
+	// Task used the image last.
+	Task  string    `json:"task"`
+	Since time.Time `json:"since"`
+	// Before is the image ID that Reference had on the node when a pull of it
+	// began; a pull that died did not bring that one.
+	Before string `json:"before,omitempty"`
+	// Last marks the images of the last task: the last-image record.
+	Last bool `json:"last"`
+}
+
+// Node is the journal's one record about the node itself.
+type Node struct {
+	// RootID names this root in Docker labels.
+	RootID string `json:"root_id"`
+	// Active is the attempt that is not finished, nil when there is none.
+	Active *TaskRef `json:"active,omitempty"`
+	// Images is the image ledger.
+	Images []ImageRecord `json:"images"`
+}
+
+// Entry is what one journal transaction writes: a record, the task's head
+// after it and, when Node is not nil, the node record after it.
+// The journal fills in Record.Seq, Time, BootID and Prev, and Head.Seq and Hash.
+type Entry struct {
+	Record Record
+	Head   Head
+	Node   *Node
+}
