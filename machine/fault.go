@@ -17,6 +17,9 @@ const (
 	NodeFault Fault = "node"
 	// EngineFault: Docker does not answer or does not work. Ends SystemError, exit 78.
 	EngineFault Fault = "engine"
+	// Lost: the container went with the node. Another attempt follows at once,
+	// up to the limit.
+	Lost Fault = "lost"
 )
 
 // Error is an error that carries its Fault. What a step returns without one

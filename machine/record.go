@@ -50,9 +50,6 @@ type Head struct {
 	Hash string `json:"hash"`
 	// Document identifies the task document without revealing it (a keyed hash).
 	Document string `json:"document"`
-	// Plan is what recovery needs of the document when the document itself is
-	// not at hand. It holds no secrets.
-	Plan json.RawMessage `json:"plan,omitempty"`
 	// Outcome is the final state that RollingBack leads to; empty before.
 	Outcome State `json:"outcome,omitempty"`
 	// Fault and Reason say why, when the outcome is not success.
@@ -60,6 +57,9 @@ type Head struct {
 	Reason string `json:"reason,omitempty"`
 	// Failed is the executor that failed, nil when none did.
 	Failed *ExecutorFailure `json:"failed,omitempty"`
+	// Lost counts the attempts in a row, this one included, whose container was
+	// lost with the node.
+	Lost int `json:"lost,omitempty"`
 	// Resumed counts the processes that took this attempt up again.
 	Resumed int `json:"resumed"`
 }

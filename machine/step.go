@@ -10,6 +10,9 @@ import (
 type Task struct {
 	ID      string
 	Attempt int
+	// Outcome is the final state that the attempt is heading for. It is empty
+	// while the attempt works and set when Undo is called.
+	Outcome State
 }
 
 // Progress is how far a step had come when it was last interrupted.
