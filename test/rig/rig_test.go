@@ -1,6 +1,8 @@
 package rig
 
 import (
+	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -32,5 +34,98 @@ func TestDaemonSurvivesItsDeaths(t *testing.T) {
 	}
 	if net := d.Cmd(t, "network", "ls", "--format", "{{.Name}}"); !strings.Contains(net, "host") {
 		t.Errorf("networks: %q", net)
+	}
+}
+
+func TestRegistryServesImages(t *testing.T) {
+	var once Ref
+	t.Run("pull", func(t *testing.T) {
+		reg := NewRegistry(t)
+		img := Image(t, reg, "tool:1", Spec{
+			Files:      map[string]string{"/opt/hello": "#!/bin/sh\necho \"$GREETING $(pwd) $(id -u) $*\"\n", "/data/x": "y"},
+			Env:        []string{"GREETING=hello"},
+			Entrypoint: []string{"/opt/hello"},
+			User:       "1000",
+			Workdir:    "/data",
+			Volumes:    []string{"/scratch"},
+			Labels:     map[string]string{"a": "b"},
+			Size:       1 << 20,
+		})
+		once = img
+		if n := reg.Requests(); len(n) != 0 {
+			t.Errorf("a push is counted: %v", n)
+		}
+		if out := DockerCmd(t, "run", "--rm", img.Tag, "world"); out != "hello /data 1000 world" {
+			t.Errorf("the image prints %q", out)
+		}
+		if id := DockerCmd(t, "inspect", "--format", "{{.Id}} {{.Config.Labels.a}} {{json .Config.Volumes}}", img.Digest); id != img.ID+` b {"/scratch":{}}` {
+			t.Errorf("inspect says %s, want ID %s", id, img.ID)
+		}
+		want := Request{"GET", "/v2/tool/blobs/" + img.ID, 200}
+		if !slices.Contains(reg.Requests(), want) {
+			t.Errorf("no %v among %v", want, reg.Requests())
+		}
+		reg.Reset()
+		if n := reg.Requests(); len(n) != 0 {
+			t.Errorf("requests after Reset: %v", n)
+		}
+	})
+	if out := DockerCmd(t, "image", "ls", "--quiet", "--no-trunc"); strings.Contains(out, once.ID) {
+		t.Errorf("the image is still there after its test")
+	}
+}
+
+func TestImagesDifferWhereTheyMust(t *testing.T) {
+	reg := NewRegistry(t)
+	first := Image(t, reg, "tool", Spec{})
+	again := Image(t, reg, "tool:other", Spec{})
+	if again.ID != first.ID || again.Digest != first.Digest {
+		t.Errorf("equal specs give %v and %v", first, again)
+	}
+	moved := Image(t, reg, "tool", Spec{Marker: "2"})
+	elsewhere := Image(t, NewRegistry(t), "tool", Spec{})
+	for _, other := range []Ref{moved, elsewhere} {
+		if other.ID == first.ID || other.Digest == first.Digest {
+			t.Errorf("%v and %v are the same image", first, other)
+		}
+	}
+	resp, err := http.Head("http://" + reg.Addr() + "/v2/tool/manifests/latest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if !strings.HasSuffix(moved.Digest, resp.Header.Get("Docker-Content-Digest")) {
+		t.Errorf("latest is at %s, want it moved to %s", resp.Header.Get("Docker-Content-Digest"), moved.Digest)
+	}
+}
+
+func TestRegistryFailsOnRequest(t *testing.T) {
+	reg := NewRegistry(t)
+	get := func() int {
+		resp, err := http.Get("http://" + reg.Addr() + "/v2/")
+		if err != nil {
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	reg.Intercept(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusTooManyRequests)
+		return true
+	})
+	throttled := get()
+	reg.Intercept(func(w http.ResponseWriter, _ *http.Request) bool {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		conn.Close()
+		return true
+	})
+	cut := get()
+	reg.Intercept(nil)
+	if got, want := []int{throttled, cut, get()}, []int{429, 0, 200}; !slices.Equal(got, want) {
+		t.Errorf("statuses %v, want %v", got, want)
 	}
 }
