@@ -139,10 +139,13 @@ const maxGigabytes = math.MaxInt64 / 1e9
 // is read as a list of one.
 type Zones []string
 
+// Arguments is an argv: the program and what it is given, with no shell between.
+type Arguments []string
+
 // Executor is tesExecutor.
 type Executor struct {
 	Image       string            `json:"image"`
-	Command     []string          `json:"command"`
+	Command     Arguments         `json:"command"`
 	Workdir     string            `json:"workdir,omitempty"`
 	Stdin       string            `json:"stdin,omitempty"`
 	Stdout      string            `json:"stdout,omitempty"`

@@ -57,6 +57,25 @@ func Match(pattern, path string) bool {
 	return true
 }
 
+// HasPrefix says whether every path that an absolute pattern matches lies below
+// dir, which is an absolute clean path: the components of dir are written out in
+// the pattern.
+func HasPrefix(pattern, dir string) bool {
+	if dir == "/" {
+		return strings.HasPrefix(pattern, "/")
+	}
+	patterns, names := split(pattern), strings.Split(dir, "/")
+	if len(patterns) <= len(names) {
+		return false
+	}
+	for i, want := range names {
+		if name, ok := compile(patterns[i]).literal(); !ok || name != want {
+			return false
+		}
+	}
+	return true
+}
+
 // split cuts a pattern at its slashes, quoted ones included: no slash can be
 // anything else than itself.
 func split(pattern string) []string {

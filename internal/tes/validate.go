@@ -1,0 +1,286 @@
+package tes
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/deckhand/deckhand/internal/storage/glob"
+)
+
+// Validate checks a task against TES 1.1 and puts it into the form that a
+// runner can rely on:
+//
+//   - every path is absolute and clean, without a slash at its end;
+//   - every Type is set, FILE when the client did not say;
+//   - an input has exactly one of URL and Content, and a path of its own;
+//   - of the backend parameters only the supported ones are left, with their
+//     keys spelled as in supported, which are compared without regard to case.
+//
+// It finds everything that is wrong: err is FieldErrors. Warnings are sentences
+// for the task's system logs; they name fields and never hold values that may
+// be secret. A second call changes nothing and warns of nothing.
+func (t *Task) Validate(supported ...string) (warnings []string, err error) {
+	v := validator{}
+	if t.ID != "" {
+		if err := ValidID(t.ID); err != nil {
+			v.errs.add("id", "%v", err)
+		}
+	}
+	v.executors(t.Executors)
+	t.Inputs = v.inputs(t.Inputs)
+	v.outputs(t.Outputs)
+	t.Volumes = v.volumes(t.Volumes, t.Inputs)
+	v.resources(&t.Resources, supported)
+	if len(v.errs) > 0 {
+		return v.warnings, v.errs
+	}
+	return v.warnings, nil
+}
+
+type validator struct {
+	errs     FieldErrors
+	warnings []string
+}
+
+func (v *validator) warn(field, format string, args ...any) {
+	v.warnings = append(v.warnings, field+": "+fmt.Sprintf(format, args...))
+}
+
+func (v *validator) executors(executors []Executor) {
+	if len(executors) == 0 {
+		v.errs.add("executors", "must not be empty; name at least one image and command to run")
+	}
+	for i := range executors {
+		e, field := &executors[i], fmt.Sprintf("executors[%d]", i)
+		if strings.TrimSpace(e.Image) == "" {
+			v.errs.add(field+".image", "must not be empty; name the image to run")
+		}
+		v.noNUL(field+".image", e.Image)
+		if len(e.Command) == 0 {
+			v.errs.add(field+".command", "must not be empty; give the program and its arguments")
+		}
+		for j, arg := range e.Command {
+			v.noNUL(fmt.Sprintf("%s.command[%d]", field, j), arg)
+		}
+		v.optionalPath(field+".workdir", &e.Workdir, Directory)
+		v.optionalPath(field+".stdin", &e.Stdin, File)
+		v.optionalPath(field+".stdout", &e.Stdout, File)
+		v.optionalPath(field+".stderr", &e.Stderr, File)
+		for _, name := range sortedKeys(e.Env) {
+			if name == "" || strings.ContainsAny(name, "=\x00") {
+				v.errs.add(field+".env", "the name %q must not be empty nor hold = or NUL", name)
+			}
+			v.noNUL(join(field+".env", name), e.Env[name])
+		}
+	}
+}
+
+// inputs checks the inputs and returns them with one for each path: of several,
+// the last.
+func (v *validator) inputs(inputs []Input) []Input {
+	last := map[string]int{}
+	for i := range inputs {
+		in, field := &inputs[i], fmt.Sprintf("inputs[%d]", i)
+		v.fileType(field+".type", &in.Type)
+		v.source(field, in)
+		if !v.path(field+".path", &in.Path, in.Type) {
+			continue
+		}
+		if in.Path == "/" {
+			v.errs.add(field+".path", "must not be /; nothing can be mounted there")
+		}
+		if j, ok := last[in.Path]; ok && !sameFile(&inputs[j], in) {
+			v.warn(field+".path", "inputs[%d] has the same path and another source; it is ignored", j)
+		}
+		last[in.Path] = i
+	}
+	for i := range inputs {
+		v.notBelowFile(fmt.Sprintf("inputs[%d].path", i), path.Dir(inputs[i].Path), inputs, last)
+	}
+	if len(v.errs) > 0 {
+		return inputs // paths may be unusable as keys
+	}
+	kept := inputs[:0:0]
+	for i := range inputs {
+		if last[inputs[i].Path] == i {
+			kept = append(kept, inputs[i])
+		}
+	}
+	return kept
+}
+
+// notBelowFile refuses a path in dir when dir, or a directory above it, is the
+// place of a FILE input; at says which input has which path.
+func (v *validator) notBelowFile(field, dir string, inputs []Input, at map[string]int) {
+	for ; dir != "/" && dir != "."; dir = path.Dir(dir) {
+		if i, ok := at[dir]; ok && inputs[i].Type == File {
+			v.errs.add(field, "must not be at or below %s, which is the path of a FILE, inputs[%d]", dir, i)
+			return
+		}
+	}
+}
+
+// source leaves an input with one of URL and Content.
+func (v *validator) source(field string, in *Input) {
+	v.noNUL(field+".url", in.URL)
+	switch {
+	case in.Content == nil && in.URL == "":
+		v.errs.add(field+".url", "must not be empty; name the source, or give the file as content")
+	case in.Content == nil:
+	case *in.Content == "" && in.URL != "":
+		in.Content = nil // TES: only content that is not empty makes url ignored
+	case in.URL != "":
+		v.warn(field+".url", "ignored, because content is given too")
+		in.URL = ""
+	case *in.Content == "":
+		v.warn(field+".content", "is empty and there is no url; the file will be empty")
+	}
+	if in.Content != nil && in.Type == Directory {
+		v.errs.add(field+".type", "must be FILE, because content is given")
+	}
+}
+
+// sameFile says whether two inputs of one path bring the same there.
+func sameFile(a, b *Input) bool {
+	if (a.Content == nil) != (b.Content == nil) || a.Content != nil && *a.Content != *b.Content {
+		return false
+	}
+	return a.URL == b.URL && a.Type == b.Type
+}
+
+func (v *validator) outputs(outputs []Output) {
+	for i := range outputs {
+		o, field := &outputs[i], fmt.Sprintf("outputs[%d]", i)
+		v.fileType(field+".type", &o.Type)
+		if o.URL == "" {
+			v.errs.add(field+".url", "must not be empty; name the place to upload to")
+		}
+		v.noNUL(field+".url", o.URL)
+		if !v.path(field+".path", &o.Path, o.Type) {
+			continue
+		}
+		if name := glob.Unescape(o.Path); name != path.Clean(name) {
+			v.errs.add(field+".path", "must not quote a slash, nor . or .. as a component")
+			continue
+		}
+		if !o.Wildcard() {
+			o.PathPrefix = "" // TES: ignored without wildcards
+			continue
+		}
+		prefix := field + ".path_prefix"
+		if o.PathPrefix == "" {
+			v.errs.add(prefix, "must be given, because path has wildcards; what a match has after it is appended to url")
+		} else if v.path(prefix, &o.PathPrefix, Directory) && !glob.HasPrefix(o.Path, o.PathPrefix) {
+			v.errs.add(prefix, "must be the first directories of path, up to its first wildcard at most")
+		}
+	}
+}
+
+// volumes checks the volumes and returns them with each path once.
+func (v *validator) volumes(volumes []string, inputs []Input) []string {
+	at := map[string]int{}
+	for i, in := range inputs {
+		at[in.Path] = i
+	}
+	var kept []string
+	seen := map[string]bool{}
+	for i, dir := range volumes {
+		field := fmt.Sprintf("volumes[%d]", i)
+		if !v.path(field, &dir, Directory) {
+			continue
+		}
+		if dir == "/" {
+			v.errs.add(field, "must not be /; nothing can be mounted there")
+		}
+		v.notBelowFile(field, dir, inputs, at)
+		if !seen[dir] {
+			kept = append(kept, dir)
+		}
+		seen[dir] = true
+	}
+	return kept
+}
+
+func (v *validator) resources(r *Resources, supported []string) {
+	for _, n := range []struct {
+		field string
+		value float64
+	}{{"cpu_cores", r.CPUCores}, {"ram_gb", r.RAMGB}, {"disk_gb", r.DiskGB}} {
+		if n.value < 0 {
+			v.errs.add("resources."+n.field, "must not be negative")
+		}
+	}
+	kept := map[string]string{}
+	for _, key := range sortedKeys(r.BackendParameters) {
+		field := "resources.backend_parameters." + key
+		i := slices.IndexFunc(supported, func(s string) bool { return strings.EqualFold(s, key) })
+		switch {
+		case i < 0 && r.BackendParametersStrict:
+			v.errs.add(field, "is not supported here, and backend_parameters_strict is set")
+		case i < 0:
+			v.warn(field, "is not supported here; ignored")
+		default:
+			if _, ok := kept[supported[i]]; ok {
+				v.errs.add(field, "is given twice, in other upper and lower case; keep one")
+			}
+			kept[supported[i]] = r.BackendParameters[key]
+		}
+	}
+	r.BackendParameters = nil
+	if len(kept) > 0 {
+		r.BackendParameters = kept
+	}
+}
+
+func (v *validator) fileType(field string, t *FileType) {
+	switch *t {
+	case File, Directory:
+	case "":
+		*t = File
+	default:
+		v.errs.add(field, "must be FILE or DIRECTORY, not %q", *t)
+	}
+}
+
+func (v *validator) optionalPath(field string, p *string, t FileType) {
+	if *p != "" {
+		v.path(field, p, t)
+	}
+}
+
+// maxPath is the length in bytes of the longest path that Linux takes (PATH_MAX
+// without the NUL).
+const maxPath = 4095
+
+// path checks and cleans a path in the container. It is false when the path
+// cannot be used.
+func (v *validator) path(field string, p *string, t FileType) bool {
+	before := len(v.errs)
+	switch {
+	case *p == "":
+		v.errs.add(field, "must not be empty; give an absolute path")
+	case !strings.HasPrefix(*p, "/"):
+		v.errs.add(field, "must be an absolute path, not %q", *p)
+	case slices.Contains(strings.Split(*p, "/"), ".."):
+		v.errs.add(field, "must not hold .. as a component, as %q does", *p)
+	case t == File && strings.HasSuffix(*p, "/"):
+		v.errs.add(field, "must not end with a slash, because it names a file and not a directory")
+	case len(*p) > maxPath:
+		v.errs.add(field, "must not be longer than %d bytes", maxPath)
+	}
+	v.noNUL(field, *p)
+	if len(v.errs) > before {
+		return false
+	}
+	*p = path.Clean(*p)
+	return true
+}
+
+// noNUL refuses what neither the kernel nor Docker can be given.
+func (v *validator) noNUL(field, s string) {
+	if strings.ContainsRune(s, 0) {
+		v.errs.add(field, "must not hold a NUL character")
+	}
+}
