@@ -38,7 +38,7 @@ const (
 
 	// maxDepth bounds the descriptors open at a time to maxDepth a worker. What
 	// lies deeper is moved up.
-	maxDepth   = 32
+	maxDepth   = 24
 	maxWorkers = 4
 )
 
@@ -69,14 +69,12 @@ func RemoveTree(ctx context.Context, base, name string) (Removed, error) {
 	}
 	defer unix.Close(fd)
 
-	r := &remover{ctx: ctx, mark: fmt.Sprintf(".deckhand-%016x-", rand.Uint64())}
-	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
-	r.workers = make(chan struct{}, workers)
+	r := &remover{ctx: ctx, workers: make(chan struct{}, min(runtime.GOMAXPROCS(0), maxWorkers))}
 	parent := &dir{fd: fd, name: base, depth: -1}
 	for {
 		before := r.entries.Load()
 		r.kept, r.keptTotal, r.again = nil, 0, false
-		r.top = nil
+		r.mark = fmt.Sprintf(".deckhand-%016x-", rand.Uint64())
 		r.workers <- struct{}{}
 		r.remove(parent, name, unix.DT_UNKNOWN)
 		<-r.workers
@@ -126,8 +124,10 @@ type dir struct {
 	// blocks is its own size, in 512 byte units.
 	blocks uint64
 	// left counts what stays in it.
-	left     atomic.Int64
+	left atomic.Int64
+	// children are the entries that other workers took; handed says that there are any.
 	children sync.WaitGroup
+	handed   bool
 }
 
 func (d *dir) path(name string) string {
@@ -338,10 +338,13 @@ func (r *remover) empty(d *dir, want func(name string) bool) {
 			}
 		}
 	}
-	// Whoever waits is not at work: the token goes to those waited for.
-	<-r.workers
-	d.children.Wait()
-	r.workers <- struct{}{}
+	if d.handed {
+		// Whoever waits is not at work: the token goes to those waited for.
+		<-r.workers
+		d.children.Wait()
+		r.workers <- struct{}{}
+		d.handed = false
+	}
 }
 
 // handOver gives the directory name of d to another worker, if one is free.
@@ -351,6 +354,7 @@ func (r *remover) handOver(d *dir, name string) bool {
 	default:
 		return false
 	}
+	d.handed = true
 	d.children.Go(func() {
 		defer func() { <-r.workers }()
 		r.remove(d, name, unix.DT_DIR)

@@ -1,0 +1,166 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+)
+
+// none is the text for "no limit".
+const none = "none"
+
+// kind is a type of setting: what is allowed, in words, and how a text that is
+// allowed gets into the Config.
+type kind struct {
+	allowed string
+	// placeholder stands for the value in a command's help.
+	placeholder string
+	set         func(c *Config, text string) error
+}
+
+var errNotAllowed = errors.New("not allowed")
+
+func text(field func(*Config) *string) kind {
+	return kind{"a text", "text", func(c *Config, s string) error {
+		*field(c) = s
+		return nil
+	}}
+}
+
+func path(field func(*Config) *string) kind {
+	return kind{"a directory", "dir", func(c *Config, s string) error {
+		abs, err := filepath.Abs(s)
+		if err != nil || s == "" {
+			return errNotAllowed
+		}
+		*field(c) = abs
+		return nil
+	}}
+}
+
+func dockerHost(field func(*Config) *string) kind {
+	return kind{"unix://PATH, tcp://HOST:PORT, http://HOST:PORT or https://HOST:PORT", "url", func(c *Config, s string) error {
+		u, err := url.Parse(s)
+		if err != nil {
+			return errNotAllowed
+		}
+		switch u.Scheme {
+		case "unix":
+			if u.Host != "" || !strings.HasPrefix(u.Path, "/") {
+				return errNotAllowed
+			}
+		case "tcp", "http", "https":
+			if u.Host == "" {
+				return errNotAllowed
+			}
+		default:
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+func oneOf(field func(*Config) *string, values ...string) kind {
+	return kind{strings.Join(values, ", "), strings.Join(values, "|"), func(c *Config, s string) error {
+		if !slices.Contains(values, s) {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+func boolean(field func(*Config) *bool) kind {
+	return kind{"true or false", "bool", func(c *Config, s string) error {
+		switch s {
+		case "true", "false":
+			*field(c) = s == "true"
+			return nil
+		}
+		return errNotAllowed
+	}}
+}
+
+func count(field func(*Config) *int, least, most int) kind {
+	return kind{fmt.Sprintf("a whole number from %d to %d", least, most), "n", func(c *Config, s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < least || n > most {
+			return errNotAllowed
+		}
+		*field(c) = n
+		return nil
+	}}
+}
+
+func countOrNone(field func(*Config) *int) kind {
+	return orNone(count(field, 1, math.MaxInt32), "a whole number from 1", func(c *Config) { *field(c) = 0 })
+}
+
+func duration(field func(*Config) *time.Duration) kind {
+	return kind{"a duration such as 10s, 15m, 2h or 7d", "duration", func(c *Config, s string) error {
+		d, err := parseDuration(s)
+		if err != nil || d < 0 {
+			return errNotAllowed
+		}
+		*field(c) = d
+		return nil
+	}}
+}
+
+func durationOrNone(field func(*Config) *time.Duration) kind {
+	k := duration(field)
+	return orNone(k, k.allowed, func(c *Config) { *field(c) = 0 })
+}
+
+// parseDuration is time.ParseDuration that knows whole days too.
+func parseDuration(s string) (time.Duration, error) {
+	days, ok := strings.CutSuffix(s, "d")
+	if !ok {
+		return time.ParseDuration(s)
+	}
+	const day = 24 * time.Hour
+	n, err := strconv.ParseInt(days, 10, 64)
+	if err != nil || n < 0 || n > int64(math.MaxInt64/day) {
+		return 0, errNotAllowed
+	}
+	return time.Duration(n) * day, nil
+}
+
+func size(field func(*Config) *int64, least int64) kind {
+	return kind{"a size such as 500MiB or 1GiB", "size", func(c *Config, s string) error {
+		n, err := units.RAMInBytes(s)
+		if err != nil || n < least {
+			return errNotAllowed
+		}
+		*field(c) = n
+		return nil
+	}}
+}
+
+func sizeOrNone(field func(*Config) *int64) kind {
+	k := size(field, 1)
+	return orNone(k, k.allowed, func(c *Config) { *field(c) = 0 })
+}
+
+// orNone adds the text "none" to k.
+func orNone(k kind, allowed string, clear func(*Config)) kind {
+	set := k.set
+	k.allowed = allowed + ", or " + none
+	k.set = func(c *Config, s string) error {
+		if s == none {
+			clear(c)
+			return nil
+		}
+		return set(c, s)
+	}
+	return k
+}
