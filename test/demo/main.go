@@ -231,13 +231,16 @@ func (s *stage) run(task document, image string) {
 func (s *stage) kill(task document) {
 	cmd := s.runCommand(task)
 	s.check(cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is in cmd.ProcessState
+		close(ended)
+	}()
 	container := ""
 	for container == "" {
 		select {
-		case err := <-ended:
-			s.Fatalf("deckhand ended before it could be killed: %v", err)
+		case <-ended:
+			s.Fatalf("deckhand ended before it could be killed: %v", cmd.ProcessState)
 		case <-time.After(100 * time.Millisecond):
 			container = s.docker("ps", "--quiet", "--filter", "label=deckhand.task="+task.Name)
 		}

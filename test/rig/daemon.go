@@ -29,7 +29,7 @@ type Daemon struct {
 	d      daemon
 	bridge string
 	cmd    *exec.Cmd
-	ended  <-chan error
+	ended  <-chan struct{}
 }
 
 // NewDaemon starts a private dockerd for this test. Its data, mounts and
@@ -131,9 +131,9 @@ type daemon struct{ dir, data string }
 func (d daemon) path(name string) string { return filepath.Join(d.dir, name) }
 func (d daemon) host() string            { return "unix://" + d.path("docker.sock") }
 
-// start runs dockerd and waits until it answers. The channel yields when the
-// process ends.
-func (d daemon) start(attr *syscall.SysProcAttr, args ...string) (*exec.Cmd, <-chan error, error) {
+// start runs dockerd and waits until it answers. The channel is
+// closed when the process ends.
+func (d daemon) start(attr *syscall.SysProcAttr, args ...string) (*exec.Cmd, <-chan struct{}, error) {
 	if os.Getuid() != 0 {
 		return nil, nil, lacking{"no Docker Engine answers, and only root can start one: set DOCKER_HOST, or run as root"}
 	}
@@ -165,15 +165,18 @@ func (d daemon) start(attr *syscall.SysProcAttr, args ...string) (*exec.Cmd, <-c
 	if err := cmd.Start(); err != nil {
 		return nil, nil, err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait(); close(ended) }()
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is in cmd.ProcessState
+		close(ended)
+	}()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		if ping(d.host()) == nil {
 			return cmd, ended, nil
 		}
 		select {
-		case err := <-ended:
-			return nil, nil, fmt.Errorf("dockerd ended (%w); its last words:\n%s", err, d.lastWords())
+		case <-ended:
+			return nil, nil, fmt.Errorf("dockerd ended (%v); its last words:\n%s", cmd.ProcessState, d.lastWords())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

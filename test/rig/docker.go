@@ -95,7 +95,9 @@ func startShared() (string, error) {
 	if ping(d.host()) == nil {
 		return d.host(), nil
 	}
-	d.destroy(false)
+	if err := d.destroy(false); err != nil {
+		return "", fmt.Errorf("clean up after a dead dockerd: %w", err)
+	}
 	// A machine may lack iptables or bridges; task containers then have less of
 	// a network, but they run.
 	var failed error

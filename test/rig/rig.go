@@ -6,6 +6,7 @@
 package rig
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,7 +31,8 @@ func (l lacking) Error() string { return l.what }
 // giveUp ends the test: skipped when the machine lacks something, failed otherwise.
 func giveUp(tb TB, err error) {
 	tb.Helper()
-	if _, ok := err.(lacking); ok && os.Getenv("CI") != "true" {
+	var l lacking
+	if errors.As(err, &l) && os.Getenv("CI") != "true" {
 		tb.Skipf("%v", err)
 	}
 	tb.Fatalf("%v", err)
