@@ -27,7 +27,7 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	binDir = dir
 	path := filepath.Join(dir, "deckhand")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/deckhand")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/deckhand")
 	cmd.Dir = top
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
