@@ -128,4 +128,12 @@ func TestRegistryFailsOnRequest(t *testing.T) {
 	if got, want := []int{throttled, cut, get()}, []int{429, 0, 200}; !slices.Equal(got, want) {
 		t.Errorf("statuses %v, want %v", got, want)
 	}
+	var noted []int
+	for _, r := range reg.Requests() {
+		noted = append(noted, r.Status)
+	}
+	// The client itself repeats a request whose connection was cut.
+	if noted = slices.Compact(noted); !slices.Equal(noted, []int{429, 0, 200}) {
+		t.Errorf("noted statuses %v", reg.Requests())
+	}
 }
