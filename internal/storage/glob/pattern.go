@@ -42,8 +42,8 @@ func Unescape(pattern string) string {
 	return strings.Join(parts, "/")
 }
 
-// Match says whether pattern matches the whole of path. It takes time
-// proportional to the product of their lengths at most.
+// Match says whether pattern matches the whole of path. It never takes more time
+// than in proportion to the square of their lengths.
 func Match(pattern, path string) bool {
 	patterns, names := split(pattern), strings.Split(path, "/")
 	if len(patterns) != len(names) {

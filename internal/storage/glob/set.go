@@ -94,17 +94,18 @@ func (s *set) readMember(p string) (rune, int) {
 	return next(p)
 }
 
+// maxName is longer than the names of characters and classes in POSIX (XBD 6.1).
+// It keeps a pattern of openings that are never closed from being read over and over.
+const maxName = 32
+
 // delimited reads `[:name:]`, `[.name.]` or `[=name=]` at the start of p; n is
 // its length, 0 when there is none.
 func delimited(p string, mark byte) (name string, n int) {
-	if len(p) < 2 || p[0] != '[' || p[1] != mark {
-		return "", 0
-	}
 	// The name has a character at least, which may be the mark itself.
-	if len(p) < 3 {
+	if len(p) < 3 || p[0] != '[' || p[1] != mark {
 		return "", 0
 	}
-	end := strings.Index(p[3:], string(mark)+"]")
+	end := strings.Index(p[3:min(len(p), 3+maxName)], string(mark)+"]")
 	if end < 0 {
 		return "", 0
 	}
