@@ -1,0 +1,153 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/table"
+	"github.com/dgraph-io/ristretto/v2/z"
+	"golang.org/x/sys/unix"
+)
+
+// memTableSize is how many bytes badger logs before it rotates the log. It
+// bounds what a task can journal on a full disk.
+const memTableSize = 2 << 20
+
+// databaseOptions are badger's options for one generation.
+func databaseOptions(dir string) badger.Options {
+	return badger.DefaultOptions(dir).
+		WithLogger(nil).
+		// Off by default: a power cut then loses what was acknowledged.
+		WithSyncWrites(true).
+		WithMemTableSize(memTableSize).WithNumMemtables(2).
+		// Every value stays out of the value log, whose sync errors badger only logs.
+		WithValueThreshold(memTableSize * 15 / 100).WithValueLogFileSize(1 << 20).
+		WithBaseTableSize(memTableSize).WithBaseLevelSize(4 << 20).
+		// A generation is replaced as a whole before it has many tables. Without
+		// compactors nothing rewrites files behind the journal's back, and the
+		// tables of a generation are numbered without gaps.
+		WithNumCompactors(0).WithNumLevelZeroTablesStall(10000).WithCompactL0OnClose(false).
+		WithNumGoroutines(1).
+		WithBlockCacheSize(0).WithIndexCacheSize(0).WithCompression(options.None).
+		// checkTables has read every table before badger does.
+		WithChecksumVerificationMode(options.NoVerification).WithVerifyValueChecksum(true).
+		WithMetricsEnabled(false).WithDetectConflicts(false).WithNumVersionsToKeep(1).
+		// The journal's own lock covers all generations. Badger's would stay
+		// taken for ever when its Open panics.
+		WithBypassLockGuard(true)
+}
+
+// openDatabase opens one generation. Badger writes to memory maps while it
+// opens: on a full disk that is a fault, which is returned as ErrNoSpace here
+// instead of ending the process.
+func openDatabase(o badger.Options) (db *badger.DB, err error) {
+	if err := sweepEmpty(o.Dir); err != nil {
+		return nil, err
+	}
+	if err := checkTables(o.Dir); err != nil {
+		return nil, err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, panicError(p)
+		}
+	}()
+	db, err = badger.Open(o)
+	if err != nil {
+		return nil, databaseError(err)
+	}
+	return db, nil
+}
+
+// panicError is the error of a panic inside badger.
+func panicError(p any) error {
+	if fault, ok := p.(interface{ Addr() uintptr }); ok {
+		return fmt.Errorf("%w: writing to its memory map failed at %#x", ErrNoSpace, fault.Addr())
+	}
+	return fmt.Errorf("%w: %v", ErrDamaged, p)
+}
+
+// databaseError sorts badger's errors. Badger formats the errors of the system
+// into its own, so that only their text is left.
+func databaseError(err error) error {
+	for _, e := range []unix.Errno{unix.ENOSPC, unix.EDQUOT} {
+		if errors.Is(err, e) || strings.Contains(err.Error(), e.Error()) {
+			return fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
+	}
+	for _, e := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.EACCES, unix.EPERM, unix.EROFS, unix.ENOMEM} {
+		if errors.Is(err, e) || strings.Contains(err.Error(), e.Error()) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// sweepEmpty removes the empty files that a killed process leaves and that
+// badger refuses to open. They hold nothing: a log is filled before it is used.
+func sweepEmpty(dir string) error {
+	files, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if ext := filepath.Ext(f.Name()); ext != ".mem" && ext != ".vlog" {
+			continue
+		}
+		info, err := f.Info()
+		if err != nil {
+			return err
+		}
+		if info.Size() == 0 {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkTables verifies the checksums of every table in the caller's goroutine:
+// badger would panic in one of its own on a table that was cut, and skip a
+// table that was altered.
+func checkTables(dir string) error {
+	names, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := checkTable(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkTable(name string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: table %s: %v", ErrDamaged, filepath.Base(name), p)
+		}
+	}()
+	f, err := z.OpenMmapFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		return databaseError(err)
+	}
+	t, err := table.OpenTable(f, table.Options{ChkMode: options.OnTableRead, BlockSize: 4 << 10})
+	if err != nil {
+		return fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
+	}
+	return t.Close(-1)
+}

@@ -1,0 +1,198 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sizes in bytes. Badger's files are memory maps: a page of them that has no
+// block yet is a fault on a full disk. So blocks are allocated ahead.
+const (
+	// logSize is what badger may write to a log before it rotates it: a full
+	// memtable and the largest transaction.
+	logSize = memTableSize * 116 / 100
+	// ballastSize is kept aside to open the journal on a full disk.
+	ballastSize = 4 << 20
+	// openRoom is what opening takes: a log, the table of the log before it,
+	// and the first pages of badger's other files.
+	openRoom = logSize + 1<<20
+	// ample is the free space with which badger may write as it likes: nobody
+	// fills that much while it flushes one log.
+	ample = 64 << 20
+)
+
+// unfit filesystems, by the f_type of statfs(2): they allocate a block again
+// when it is overwritten, or do not keep a memory map durable.
+var unfit = map[uint32]string{
+	unix.BTRFS_SUPER_MAGIC: "btrfs (copy on write: a full disk kills what writes to a memory map)",
+	0x2fc12fc1:             "ZFS (copy on write: a full disk kills what writes to a memory map)",
+	0xca451a4e:             "bcachefs (copy on write: a full disk kills what writes to a memory map)",
+	unix.NFS_SUPER_MAGIC:   "NFS (a network filesystem)",
+	unix.SMB_SUPER_MAGIC:   "SMB (a network filesystem)",
+	unix.SMB2_SUPER_MAGIC:  "SMB (a network filesystem)",
+	unix.CIFS_SUPER_MAGIC:  "CIFS (a network filesystem)",
+	unix.CEPH_SUPER_MAGIC:  "CephFS (a network filesystem)",
+	unix.AFS_SUPER_MAGIC:   "AFS (a network filesystem)",
+	0x0BD00BD0:             "Lustre (a network filesystem)",
+	0x47504653:             "GPFS (a network filesystem)",
+	0x19830326:             "BeeGFS (a network filesystem)",
+	unix.V9FS_MAGIC:        "9P (a network filesystem)",
+	unix.FUSE_SUPER_MAGIC:  "FUSE (what is below it is not known)",
+	unix.MSDOS_SUPER_MAGIC: "FAT (no room can be set aside)",
+	unix.EXFAT_SUPER_MAGIC: "exFAT (no room can be set aside)",
+}
+
+// checkFilesystem refuses the filesystems that are known not to keep the
+// journal's guarantees.
+func checkFilesystem(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	if name, ok := unfit[uint32(st.Type)]; ok {
+		return fmt.Errorf("%w: %s; choose a root on ext4 or xfs", ErrFilesystem, name)
+	}
+	return nil
+}
+
+// freeBytes is what this user may still write at dir.
+func freeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	free := st.Bavail
+	if os.Geteuid() == 0 {
+		free = st.Bfree // the superuser's reserve included
+	}
+	return int64(free) * st.Bsize, nil
+}
+
+// allocate gives a file blocks for its first size bytes and leaves its length.
+func allocate(name string, size int64) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	for {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = fmt.Errorf("%w: %s: %w", ErrNoSpace, filepath.Base(name), err)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// makeRoom gives up the ballast when opening needs it, and fails with
+// ErrNoSpace when that is not enough.
+func makeRoom(dir string) error {
+	free, err := freeBytes(dir)
+	if err != nil || free >= openRoom {
+		return err
+	}
+	if err := os.Remove(filepath.Join(dir, ballastFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if free, err = freeBytes(dir); err != nil || free >= openRoom {
+		return err
+	}
+	return fmt.Errorf("%w: %d bytes free, %d needed", ErrNoSpace, free, openRoom)
+}
+
+// fillBallast sets space aside again when there is some. Without it the journal
+// works until the disk is full.
+func fillBallast(dir string) error {
+	name := filepath.Join(dir, ballastFile)
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err == nil && st.Blocks*512 >= ballastSize {
+		return nil
+	}
+	free, err := freeBytes(dir)
+	if err != nil || free < 2*ballastSize {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := allocate(name, ballastSize); err != nil && !errors.Is(err, ErrNoSpace) {
+		return err
+	}
+	return nil
+}
+
+// logSpace sees to it that badger never touches a page of its log that has no
+// block, and never rotates the log without room for it.
+type logSpace struct {
+	dir string // of the generation
+	// file is the log that has its blocks.
+	file string
+	// used is an upper bound of what badger has put into file.
+	used int64
+	// cost is that of the transaction under way.
+	cost int64
+}
+
+// prepare allocates the log that badger has just made.
+func (l *logSpace) prepare() error {
+	newest, err := newestLog(l.dir)
+	if err != nil {
+		return err
+	}
+	if newest == l.file {
+		return nil
+	}
+	if err := allocate(filepath.Join(l.dir, newest), logSize); err != nil {
+		return err
+	}
+	l.file, l.used = newest, 0
+	return nil
+}
+
+// reserve is called before a transaction of at most cost bytes.
+func (l *logSpace) reserve(cost int64) error {
+	l.cost = cost
+	if l.used+cost <= memTableSize {
+		return nil
+	}
+	free, err := freeBytes(l.dir)
+	if err != nil {
+		return err
+	}
+	if free < ample {
+		return fmt.Errorf("%w: the reserve for this task is used up (%d bytes free, %d needed to go on)", ErrNoSpace, free, ample)
+	}
+	return nil
+}
+
+// written is called after it.
+func (l *logSpace) written() error {
+	l.used += l.cost
+	if l.used <= memTableSize {
+		return nil
+	}
+	return l.prepare() // badger may have rotated
+}
+
+// newestLog returns the name of the log that badger writes to.
+func newestLog(dir string) (string, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return "", err
+	}
+	if len(names) == 0 {
+		return "", fmt.Errorf("no log in %s", dir)
+	}
+	return filepath.Base(slices.Max(names)), nil
+}

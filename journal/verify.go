@@ -1,0 +1,193 @@
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/deckhand/deckhand/machine"
+)
+
+// TransitionCheck says whether the state machine has this transition; an empty
+// from is the beginning of an attempt.
+type TransitionCheck func(from machine.State, event machine.Event, to machine.State) bool
+
+// Report is what Verify found.
+type Report struct {
+	Tasks    int       `json:"tasks"`
+	Records  int       `json:"records"`
+	Problems []Problem `json:"problems"`
+}
+
+// Problem is one thing that is wrong with a journal.
+type Problem struct {
+	Task string `json:"task"` // empty when it concerns the journal as a whole
+	Seq  uint64 `json:"seq"`  // 0 when it concerns no single record
+	What string `json:"what"`
+}
+
+// Verify reads a copy of the journal in dir, compares it with its witness and
+// replays every task. What is wrong is in the report; an error means that the
+// journal could not be examined, as fs.ErrNotExist when there is none.
+func Verify(dir string, legal TransitionCheck) (Report, error) {
+	report := Report{Problems: []Problem{}}
+	// Before the copy: a writer only adds to what the witness says.
+	said, err := testimonyIn(dir)
+	if err == nil {
+		var v *View
+		if v, err = openView(dir); err == nil {
+			report.replay(&v.reader, said, legal)
+			return report, v.Close()
+		}
+	}
+	if errors.Is(err, ErrDamaged) {
+		report.Problems = append(report.Problems, Problem{What: err.Error()})
+		return report, nil
+	}
+	return report, machine.Faultf(machine.NodeFault, "cannot verify the journal %s: %w", dir, err)
+}
+
+func testimonyIn(dir string) (testimony, error) {
+	if _, found, err := readCurrent(dir); err != nil {
+		return testimony{}, err
+	} else if !found {
+		return testimony{}, os.ErrNotExist
+	}
+	f, err := os.Open(filepath.Join(dir, witnessFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return testimony{}, fmt.Errorf("%w: its witness file %s is gone", ErrDamaged, witnessFile)
+	}
+	if err != nil {
+		return testimony{}, err
+	}
+	defer f.Close()
+	return readTestimony(f)
+}
+
+func (r *Report) problem(task string, seq uint64, format string, args ...any) {
+	r.Problems = append(r.Problems, Problem{Task: task, Seq: seq, What: fmt.Sprintf(format, args...)})
+}
+
+// replay checks all that the database holds.
+func (r *Report) replay(db *reader, said testimony, legal TransitionCheck) {
+	tx := db.db.NewTransaction(false)
+	defer tx.Discard()
+	found, err := getTip(tx)
+	if err == nil {
+		err = said.contradicts(found)
+	}
+	if err != nil {
+		r.problem("", 0, "%v", err)
+	}
+	if _, err := db.Node(); err != nil {
+		r.problem("", 0, "%v", err)
+	}
+	replays := map[string]*replay{}
+	for item := range items(tx, []byte(recordPrefix)) {
+		task, seq, ok := parseRecordKey(item.Key())
+		if !ok {
+			r.problem("", 0, "no record has the key %q", item.Key())
+			continue
+		}
+		r.Records++
+		p := replays[task]
+		if p == nil {
+			p = &replay{report: r, task: task, legal: legal}
+			replays[task] = p
+		}
+		raw, err := item.ValueCopy(nil)
+		if err != nil {
+			r.problem(task, seq, "the record cannot be read: %v", err)
+			continue
+		}
+		p.record(seq, raw)
+	}
+	r.Tasks = len(replays)
+	for item := range items(tx, []byte(headPrefix)) {
+		task := string(item.Key()[len(headPrefix):])
+		p := replays[task]
+		delete(replays, task)
+		head, err := decode[storedHead](item)
+		switch {
+		case err != nil:
+			r.problem(task, 0, "the head cannot be read: %v", err)
+		case p == nil:
+			r.problem(task, 0, "the head tells of %d records and there is none", head.Seq)
+		default:
+			p.head(head.Head)
+		}
+	}
+	for task := range replays {
+		r.problem(task, 0, "there are records and no head")
+	}
+}
+
+// replay follows one task through its records.
+type replay struct {
+	report *Report
+	task   string
+	legal  TransitionCheck
+
+	seq     uint64
+	hash    string
+	attempt int
+	state   machine.State
+}
+
+func (p *replay) problem(seq uint64, format string, args ...any) {
+	p.report.problem(p.task, seq, format, args...)
+}
+
+func (p *replay) record(seq uint64, raw []byte) {
+	if seq != p.seq+1 {
+		p.problem(p.seq+1, "missing: record %d is followed by %d", p.seq, seq)
+	}
+	var rec machine.Record
+	if err := json.Unmarshal(raw, &rec); err != nil {
+		p.problem(seq, "altered: it is no record: %v", err)
+	} else {
+		if rec.Task != p.task || rec.Seq != seq {
+			p.problem(seq, "altered: it says that it is record %d of task %q", rec.Seq, rec.Task)
+		}
+		if seq == p.seq+1 && rec.Prev != p.hash {
+			p.problem(seq, "altered: the hash of the record before it does not match")
+		}
+		p.follow(seq, rec)
+	}
+	p.seq, p.hash = seq, hashOf(raw)
+}
+
+// follow checks the record against the state machine.
+func (p *replay) follow(seq uint64, rec machine.Record) {
+	begins := rec.Kind == machine.KindTransition && rec.From == ""
+	switch {
+	case rec.Kind == machine.KindTransition && !p.legal(rec.From, rec.Event, rec.To):
+		p.problem(seq, "illegal: no transition leads from %q by %q to %q", rec.From, rec.Event, rec.To)
+	case begins && p.state != "" && !p.state.Final():
+		p.problem(seq, "illegal: attempt %d begins while attempt %d is in %s", rec.Attempt, p.attempt, p.state)
+	case begins && rec.Attempt <= p.attempt:
+		p.problem(seq, "illegal: attempt %d begins after attempt %d", rec.Attempt, p.attempt)
+	case !begins && rec.Attempt != p.attempt:
+		p.problem(seq, "illegal: it belongs to attempt %d and follows one of attempt %d", rec.Attempt, p.attempt)
+	case !begins && rec.From != p.state:
+		p.problem(seq, "illegal: it was written in %q and the task was in %q", rec.From, p.state)
+	case rec.Kind != machine.KindTransition && rec.To != rec.From:
+		p.problem(seq, "illegal: a record of kind %q leads from %q to %q", rec.Kind, rec.From, rec.To)
+	}
+	p.attempt, p.state = rec.Attempt, rec.To
+}
+
+func (p *replay) head(h machine.Head) {
+	if h.Seq != p.seq {
+		p.problem(h.Seq, "missing: the head tells of %d records and the last one is %d", h.Seq, p.seq)
+		return
+	}
+	if h.Hash != p.hash {
+		p.problem(h.Seq, "altered: the head has another hash of it")
+	}
+	if h.State != p.state || h.Attempt != p.attempt {
+		p.problem(h.Seq, "altered: the head says attempt %d in %s, the record attempt %d in %s", h.Attempt, h.State, p.attempt, p.state)
+	}
+}
