@@ -29,6 +29,9 @@ func ValidID(id string) error {
 	case !utf8.ValidString(id):
 		return errors.New("must be UTF-8")
 	}
+	if id[0] == '@' {
+		return errors.New("must not begin with @, which names the node itself in the journal")
+	}
 	for _, r := range id {
 		if !unicode.IsPrint(r) {
 			return fmt.Errorf("must not hold the character %U, which does not print", r)
