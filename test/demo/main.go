@@ -280,11 +280,12 @@ func (s *stage) list(dir string) {
 }
 
 func (d document) json() []byte {
-	text, err := json.MarshalIndent(d, "", "  ")
-	if err != nil {
-		panic(err) // strings only
-	}
-	return append(text, '\n')
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(d) // strings into a buffer
+	return text.Bytes()
 }
 
 func show(d document) { fmt.Printf("\n%s", d.json()) }
