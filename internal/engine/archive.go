@@ -1,0 +1,39 @@
+package engine
+
+import (
+	"context"
+	"io"
+
+	"github.com/docker/docker/api/types/container"
+)
+
+// CopyFrom reads a file or a directory of a container, running or not, as a
+// tar stream whose names begin with the last element of path. ErrNotFound when
+// there is no such path or container. The caller closes the stream.
+func (d *Docker) CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error) {
+	var stream io.ReadCloser
+	err := d.retry(ctx, func() error {
+		watched, stop := d.watch(ctx)
+		body, _, err := d.api.CopyFromContainer(watched, id, path)
+		if err != nil {
+			defer stop()
+			return heard(watched, err)
+		}
+		stream = onClose{body, stop}
+		return nil
+	})
+	return stream, explain(err, "read %s of container %s", path, id)
+}
+
+// CopyTo unpacks a tar stream into a directory of a container. ErrNotFound when
+// there is no such directory or container. It is not tried again once it has
+// begun, because the stream cannot be read twice.
+func (d *Docker) CopyTo(ctx context.Context, id, dir string, tar io.Reader) error {
+	watched, stop := d.watch(ctx)
+	defer stop()
+	err := heard(watched, d.api.CopyToContainer(watched, id, dir, tar, container.CopyToContainerOptions{}))
+	if err != nil && ctx.Err() == nil && (err == errSilent || unanswered(err)) {
+		err = d.unreachable(err)
+	}
+	return explain(err, "write to %s of container %s", dir, id)
+}

@@ -1,0 +1,273 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/mount"
+
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Spec is a container to be made.
+type Spec struct {
+	Name  string
+	Image string // reference or ID
+	// Entrypoint nil is the image's; empty is none.
+	Entrypoint []string
+	Command    []string
+	Env        map[string]string
+	Workdir    string // empty is the image's
+	User       string // empty is the image's
+	Labels     map[string]string
+	Mounts     []Mount
+	// Limits; zero is none.
+	CPUs        float64
+	MemoryBytes int64 // of memory; none of it may be swapped out
+	PidsLimit   int64
+	// CgroupParent, when not empty, is the cgroup in which Docker makes the
+	// container's own: a path, or a slice with the systemd driver.
+	CgroupParent string
+	// NoNewPrivileges keeps set-uid programs from gaining any.
+	NoNewPrivileges bool
+}
+
+// MountKind says what is mounted.
+type MountKind string
+
+const (
+	BindMount   MountKind = "bind"   // a path of the host, which must exist
+	VolumeMount MountKind = "volume" // a volume of Docker's, by its name
+)
+
+// Mount is one mount of a container.
+type Mount struct {
+	Kind     MountKind
+	Source   string
+	Target   string // path in the container
+	ReadOnly bool
+}
+
+// State is where a container stands (Docker API, ContainerState.Status).
+type State string
+
+const (
+	Created    State = "created" // never started, or its command could not be
+	Running    State = "running"
+	Paused     State = "paused"
+	Restarting State = "restarting"
+	Exited     State = "exited"
+	Dead       State = "dead" // a removal of it failed half-way
+	Removing   State = "removing"
+)
+
+// Ended says whether the container ran and does not run any more.
+func (s State) Ended() bool { return s == Exited || s == Dead }
+
+// Container is a container as Docker describes it.
+type Container struct {
+	ID      string
+	Name    string
+	ImageID string
+	State   State
+	Labels  map[string]string
+	Volumes []string // names of the Docker volumes that are mounted
+
+	// Not known from a list.
+	ExitCode  int
+	OOMKilled bool      // the kernel killed one of its processes for want of memory
+	Started   time.Time // zero when it never was
+	Finished  time.Time // zero while it runs
+	Error     string    // why it could not be started
+}
+
+// wholeLog keeps the whole log of a container. The daemon's own defaults are
+// merged in where these are missing, so each that would lose a part is named:
+// rotation cannot be switched off, but it can be put out of reach.
+var wholeLog = container.LogConfig{Type: "json-file", Config: map[string]string{
+	"max-size": "1000000t", "max-file": "1", "compress": "false", "mode": "blocking",
+}}
+
+// Create makes a container, without starting it, and returns its ID.
+// ErrExists when the name is taken, ErrNotFound when the image is not there.
+func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
+	env := make([]string, 0, len(s.Env))
+	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
+		env = append(env, name+"="+s.Env[name])
+	}
+	host := &container.HostConfig{
+		LogConfig: wholeLog,
+		Resources: container.Resources{
+			NanoCPUs: int64(s.CPUs * 1e9),
+			Memory:   s.MemoryBytes, MemorySwap: s.MemoryBytes, // the sum of both
+			CgroupParent: s.CgroupParent,
+		},
+	}
+	if s.PidsLimit > 0 {
+		host.PidsLimit = &s.PidsLimit
+	}
+	if s.NoNewPrivileges {
+		host.SecurityOpt = []string{"no-new-privileges"}
+	}
+	for _, m := range s.Mounts {
+		host.Mounts = append(host.Mounts, mount.Mount{
+			Type: mount.Type(m.Kind), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly,
+		})
+	}
+	config := &container.Config{
+		Image: s.Image, Entrypoint: s.Entrypoint, Cmd: s.Command, Env: env,
+		WorkingDir: s.Workdir, User: s.User, Labels: s.Labels,
+	}
+	var made container.CreateResponse
+	err := d.ask(ctx, func(ctx context.Context) (err error) {
+		made, err = d.api.ContainerCreate(ctx, config, host, nil, nil, s.Name)
+		return err
+	})
+	if cerrdefs.IsConflict(err) {
+		return "", fmt.Errorf("cannot create container %s: %w: %s", s.Name, ErrExists, message(err))
+	}
+	for _, w := range made.Warnings {
+		d.log.Warn("Docker warns about a container", "container", s.Name, "warning", w)
+	}
+	return made.ID, explain(err, "create container %s", s.Name)
+}
+
+// Container returns the container with that name or ID, or ErrNotFound.
+func (d *Docker) Container(ctx context.Context, nameOrID string) (Container, error) {
+	var c Container
+	err := d.ask(ctx, func(ctx context.Context) (err error) {
+		c, err = d.inspect(ctx, nameOrID)
+		return err
+	})
+	return c, explain(err, "inspect container %s", nameOrID)
+}
+
+func (d *Docker) inspect(ctx context.Context, nameOrID string) (Container, error) {
+	i, err := d.api.ContainerInspect(ctx, nameOrID)
+	if err != nil {
+		return Container{}, err
+	}
+	c := Container{
+		ID: i.ID, Name: strings.TrimPrefix(i.Name, "/"), ImageID: i.Image, Volumes: volumesOf(i.Mounts),
+		State: State(i.State.Status), ExitCode: i.State.ExitCode, OOMKilled: i.State.OOMKilled, Error: i.State.Error,
+	}
+	if i.Config != nil {
+		c.Labels = i.Config.Labels
+	}
+	for text, t := range map[string]*time.Time{i.State.StartedAt: &c.Started, i.State.FinishedAt: &c.Finished} {
+		if *t, err = time.Parse(time.RFC3339Nano, text); err != nil {
+			return Container{}, fmt.Errorf("Docker gives a time that is none: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func volumesOf(mounts []container.MountPoint) []string {
+	var names []string
+	for _, m := range mounts {
+		if m.Type == mount.TypeVolume {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// Containers lists the containers, running or not, that have all of these labels.
+func (d *Docker) Containers(ctx context.Context, labels map[string]string) ([]Container, error) {
+	var found []Container
+	err := d.ask(ctx, func(ctx context.Context) error {
+		list, err := d.api.ContainerList(ctx, container.ListOptions{All: true, Filters: byLabels(labels)})
+		found = nil
+		for _, c := range list {
+			x := Container{ID: c.ID, ImageID: c.ImageID, State: State(c.State), Labels: c.Labels, Volumes: volumesOf(c.Mounts)}
+			if len(c.Names) > 0 {
+				x.Name = strings.TrimPrefix(c.Names[0], "/")
+			}
+			found = append(found, x)
+		}
+		return err
+	})
+	return found, explain(err, "list containers")
+}
+
+func byLabels(labels map[string]string) filters.Args {
+	f := filters.NewArgs()
+	for k, v := range labels {
+		f.Add("label", k+"="+v)
+	}
+	return f
+}
+
+// Start starts a container; one that runs already is left alone. A *StartError
+// when its command cannot be started, ErrNotFound when it is not there.
+func (d *Docker) Start(ctx context.Context, id string) error {
+	again := false
+	err := d.ask(ctx, func(ctx context.Context) error {
+		if again {
+			// The answer to an earlier request was lost. The container may have
+			// run and ended since: its command must not run twice.
+			c, err := d.inspect(ctx, id)
+			if err != nil || !c.Started.IsZero() {
+				return err
+			}
+		}
+		again = true
+		return d.api.ContainerStart(ctx, id, container.StartOptions{})
+	})
+	if err == nil || isContext(err) || cerrdefs.IsNotFound(err) || errors.As(err, new(*machine.Error)) {
+		return explain(err, "start container %s", id)
+	}
+	if refused := startError(err); refused != nil {
+		return refused
+	}
+	if misused.MatchString(err.Error()) {
+		return machine.Faultf(machine.TaskFault, "cannot start container %s: %s", id, message(err))
+	}
+	return explain(err, "start container %s", id)
+}
+
+// Stop ends a container: SIGTERM, or the signal that its image asks for, and
+// SIGKILL after grace, in whole seconds. One that does not run, or is not
+// there, is success.
+func (d *Docker) Stop(ctx context.Context, id string, grace time.Duration) error {
+	seconds := int((grace + time.Second - 1) / time.Second)
+	err := d.ask(ctx, func(ctx context.Context) error {
+		return d.api.ContainerStop(ctx, id, container.StopOptions{Timeout: &seconds})
+	})
+	if cerrdefs.IsNotFound(err) {
+		return nil
+	}
+	return explain(err, "stop container %s", id)
+}
+
+// Remove removes a container that does not run, and its anonymous volumes. It
+// forces nothing: ErrInUse when the container runs. It returns when the
+// container is gone, also when somebody else is removing it; one that is not
+// there is success.
+func (d *Docker) Remove(ctx context.Context, id string) error {
+	deadline := time.Now().Add(d.options.Wait)
+	for {
+		err := d.ask(ctx, func(ctx context.Context) error {
+			return d.api.ContainerRemove(ctx, id, container.RemoveOptions{RemoveVolumes: true})
+		})
+		switch {
+		case cerrdefs.IsNotFound(err):
+			return nil
+		case !cerrdefs.IsConflict(err) || !strings.Contains(err.Error(), "already in progress"):
+			return explain(err, "remove container %s", id)
+		case time.Now().After(deadline):
+			return machine.Faultf(machine.EngineFault, "cannot remove container %s: its removal by somebody else does not end", id)
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}

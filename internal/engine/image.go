@@ -1,0 +1,91 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/image"
+
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Image is an image on the node.
+type Image struct {
+	ID      string
+	Tags    []string // name:tag
+	Digests []string // name@sha256:…, of the registries that it came from
+	Size    int64    // bytes on disk, layers shared with other images included
+	OS      string
+	Arch    string
+
+	// What a container has unless it is told otherwise.
+	Entrypoint []string
+	Cmd        []string
+	Env        []string
+	Workdir    string
+	User       string
+	Volumes    []string // paths, sorted
+}
+
+// Image returns the image that a reference or an ID names on this node, or
+// ErrNotFound.
+func (d *Docker) Image(ctx context.Context, ref string) (Image, error) {
+	if err := check(ref); err != nil {
+		return Image{}, err
+	}
+	var found Image
+	err := d.ask(ctx, func(ctx context.Context) error {
+		i, err := d.api.ImageInspect(ctx, ref)
+		if err != nil {
+			return err
+		}
+		found = Image{ID: i.ID, Tags: i.RepoTags, Digests: i.RepoDigests, Size: i.Size, OS: i.Os, Arch: i.Architecture}
+		if c := i.Config; c != nil {
+			found.Entrypoint, found.Cmd, found.Env = c.Entrypoint, c.Cmd, c.Env
+			found.Workdir, found.User = c.WorkingDir, c.User
+			found.Volumes = slices.Sorted(maps.Keys(c.Volumes))
+		}
+		return nil
+	})
+	return found, explain(err, "inspect image %s", ref)
+}
+
+// RemoveImage removes one name of an image and, with its last name, the image;
+// by ID it removes an image that has no more than one name. It touches no other
+// image and forces nothing: ErrInUse when a container or another name needs
+// the image, ErrNotFound when it is not there.
+func (d *Docker) RemoveImage(ctx context.Context, refOrID string) error {
+	if err := check(refOrID); err != nil {
+		return err
+	}
+	err := d.ask(ctx, func(ctx context.Context) error {
+		_, err := d.api.ImageRemove(ctx, refOrID, image.RemoveOptions{})
+		return err
+	})
+	return explain(err, "remove image %s", refOrID)
+}
+
+// check refuses what is no image reference, before it becomes part of an
+// address of Docker's API.
+func check(ref string) error {
+	if _, err := reference.ParseAnyReference(ref); err != nil {
+		return badReference(ref, err)
+	}
+	return nil
+}
+
+// parse returns the reference to an image in a registry, with the tag latest
+// when it has neither tag nor digest.
+func parse(ref string) (reference.Named, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil, badReference(ref, err)
+	}
+	return reference.TagNameOnly(named), nil
+}
+
+func badReference(ref string, err error) error {
+	return machine.Faultf(machine.TaskFault, "cannot use image %q: %w; write it as registry/name:tag or registry/name@sha256:…", ref, err)
+}

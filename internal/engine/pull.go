@@ -1,0 +1,276 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/image"
+
+	"github.com/deckhand/deckhand/machine"
+)
+
+// PullProgress is how far a pull has come. Docker tells the size of a layer
+// when it begins to load it, so Total grows.
+type PullProgress struct {
+	Done, Total int64  // bytes of the layers that are loaded
+	Status      string // what happens now, in words
+}
+
+const (
+	// digestLimit bounds the question what a tag names. A registry that drops
+	// packets would otherwise hold it for minutes.
+	digestLimit = 30 * time.Second
+	// pullSilence is how long a pull may go without a sign of progress.
+	pullSilence = 10 * time.Minute
+	// unknownTries is how often a pull is tried that fails in an unknown way.
+	unknownTries = 3
+)
+
+// errStalled: Docker lives, but its pull makes no progress.
+var errStalled = fmt.Errorf("no progress in %s", pullSilence)
+
+// RemoteDigest asks the registry once which digest (sha256:…) the reference
+// names now. A reference with a digest is its own answer. Errors are
+// machine.TaskFault when the registry has no such image or refuses it, and
+// machine.RetryLater when it does not answer.
+func (d *Docker) RemoteDigest(ctx context.Context, ref string) (string, error) {
+	named, err := parse(ref)
+	if err != nil {
+		return "", err
+	}
+	if digested, ok := named.(reference.Digested); ok {
+		return digested.Digest().String(), nil
+	}
+	var digest string
+	err = d.ask(ctx, func(ctx context.Context) error {
+		limited, cancel := context.WithTimeoutCause(ctx, digestLimit, errStalled)
+		defer cancel()
+		auth, err := d.auth(limited, reference.Domain(named))
+		if err != nil {
+			return err
+		}
+		i, err := d.api.DistributionInspect(limited, named.String(), auth)
+		if err != nil && ctx.Err() == nil && limited.Err() != nil {
+			return machine.Faultf(machine.RetryLater, "the registry does not answer in %s", digestLimit)
+		}
+		digest = i.Descriptor.Digest.String()
+		return err
+	})
+	if err != nil {
+		_, err = d.pullFault(named, err)
+		return "", err
+	}
+	return digest, nil
+}
+
+// Pull loads an image from its registry and calls report, from one goroutine,
+// as it comes along. Failures that may pass are tried again for
+// Options.PullRetryFor, counted from the first, and are machine.RetryLater
+// after that. An image that does not exist, may not be had or is for another
+// platform is machine.TaskFault at once, a full disk machine.NodeFault.
+func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)) error {
+	named, err := parse(ref)
+	if err != nil {
+		return err
+	}
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.Multiplier, pause.MaxInterval = time.Second, 2, 30*time.Second
+	p := &progress{report: report, layers: map[string]*layer{}}
+	var since time.Time
+	for try := 1; ; try++ {
+		err := d.pullOnce(ctx, named, p)
+		if err == nil {
+			return d.checkPlatform(ctx, ref)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		verdict, err := d.pullFault(named, err)
+		if since.IsZero() {
+			since = time.Now()
+		}
+		wait := pause.NextBackOff()
+		switch {
+		case verdict == final,
+			verdict == unknown && try == unknownTries,
+			time.Since(since)+wait > d.options.PullRetryFor:
+			return err
+		}
+		d.log.Warn("the pull failed; trying again", "image", ref, "try", try, "in", wait.Round(time.Millisecond), "error", err)
+		p.status("waiting to try again")
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *Docker) pullOnce(ctx context.Context, named reference.Named, p *progress) error {
+	return d.ask(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		stalled := time.AfterFunc(pullSilence, func() { cancel(errStalled) })
+		defer stalled.Stop()
+		auth, err := d.auth(ctx, reference.Domain(named))
+		if err != nil {
+			return err
+		}
+		body, err := d.api.ImagePull(ctx, named.String(), image.PullOptions{RegistryAuth: auth})
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		for events := json.NewDecoder(body); ; {
+			var e pullEvent
+			switch err := events.Decode(&e); {
+			case err == io.EOF:
+				return nil
+			case context.Cause(ctx) == errStalled:
+				return errStalled
+			case err != nil:
+				return broken{err}
+			case e.Error != "":
+				return errors.New(e.Error)
+			}
+			stalled.Reset(pullSilence)
+			p.add(e)
+		}
+	})
+}
+
+// checkPlatform refuses an image that this node's processor cannot run. Docker
+// does not, when the registry offers no other.
+func (d *Docker) checkPlatform(ctx context.Context, ref string) error {
+	img, err := d.Image(ctx, ref)
+	if err != nil {
+		return err
+	}
+	node, err := d.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if img.OS == node.OS && runsOn(img.Arch, node.Arch) {
+		return nil
+	}
+	return machine.Faultf(machine.TaskFault, "cannot use image %s: it is for %s and this node is %s; name an image for this platform",
+		ref, platform(img.OS, img.Arch), platform(node.OS, node.Arch))
+}
+
+// runsOn says whether a processor runs programs of an architecture. An image
+// need not name its own.
+func runsOn(program, processor string) bool {
+	return program == "" || program == processor ||
+		program == "386" && processor == "amd64" || program == "arm" && processor == "arm64"
+}
+
+// verdict is whether a failed pull is worth another try.
+type verdict int
+
+const (
+	final verdict = iota
+	passing
+	unknown
+)
+
+// How Docker words the failures of a pull. It hands on what registries, their
+// proxies and the kernel say, so the words are all there is.
+var (
+	passingTrouble = regexp.MustCompile(`(?i)too ?many ?requests|rate limit|\b429\b|status(?: code)?:? *5\d\d|` +
+		`\b50[0-9] (?:internal|bad gateway|service|gateway)|service unavailable|bad gateway|gateway time-?out|internal server error|` +
+		`connection refused|connection reset|broken pipe|time-?out|timed out|deadline exceeded|` +
+		`no such host|server misbehaving|temporary failure|network is unreachable|no route to host|` +
+		`\bEOF\b|request canceled|use of closed network connection|no progress in`)
+	untrusted   = regexp.MustCompile(`(?i)x509:|certificate|server gave HTTP response to HTTPS client`)
+	noPlatform  = regexp.MustCompile(`(?i)no matching manifest|does not match the specified platform|image operating system`)
+	refused     = regexp.MustCompile(`(?i)unauthorized|authentication required|access denied|access forbidden|\bdenied\b|no basic auth credentials|\b40[13]\b`)
+	noSuchImage = regexp.MustCompile(`(?i)manifest unknown|name unknown|not found|unknown: (?:artifact|repository)|repository does not exist|\b404\b`)
+	unusable    = regexp.MustCompile(`(?i)unsupported (?:media type|manifest)|invalid reference|not implemented|Encountered remote`)
+)
+
+// pullFault judges the failure of a question to a registry and makes it an
+// error of ours.
+func (d *Docker) pullFault(named reference.Named, err error) (verdict, error) {
+	name := reference.FamiliarString(named)
+	var ours *machine.Error
+	if isContext(err) || errors.As(err, &ours) {
+		return final, explain(err, "pull image %s", name)
+	}
+	said, domain := message(err), reference.Domain(named)
+	fail := func(f machine.Fault, mend string) error {
+		return machine.Faultf(f, "cannot pull image %s: %s; %s", name, said, mend)
+	}
+	switch {
+	case isNodeTrouble(said):
+		return final, fail(machine.NodeFault, "make room where Docker keeps its images")
+	case passingTrouble.MatchString(said):
+		return passing, fail(machine.RetryLater, "registry "+domain+" may answer later")
+	case untrusted.MatchString(said):
+		return final, fail(machine.NodeFault, "let this node's Docker trust registry "+domain)
+	case noPlatform.MatchString(said):
+		return final, fail(machine.TaskFault, "name an image for this platform")
+	case refused.MatchString(said):
+		return final, fail(machine.TaskFault, "check the name, or log in to "+domain+" with docker login as the user that runs deckhand")
+	case noSuchImage.MatchString(said):
+		return final, fail(machine.TaskFault, "check the name and the tag or digest")
+	case unusable.MatchString(said):
+		return final, fail(machine.TaskFault, "name an image that Docker can load")
+	}
+	return unknown, fail(machine.TaskFault, "look for the cause in the log of Docker")
+}
+
+// pullEvent is one message of a pull (Docker API, POST /images/create).
+type pullEvent struct {
+	ID     string `json:"id"` // of a layer
+	Status string `json:"status"`
+	Detail struct {
+		Current int64 `json:"current"`
+		Total   int64 `json:"total"`
+	} `json:"progressDetail"`
+	Error string `json:"error"`
+}
+
+type layer struct{ done, total int64 }
+
+// progress sums up what Docker tells layer by layer. Its numbers only grow,
+// also when a pull begins again.
+type progress struct {
+	report func(PullProgress)
+	layers map[string]*layer
+	sum    PullProgress
+}
+
+func (p *progress) add(e pullEvent) {
+	l := p.layers[e.ID]
+	switch e.Status {
+	case "Downloading":
+		if l == nil {
+			l = &layer{}
+			p.layers[e.ID] = l
+		}
+		l.total = max(l.total, e.Detail.Total)
+		l.done = max(l.done, e.Detail.Current)
+	case "Verifying Checksum", "Download complete", "Extracting", "Pull complete":
+		if l != nil {
+			l.done = l.total
+		}
+	}
+	p.sum.Done, p.sum.Total = 0, 0
+	for _, l := range p.layers {
+		p.sum.Done += l.done
+		p.sum.Total += l.total
+	}
+	p.status(e.Status)
+}
+
+func (p *progress) status(s string) {
+	p.sum.Status = s
+	if p.report != nil {
+		p.report(p.sum)
+	}
+}

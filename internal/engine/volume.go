@@ -1,0 +1,110 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/volume"
+)
+
+// Volume is a named volume of Docker's.
+type Volume struct {
+	Name   string
+	Labels map[string]string
+	Bytes  int64 // 0 when it is not known
+}
+
+// Network is a network of Docker's.
+type Network struct {
+	ID     string
+	Name   string
+	Labels map[string]string
+}
+
+// usageLimit bounds the question how much room volumes take, for which Docker
+// reads all of them.
+const usageLimit = 10 * time.Second
+
+// CreateVolume makes a volume; one that has the name already is left as it is.
+func (d *Docker) CreateVolume(ctx context.Context, name string, labels map[string]string) error {
+	err := d.ask(ctx, func(ctx context.Context) error {
+		_, err := d.api.VolumeCreate(ctx, volume.CreateOptions{Name: name, Labels: labels})
+		return err
+	})
+	return explain(err, "create volume %s", name)
+}
+
+// Volumes lists the volumes that have all of these labels.
+func (d *Docker) Volumes(ctx context.Context, labels map[string]string) ([]Volume, error) {
+	var found []Volume
+	err := d.ask(ctx, func(ctx context.Context) error {
+		list, err := d.api.VolumeList(ctx, volume.ListOptions{Filters: byLabels(labels)})
+		found = nil
+		for _, v := range list.Volumes {
+			found = append(found, Volume{Name: v.Name, Labels: v.Labels})
+		}
+		return err
+	})
+	if err != nil || len(found) == 0 {
+		return nil, explain(err, "list volumes")
+	}
+	sizes := d.volumeSizes(ctx)
+	for i := range found {
+		found[i].Bytes = sizes[found[i].Name]
+	}
+	return found, nil
+}
+
+// volumeSizes returns what Docker says in time about the bytes in its volumes.
+func (d *Docker) volumeSizes(ctx context.Context) map[string]int64 {
+	ctx, cancel := context.WithTimeout(ctx, usageLimit)
+	defer cancel()
+	usage, err := d.api.DiskUsage(ctx, types.DiskUsageOptions{Types: []types.DiskUsageObject{types.VolumeObject}})
+	if err != nil {
+		return nil
+	}
+	sizes := map[string]int64{}
+	for _, v := range usage.Volumes {
+		if v.UsageData != nil && v.UsageData.Size > 0 {
+			sizes[v.Name] = v.UsageData.Size
+		}
+	}
+	return sizes
+}
+
+// RemoveVolume removes a volume, never by force: ErrInUse when a container
+// mounts it. One that is not there is success.
+func (d *Docker) RemoveVolume(ctx context.Context, name string) error {
+	err := d.ask(ctx, func(ctx context.Context) error { return d.api.VolumeRemove(ctx, name, false) })
+	if cerrdefs.IsNotFound(err) {
+		return nil
+	}
+	return explain(err, "remove volume %s", name)
+}
+
+// Networks lists the networks that have all of these labels.
+func (d *Docker) Networks(ctx context.Context, labels map[string]string) ([]Network, error) {
+	var found []Network
+	err := d.ask(ctx, func(ctx context.Context) error {
+		list, err := d.api.NetworkList(ctx, network.ListOptions{Filters: byLabels(labels)})
+		found = nil
+		for _, n := range list {
+			found = append(found, Network{ID: n.ID, Name: n.Name, Labels: n.Labels})
+		}
+		return err
+	})
+	return found, explain(err, "list networks")
+}
+
+// RemoveNetwork removes a network: ErrInUse when a container is attached to
+// it. One that is not there is success.
+func (d *Docker) RemoveNetwork(ctx context.Context, id string) error {
+	err := d.ask(ctx, func(ctx context.Context) error { return d.api.NetworkRemove(ctx, id) })
+	if cerrdefs.IsNotFound(err) {
+		return nil
+	}
+	return explain(err, "remove network %s", id)
+}
