@@ -20,7 +20,7 @@ import (
 //
 // It finds everything that is wrong: err is FieldErrors. Warnings are sentences
 // for the task's system logs; they name fields and never hold values that may
-// be secret. A second call changes nothing and warns of nothing.
+// be secret. A second call changes nothing.
 func (t *Task) Validate(supported ...string) (warnings []string, err error) {
 	v := validator{}
 	if t.ID != "" {

@@ -25,7 +25,9 @@ func (d *tree) ReadDir(dir string) ([]fs.DirEntry, error) {
 	if err := d.fail[dir]; err != nil {
 		return nil, err
 	}
-	return os.ReadDir(filepath.Join(d.root, dir))
+	entries, err := os.ReadDir(filepath.Join(d.root, dir))
+	slices.Reverse(entries) // a directory has no order
+	return entries, err
 }
 
 func newTree(t *testing.T, files ...string) *tree {
