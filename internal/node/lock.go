@@ -105,41 +105,25 @@ func WaitLock(ctx context.Context, root string, wait time.Duration) (*RootLock, 
 }
 
 func flock(root string) (*os.File, error) {
-	name := filepath.Join(root, lockFile)
-	for {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, machine.Faultf(machine.NodeFault, "cannot open the lock of %s: %w", root, err)
-		}
-		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		}
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			f.Close()
-			owner, _, err := ReadOwner(root)
-			if err != nil {
-				owner = Owner{} // who it is matters less than that it is held
-			}
-			return nil, &machine.Error{Fault: machine.RetryLater, Err: &Held{Root: root, Owner: owner}}
-		}
-		if err != nil {
-			f.Close()
-			return nil, machine.Faultf(machine.NodeFault, "cannot lock %s: %w", root, err)
-		}
-		// Somebody may have removed the file in between: a lock on it would
-		// exclude nobody.
-		ours, err := f.Stat()
-		if err == nil {
-			var theirs os.FileInfo
-			if theirs, err = os.Lstat(name); err == nil && os.SameFile(ours, theirs) {
-				return f, nil
-			}
-		}
-		f.Close()
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, machine.Faultf(machine.NodeFault, "cannot lock %s: %w", root, err)
-		}
+	f, err := os.OpenFile(filepath.Join(root, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, machine.Faultf(machine.NodeFault, "cannot open the lock of %s: %w", root, err)
 	}
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		return f, nil
+	}
+	f.Close()
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, machine.Faultf(machine.NodeFault, "cannot lock %s: %w", root, err)
+	}
+	owner, _, err := ReadOwner(root)
+	if err != nil {
+		owner = Owner{} // who it is matters less than that it is held
+	}
+	return nil, &machine.Error{Fault: machine.RetryLater, Err: &Held{Root: root, Owner: owner}}
 }
 
 // SetOwner writes down who holds the root. Readers need no lock. Nothing is

@@ -105,27 +105,6 @@ func TestWaitLockStopsWithItsContext(t *testing.T) {
 	}
 }
 
-// A lock file that somebody removes and makes again does not let two in.
-func TestLockOfRemovedFile(t *testing.T) {
-	root := t.TempDir()
-	old, err := flock(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Close()
-	if err := os.Remove(filepath.Join(root, lockFile)); err != nil {
-		t.Fatal(err)
-	}
-	l, err := Lock(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Unlock()
-	if _, err := Lock(root); err == nil {
-		t.Error("two holders of one file")
-	}
-}
-
 func TestReadOwner(t *testing.T) {
 	root := t.TempDir()
 	file := filepath.Join(root, ownerFile)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -232,24 +233,21 @@ func TestRemoveTreeStopsAtMounts(t *testing.T) {
 func TestRemoveTreeLockedInodes(t *testing.T) {
 	disk := mountExt4(t)
 	tree := filepath.Join(disk, "tree")
-	far := filepath.Join(tree, "far", strings.Repeat("d/", maxDepth+5))
-	for _, sub := range []string{filepath.Join(tree, "locked"), filepath.Join(tree, "free"), filepath.Join(tree, "log"), far} {
-		must(t, os.MkdirAll(sub, 0o755))
+	for _, sub := range []string{"locked", "free", "log"} {
+		must(t, os.MkdirAll(filepath.Join(tree, sub), 0o755))
 	}
 	for _, name := range []string{"tree/immutable", "tree/append", "tree/locked/a", "tree/free/a", "tree/log/a"} {
 		mkfile(name)(t, disk)
 	}
-	mkfile("immutable")(t, far)
-	var undo []string
-	chattr := func(flag, name string) {
-		mustRun(t, "chattr", "+"+flag, name)
-		undo = append([]string{"-" + flag, name}, undo...)
+	const chains = 8
+	for i := range chains {
+		far := filepath.Join(tree, fmt.Sprint("far", i), strings.Repeat("d/", maxDepth+5))
+		must(t, os.MkdirAll(far, 0o755))
+		mkfile("immutable")(t, far)
+		mustRun(t, "chattr", "+i", far+"/immutable")
 	}
-	chattr("i", tree+"/immutable")
-	chattr("a", tree+"/append")
-	chattr("i", tree+"/locked")
-	chattr("a", tree+"/log")
-	chattr("i", far+"/immutable")
+	mustRun(t, "chattr", "+i", tree+"/immutable", tree+"/locked")
+	mustRun(t, "chattr", "+a", tree+"/append", tree+"/log")
 
 	r, err := RemoveTree(context.Background(), disk, "tree")
 	must(t, err)
@@ -259,14 +257,14 @@ func TestRemoveTreeLockedInodes(t *testing.T) {
 		"locked/a":  "its directory is immutable (chattr +i)",
 		"log/a":     "its directory is append-only (chattr +a)",
 	}
-	var deepest string
+	moved := 0
 	for _, k := range r.Kept {
 		name := strings.TrimPrefix(k.Path, tree+"/")
 		if _, err := os.Lstat(k.Path); err != nil {
 			t.Errorf("reported where it is not: %v", err)
 		}
 		if strings.HasPrefix(name, ".deckhand-") && strings.HasSuffix(name, "/immutable") {
-			deepest = k.Path
+			moved++
 			continue
 		}
 		if want[name] != k.Why {
@@ -274,17 +272,14 @@ func TestRemoveTreeLockedInodes(t *testing.T) {
 		}
 		delete(want, name)
 	}
-	if len(want) > 0 || deepest == "" || r.KeptTotal != 5 {
+	if len(want) > 0 || moved != chains || r.KeptTotal != chains+4 {
 		t.Errorf("not reported: %v; in all %d: %+v", want, r.KeptTotal, r.Kept)
 	}
 	if _, err := os.Lstat(tree + "/free"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("tree/free: %v", err)
 	}
 
-	undo[1] = deepest
-	for i := 0; i < len(undo); i += 2 {
-		mustRun(t, "chattr", undo[i], undo[i+1])
-	}
+	mustRun(t, "chattr", "-R", "-ai", tree)
 	gone(t, disk, "tree")
 }
 
@@ -344,25 +339,36 @@ func TestRemoveTreeBytes(t *testing.T) {
 	}
 }
 
-// Two workers that delete two names of one file count it once.
-func TestRemoveTreeCountsHardLinksOnce(t *testing.T) {
+// Two workers that delete the two names of a file at the same time count it once.
+func TestUnlinkCountsHardLinksOnce(t *testing.T) {
 	needRoot(t)
-	dir := t.TempDir()
-	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "")) // where deletion is fast, and so the race is close
-	defer unix.Unmount(dir, unix.MNT_DETACH)
-	const files, links = 4000, 2
-	for l := range links {
-		must(t, os.MkdirAll(fmt.Sprintf("%s/tree/%d", dir, l), 0o755))
-	}
-	for f := range files {
-		first := fmt.Sprintf("%s/tree/0/%d", dir, f)
-		must(t, os.WriteFile(first, []byte("x"), 0o644))
-		for l := 1; l < links; l++ {
-			must(t, os.Link(first, fmt.Sprintf("%s/tree/%d/%d", dir, l, f)))
+	base := t.TempDir()
+	must(t, unix.Mount("tmpfs", base, "tmpfs", 0, "")) // counts blocks at once
+	defer unix.Unmount(base, unix.MNT_DETACH)
+	fd, err := unix.Open(base, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	const files = 2000
+	r := new(remover)
+	var ready [2]atomic.Int64
+	for file := range int64(files) {
+		mkfile("0")(t, base)
+		must(t, os.Link(base+"/0", base+"/1"))
+		var workers sync.WaitGroup
+		for w := range ready {
+			workers.Go(func() {
+				ready[w].Store(file + 1)
+				for ready[1-w].Load() <= file {
+				}
+				if err := r.unlink(&dir{fd: fd}, fmt.Sprint(w)); err != nil {
+					t.Error(err)
+				}
+			})
 		}
+		workers.Wait()
 	}
-	if r := gone(t, dir, "tree"); r.Bytes != files*4096 || r.Entries != files*links+links+1 {
-		t.Errorf("%d bytes of %d entries", r.Bytes, r.Entries)
+	if r.bytes.Load() != files*4096 || r.entries.Load() != files*2 {
+		t.Errorf("%d bytes of %d names", r.bytes.Load(), r.entries.Load())
 	}
 }
 

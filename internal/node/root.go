@@ -61,24 +61,44 @@ func PrepareRoot(root string) error {
 	return nil
 }
 
-func prepareRoot(root string) error {
+// CheckRoot makes the checks of PrepareRoot that need no change.
+func CheckRoot(root string) error {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return fmt.Errorf("cannot use %s as root: %w", root, err)
+	}
+	if _, _, err := checkRoot(root); err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot use %s as root: %w", root, err)
+	}
+	return nil
+}
+
+// checkRoot returns the nearest directory of root that exists.
+func checkRoot(root string) (at string, info os.FileInfo, err error) {
 	at, st, err := statfsNearest(root)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	if name := networkFilesystem(at, st); name != "" {
-		return fmt.Errorf("it %w (%s)", ErrNetworkFilesystem, name)
+		return "", nil, fmt.Errorf("it %w (%s)", ErrNetworkFilesystem, name)
 	}
-	info, err := os.Stat(at)
-	if err != nil {
-		return err
+	if info, err = os.Stat(at); err != nil {
+		return "", nil, err
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("%s is not a directory", at)
+		return "", nil, fmt.Errorf("%s is not a directory", at)
 	}
 	// AT_EACCESS: as the effective user, and with a read-only filesystem in mind.
 	if err := unix.Faccessat(unix.AT_FDCWD, at, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("%s is not writable: %w; choose another directory (--root) or run as its owner", at, err)
+		return "", nil, fmt.Errorf("%s is not writable: %w; choose another directory (--root) or run as its owner", at, err)
+	}
+	return at, info, nil
+}
+
+func prepareRoot(root string) error {
+	at, info, err := checkRoot(root)
+	if err != nil {
+		return err
 	}
 	if at != root {
 		return makeRoot(root, at)
