@@ -59,7 +59,7 @@ var keys = []key{
 		doc:  "How many streams all transfers of a task use together."},
 	{name: "transfer.memory", fallback: "64MiB",
 		kind: size(func(c *Config) *int64 { return &c.Transfer.Memory }, 1<<20),
-		doc:  "Most memory that transfers use for buffers, whatever the size of the files; at least 1MiB."},
+		doc:  "Most memory that transfers use for buffers, whatever the size of the files."},
 	{name: "transfer.bandwidth", fallback: "none",
 		kind: sizeOrNone(func(c *Config) *int64 { return &c.Transfer.Bandwidth }),
 		doc:  "Most bytes a second that all transfers use together."},

@@ -136,7 +136,11 @@ func parseDuration(s string) (time.Duration, error) {
 }
 
 func size(field func(*Config) *int64, least int64) kind {
-	return kind{"a size such as 500MiB or 1GiB", "size", func(c *Config, s string) error {
+	allowed := "a size such as 500MiB or 1GiB"
+	if least > 1 {
+		allowed += ", at least " + units.BytesSize(float64(least))
+	}
+	return kind{allowed, "size", func(c *Config, s string) error {
 		n, err := units.RAMInBytes(s)
 		if err != nil || n < least {
 			return errNotAllowed

@@ -193,6 +193,9 @@ func checkEnvironment(environ []string) error {
 // first of the usual ones that exists, or "".
 func findFile(flags *pflag.FlagSet) (string, error) {
 	if f := flags.Lookup(fileFlag); f != nil && f.Changed {
+		if f.Value.String() == "" {
+			return "", errors.New("--config is empty; write the name of a file")
+		}
 		return f.Value.String(), nil
 	}
 	if name := os.Getenv(fileVariable); name != "" {
