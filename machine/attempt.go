@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/looplab/fsm"
 )
@@ -21,6 +22,9 @@ type attempt struct {
 	node  Node
 	notes map[noteKey]Note
 	order []noteKey
+	// boot is the boot in which the head's state was entered by another
+	// process; empty once this one has entered a state.
+	boot string
 	// broken is the first journal error. Nothing is written after it, because
 	// it is unknown what the journal holds.
 	broken error
@@ -49,7 +53,8 @@ func begin(ctx context.Context, j Journal, task, document string) (*attempt, err
 		return nil, err
 	}
 	a := &attempt{journal: j, node: node, notes: map[noteKey]Note{}}
-	head := Head{Task: task, Attempt: 1, State: Accepted, Document: document}
+	now := time.Now().UTC()
+	head := Head{Task: task, Attempt: 1, State: Accepted, Since: now, Accepted: now, Document: document}
 	if known {
 		head.Attempt = previous.Attempt + 1
 		if previous.Fault == Lost {
@@ -82,6 +87,9 @@ func resume(ctx context.Context, j Journal, task string) (*attempt, error) {
 	for r, err := range j.Records(task) {
 		if err != nil {
 			return nil, err
+		}
+		if r.Kind == KindTransition {
+			a.boot = r.BootID
 		}
 		if r.Attempt == head.Attempt && (r.Kind == KindIntent || r.Kind == KindDone) {
 			if err := a.remember(r); err != nil {
@@ -141,7 +149,7 @@ func (a *attempt) leave(ctx context.Context, e *fsm.Event) {
 	}
 	from, to := State(e.Src), State(e.Dst)
 	head, node := a.head, (*Node)(nil)
-	head.State = to
+	head.State, head.Since = to, time.Now().UTC()
 	if m.change != nil {
 		m.change(&head)
 	}
@@ -153,7 +161,9 @@ func (a *attempt) leave(ctx context.Context, e *fsm.Event) {
 	r := Record{Kind: KindTransition, From: from, Event: m.event, To: to, Reason: m.reason, Detail: detail}
 	if err := a.append(ctx, r, head, node); err != nil {
 		e.Cancel(err)
+		return
 	}
+	a.boot = ""
 }
 
 // append writes one entry. The caller holds mu, or is alone.

@@ -125,7 +125,7 @@ func (m *Machine) perform(ctx context.Context, a *attempt, step Step, probe bool
 		return m.stopped(ctx, a)
 	}
 	state := step.State()
-	task := &Task{ID: a.head.Task, Attempt: a.head.Attempt}
+	task := &Task{ID: a.head.Task, Attempt: a.head.Attempt, Failed: a.head.Failed != nil, Boot: a.boot}
 	notes := &stepNotes{a, state}
 	err := m.do(ctx, step, task, notes, probe)
 
@@ -222,7 +222,7 @@ func (m *Machine) finishRollBack(ctx context.Context, a *attempt) error {
 // engine answers is a warning: the next scrub meets it again.
 func (m *Machine) undo(ctx context.Context, a *attempt, outcome State) error {
 	ctx = context.WithoutCancel(ctx)
-	task := &Task{ID: a.head.Task, Attempt: a.head.Attempt, Outcome: outcome}
+	task := &Task{ID: a.head.Task, Attempt: a.head.Attempt, Outcome: outcome, Failed: a.head.Failed != nil, Boot: a.boot}
 	for i := len(Working) - 1; i >= 0; i-- {
 		step := m.Steps[Working[i]]
 		notes := &stepNotes{a, step.State()}

@@ -13,6 +13,11 @@ type Task struct {
 	// Outcome is the final state that the attempt is heading for. It is empty
 	// while the attempt works and set when Undo is called.
 	Outcome State
+	// Failed says that an executor failed before the present state.
+	Failed bool
+	// Boot is the boot of the node in which the present state was entered; empty
+	// when this process entered it. What was not synced before another boot is gone.
+	Boot string
 }
 
 // Progress is how far a step had come when it was last interrupted.

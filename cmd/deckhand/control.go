@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// controlTimeout bounds a question to a running process: one that is frozen
+// does not answer.
+const controlTimeout = 2 * time.Second
+
+const socketName = "control.sock"
+
+// control answers, while a run holds the root, what only its process knows.
+type control struct{ server *http.Server }
+
+// serveControl listens on ROOT/control.sock.
+//
+//	GET  /v1/progress        the present transfer
+//	POST /v1/cancel?task=ID  the task is to end Canceled
+func (s *session) serveControl(task string, cancel context.CancelCauseFunc) (*control, error) {
+	listener, err := listenUnix(s.app.conf.Root)
+	if err != nil {
+		return nil, machine.Faultf(machine.NodeFault, "cannot listen on %s: %w", filepath.Join(s.app.conf.Root, socketName), err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/progress", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(s.meter.Snapshot()); err != nil {
+			s.app.log.Debug("cannot answer on the control socket", "error", err)
+		}
+	})
+	mux.HandleFunc("POST /v1/cancel", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("task") != task {
+			http.Error(w, "this process runs task "+task, http.StatusConflict)
+			return
+		}
+		s.app.log.Warn("stopping", "request", "cancel")
+		cancel(machine.ErrCancel)
+		w.WriteHeader(http.StatusAccepted)
+	})
+	c := &control{&http.Server{Handler: mux, ReadHeaderTimeout: controlTimeout}}
+	go func() {
+		if err := c.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.app.log.Warn("the control socket has failed", "error", err)
+		}
+	}()
+	return c, nil
+}
+
+// close stops answering; listening was only a convenience.
+func (c *control) close() { _ = c.server.Close() }
+
+// shortPath reaches a socket in dir by a name that fits into a socket address,
+// which has room for 107 bytes, however long dir is.
+func shortPath(dir *os.File) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName)
+}
+
+func listenUnix(root string) (net.Listener, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	// A socket that a dead process left is in the way; whoever calls holds the root.
+	if err := os.Remove(filepath.Join(root, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, errors.Join(err, dir.Close())
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: shortPath(dir), Net: "unix"})
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	listener.SetUnlinkOnClose(false) // its name is only good while dir is open
+	return &rootListener{listener, dir, filepath.Join(root, socketName)}, nil
+}
+
+// rootListener removes its socket when it is closed.
+type rootListener struct {
+	*net.UnixListener
+	dir  *os.File
+	path string
+}
+
+func (l *rootListener) Close() error {
+	err := l.UnixListener.Close()
+	if removed := os.Remove(l.path); !errors.Is(removed, os.ErrNotExist) {
+		err = errors.Join(err, removed)
+	}
+	return errors.Join(err, l.dir.Close())
+}
+
+// controlClient asks the process that holds a root.
+func controlClient(root string) *http.Client {
+	return &http.Client{
+		Timeout: controlTimeout,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			dir, err := os.Open(root)
+			if err != nil {
+				return nil, err
+			}
+			defer func() { _ = dir.Close() }() // read-only
+			return (&net.Dialer{}).DialContext(ctx, "unix", shortPath(dir))
+		}},
+	}
+}
+
+// askProgress asks the process that holds a root how far its transfer is.
+func askProgress(ctx context.Context, root string) (p progress.Snapshot, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://deckhand/v1/progress", nil)
+	if err != nil {
+		return p, err
+	}
+	response, err := controlClient(root).Do(request)
+	if err != nil {
+		return p, err
+	}
+	defer func() { _ = response.Body.Close() }() // read-only
+	return p, json.NewDecoder(response.Body).Decode(&p)
+}

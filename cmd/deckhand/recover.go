@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/deckhand/deckhand/config"
+	"github.com/deckhand/deckhand/internal/node"
+)
+
+// recovered is what `recover` did. Its JSON form is public.
+type recovered struct {
+	RolledBack []string `json:"rolled_back"`
+	Running    []string `json:"running"` // left alone: their owner lives
+	Problems   []string `json:"problems"`
+}
+
+func newRecoverCommand(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "recover",
+		Short: "Roll back what is unfinished and not running (at boot, in an epilog)",
+		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
+running one alone. It exits 0 whatever it finds, because an epilog that fails
+takes its node out of service, unless the journal is unusable (78).`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.recover(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.printRecovered(r, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	config.AddFlags(cmd.Flags(), "lock.wait", "run.stop_grace")
+	return cmd
+}
+
+func (a *app) recover(ctx context.Context) (r recovered, err error) {
+	r = recovered{RolledBack: []string{}, Running: []string{}, Problems: []string{}}
+	if !exists(a.journalDir()) {
+		return r, nil // nothing ever ran here
+	}
+	s, err := a.hold(ctx)
+	var held *node.Held
+	switch {
+	case errors.As(err, &held):
+		r.Running = append(r.Running, held.Owner.Task)
+		return r, nil
+	case err != nil && journalUnusable(err):
+		return r, err
+	case err != nil:
+		r.Problems = append(r.Problems, message(err))
+		return r, nil
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	n, err := s.journal.Node()
+	if err != nil || n.Active == nil {
+		return r, err
+	}
+	if err := s.rollBackOther(ctx, "", "rolled back by recover: its process is gone"); err != nil {
+		if journalUnusable(err) {
+			return r, err
+		}
+		r.Problems = append(r.Problems, message(err))
+		return r, nil
+	}
+	r.RolledBack = append(r.RolledBack, n.Active.Task)
+	return r, nil
+}
+
+func (a *app) printRecovered(r recovered, asJSON bool) error {
+	if asJSON {
+		return printJSON(a.stdout, r)
+	}
+	for _, group := range []struct {
+		word string
+		list []string
+	}{{"rolled back task", r.RolledBack}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
+		for _, text := range group.list {
+			if _, err := fmt.Fprintln(a.stdout, group.word, text); err != nil {
+				return err
+			}
+		}
+	}
+	if len(r.RolledBack)+len(r.Running)+len(r.Problems) == 0 {
+		_, err := fmt.Fprintln(a.stdout, "nothing to recover")
+		return err
+	}
+	return nil
+}

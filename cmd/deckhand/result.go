@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/steps/download"
+	"github.com/deckhand/deckhand/steps/imagecheck"
+	"github.com/deckhand/deckhand/steps/run"
+	"github.com/deckhand/deckhand/steps/upload"
+)
+
+// tesStates maps final states to those of TES. An interrupted attempt has
+// none: its task runs again.
+var tesStates = map[machine.State]tes.State{
+	machine.Complete:      tes.Complete,
+	machine.ExecutorError: tes.ExecutorError,
+	machine.SystemError:   tes.SystemError,
+	machine.Canceled:      tes.Canceled,
+}
+
+// finalTask is the task document with what became of it. It is made from the
+// journal alone, so that it is the same whenever it is asked for.
+func finalTask(doc *tes.Task, head machine.Head, records iter.Seq2[machine.Record, error]) (*tes.Task, error) {
+	final := *doc
+	final.State = tesStates[head.State]
+	attempts, err := accounts(records)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range attempts {
+		if final.CreationTime.IsZero() {
+			final.CreationTime = a.start
+		}
+		final.Logs = append(final.Logs, a.taskLog())
+	}
+	return &final, nil
+}
+
+// account is what the journal tells about one attempt.
+type account struct {
+	start, end time.Time
+	entered    time.Time // the present state
+	seconds    map[machine.State]float64
+	executors  []run.Result
+	outputs    []tes.OutputFileLog
+	images     []imagecheck.Image
+	bytesIn    int64
+	system     []string
+	resumed    int
+}
+
+// accounts reads the records of a task, one account an attempt.
+func accounts(records iter.Seq2[machine.Record, error]) ([]*account, error) {
+	var all []*account
+	attempt := 0
+	for r, err := range records {
+		if err != nil {
+			return nil, err
+		}
+		if r.Attempt != attempt {
+			attempt = r.Attempt
+			all = append(all, &account{start: r.Time, entered: r.Time, seconds: map[machine.State]float64{}})
+		}
+		if err := all[len(all)-1].add(r); err != nil {
+			return nil, fmt.Errorf("record %d of task %s: %w", r.Seq, r.Task, err)
+		}
+	}
+	return all, nil
+}
+
+func (a *account) add(r machine.Record) error {
+	a.end = r.Time
+	switch r.Kind {
+	case machine.KindTransition:
+		if r.From != "" {
+			a.seconds[r.From] += r.Time.Sub(a.entered).Seconds()
+		}
+		a.entered = r.Time
+		if r.Reason != "" && r.To != machine.Upload {
+			a.say(r.Time, fmt.Sprintf("%s in %s: %s", r.Event, r.From, r.Reason))
+		}
+	case machine.KindResume:
+		a.resumed++
+		a.say(r.Time, fmt.Sprintf("resumed in %s: %s", r.To, r.Reason))
+	case machine.KindDone:
+		return a.done(r)
+	}
+	return nil
+}
+
+func (a *account) done(r machine.Record) error {
+	var fact struct {
+		What    string `json:"what"`
+		Message string `json:"message"`
+	}
+	if err := json.Unmarshal(r.Detail, &fact); err != nil {
+		return err
+	}
+	switch fact.What {
+	case machine.WhatWarning:
+		a.say(r.Time, "warning: "+fact.Message)
+	case run.WhatExecutor:
+		var result run.Result
+		if err := json.Unmarshal(r.Detail, &result); err != nil {
+			return err
+		}
+		a.executors = append(a.executors, result)
+		if result.Reason != "" {
+			a.say(r.Time, fmt.Sprintf("executor %d ended with exit code %d: %s", result.Executor, result.ExitCode, result.Reason))
+		}
+	case imagecheck.WhatImage:
+		var image imagecheck.Image
+		if err := json.Unmarshal(r.Detail, &image); err != nil {
+			return err
+		}
+		a.images = append(a.images, image)
+	case download.WhatInputs:
+		var staged batch.Files[download.File]
+		if err := json.Unmarshal(r.Detail, &staged); err != nil {
+			return err
+		}
+		for _, f := range staged.Files {
+			a.bytesIn += f.Bytes
+		}
+	case upload.WhatOutputs:
+		var published batch.Files[tes.OutputFileLog]
+		if err := json.Unmarshal(r.Detail, &published); err != nil {
+			return err
+		}
+		a.outputs = append(a.outputs, published.Files...)
+	}
+	return nil
+}
+
+func (a *account) say(t time.Time, text string) {
+	line := t.UTC().Format(time.RFC3339) + " " + text
+	if len(a.system) == 0 || a.system[len(a.system)-1] != line {
+		a.system = append(a.system, line)
+	}
+}
+
+func (a *account) taskLog() tes.TaskLog {
+	log := tes.TaskLog{
+		StartTime: a.start, EndTime: a.end, Outputs: a.outputs, SystemLogs: a.system,
+		Metadata: map[string]string{
+			"host":               hostname(),
+			"deckhand.version":   version,
+			"deckhand.bytes_in":  strconv.FormatInt(a.bytesIn, 10),
+			"deckhand.bytes_out": strconv.FormatInt(sum(a.outputs), 10),
+			"deckhand.resumed":   strconv.Itoa(a.resumed),
+		},
+	}
+	slices.SortStableFunc(a.executors, func(x, y run.Result) int { return x.Executor - y.Executor })
+	for _, e := range a.executors {
+		log.Logs = append(log.Logs, e.ExecutorLog)
+	}
+	for _, s := range machine.States {
+		if seconds, ok := a.seconds[s]; ok {
+			log.Metadata["deckhand.seconds."+string(s)] = strconv.FormatFloat(seconds, 'f', 3, 64)
+		}
+	}
+	if pull := pulls(a.images); pull != "" {
+		log.Metadata["deckhand.image_pull"] = pull
+		log.Metadata["deckhand.image_id"] = a.images[0].ImageID
+		log.Metadata["deckhand.image_digest"] = a.images[0].Digest
+	}
+	for _, name := range []string{"SLURM_JOB_ID", "NOMAD_ALLOC_ID", "AZ_BATCH_TASK_ID", "AWS_BATCH_JOB_ID"} {
+		if id := os.Getenv(name); id != "" {
+			log.Metadata[engineKeys[name]] = id
+		}
+	}
+	return log
+}
+
+// engineKeys names an engine's own identity for the task in the metadata.
+var engineKeys = map[string]string{
+	"SLURM_JOB_ID": "slurm_id", "NOMAD_ALLOC_ID": "nomad_alloc_id",
+	"AZ_BATCH_TASK_ID": "azure_batch_task_id", "AWS_BATCH_JOB_ID": "aws_batch_job_id",
+}
+
+// pulls sums the images of a task up in one word: the most costly that
+// happened to any of them.
+func pulls(images []imagecheck.Image) string {
+	word := ""
+	for _, i := range images {
+		switch {
+		case i.Pull == imagecheck.Pulled, word == "", word == imagecheck.Present:
+			word = i.Pull
+		}
+	}
+	return word
+}
+
+func sum(outputs []tes.OutputFileLog) (bytes int64) {
+	for _, o := range outputs {
+		bytes += o.SizeBytes
+	}
+	return bytes
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
+}
+
+// encodeTask is the final document's text.
+func encodeTask(t *tes.Task) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(t); err != nil {
+		return nil, fmt.Errorf("cannot encode the result: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// replaceFile writes a whole file or leaves the old one. A file that is no
+// regular one (a pipe, /dev/stderr) is written as it is.
+func replaceFile(name string, data []byte) error {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		return os.WriteFile(name, data, 0o644)
+	}
+	return renameio.WriteFile(name, data, 0o644)
+}

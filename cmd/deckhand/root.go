@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/deckhand/deckhand/config"
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/redact"
+)
+
+// app is one invocation: what every command has.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	conf           *config.Loaded
+	log            *slog.Logger
+	screen         *screen
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "deckhand",
+		Short: "Run one GA4GH TES task on this node, journaled, and leave the node clean",
+		Long: `Deckhand runs one GA4GH TES task on this node: it scrubs what earlier tasks
+left, makes the image ready, downloads inputs, runs the executors in Docker and
+uploads outputs. Every step is journaled, so that a node that crashes at any
+instant resumes the task or rolls it back.`,
+		Example: `  deckhand run task.json --result result.json
+  deckhand status last
+  deckhand journal inspect last`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.configure(cmd)
+		},
+	}
+	config.AddCommonFlags(root.PersistentFlags())
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("%w; see \"%s --help\"", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newRunCommand(a), newScrubCommand(a), newRecoverCommand(a), newCancelCommand(a),
+		newStatusCommand(a), newLogsCommand(a), newJournalCommand(a), newValidateCommand(a),
+		newGraphCommand(a), newConfigCommand(a), newVersionCommand(a), newManCommand(a),
+		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp},
+	)
+	refuseSilently(root)
+	return root
+}
+
+// refuseSilently makes every command answer wrong arguments with exit code 2.
+func refuseSilently(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usage("%w; see \"%s --help\"", err, cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		refuseSilently(c)
+	}
+}
+
+// configure settles the configuration and the log before a command runs.
+func (a *app) configure(cmd *cobra.Command) error {
+	conf, err := config.Load(cmd.Flags())
+	if err != nil {
+		return &exit{exitUsage, err}
+	}
+	a.conf = conf
+	a.screen = newScreen(a.stderr, conf.Progress)
+	a.log = slog.New(newLogHandler(a.screen, conf.Log))
+	return nil
+}
+
+// newLogHandler writes log records without secrets.
+func newLogHandler(w io.Writer, conf config.Log) slog.Handler {
+	var level slog.Level
+	// The configuration allows nothing that this cannot read.
+	_ = level.UnmarshalText([]byte(conf.Level))
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, attr slog.Attr) slog.Attr {
+		switch v := attr.Value.Any().(type) {
+		case string:
+			attr.Value = slog.StringValue(redact.Text(v))
+		case error:
+			attr.Value = slog.StringValue(redact.Text(v.Error()))
+		}
+		if attr.Key == slog.TimeKey && conf.Format == "text" {
+			attr.Value = slog.StringValue(attr.Value.Time().Format("15:04:05"))
+		}
+		return attr
+	}}
+	if conf.Format == "json" {
+		return slog.NewJSONHandler(w, options)
+	}
+	return slog.NewTextHandler(w, options)
+}
+
+func (a *app) journalDir() string { return filepath.Join(a.conf.Root, "journal") }
+func (a *app) tasksDir() string   { return filepath.Join(a.conf.Root, "tasks") }
+
+// connect reaches the Docker Engine, or says that this node is unfit.
+func (a *app) connect(ctx context.Context) (*engine.Docker, error) {
+	return engine.Connect(ctx, engine.Options{
+		Host: a.conf.Docker.Host, Wait: a.conf.Engine.Wait, PullRetryFor: a.conf.Image.RetryFor, Log: a.log,
+	})
+}
+
+// writeTo writes a whole file or nothing; "-" is standard output.
+func (a *app) writeTo(name string, data []byte) error {
+	if name == "-" {
+		_, err := a.stdout.Write(data)
+		return err
+	}
+	if err := replaceFile(name, data); err != nil {
+		return fmt.Errorf("cannot write %s: %w", name, err)
+	}
+	return nil
+}
+
+// terminal says whether f is a terminal that a person looks at.
+func terminal(f any) bool {
+	file, ok := f.(*os.File)
+	return ok && isTerminal(int(file.Fd()))
+}

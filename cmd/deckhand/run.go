@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/deckhand/deckhand/config"
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// runOptions are the flags of run that are no settings.
+type runOptions struct {
+	base64 string
+	result string
+	fresh  bool
+	dryRun bool
+}
+
+func newRunCommand(a *app) *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run [TASK]",
+		Short: "Run a TES task; resume it when it was begun",
+		Long: `Run takes a TES 1.1 task document (a file, - for standard input, or an http(s)
+URL) through Scrub, ImageCheck, Download, Run and Upload. A task that an earlier
+process left unfinished is resumed; one that is Complete is not run again.
+
+` + exitCodesHelp,
+		Example: `  deckhand run task.json --result result.json
+  curl -s https://tes.example.org/task | deckhand run - --result -`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			source := ""
+			if len(args) > 0 {
+				source = args[0]
+			}
+			return a.run(cmd.Context(), source, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.base64, "task-base64", "", "the task document itself, in base64 `text`")
+	f.StringVar(&o.result, "result", "", "write the final TES task document to this `file`; - is standard output")
+	f.BoolVar(&o.fresh, "fresh", false, "roll back what is unfinished of this task and start over")
+	f.BoolVar(&o.dryRun, "dry-run", false, "check the document and print the plan; touch nothing")
+	config.AddFlags(f, "lock.wait", "workdir.keep", "outputs.missing", "run.stop_grace", "exit.policy")
+	return cmd
+}
+
+func (a *app) run(ctx context.Context, source string, o runOptions) error {
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := a.onSignals(ctx)
+	defer cancel(nil)
+	d, err := a.readDocument(ctx, source, o.base64)
+	if err != nil {
+		return err
+	}
+	for _, w := range d.warnings {
+		a.log.Warn("task document", "warning", w)
+	}
+	if o.dryRun {
+		return printPlan(a.stdout, a.conf, d)
+	}
+	head, err := a.runTask(ctx, cancel, d, o)
+	if err != nil {
+		return a.unstarted(d, o, err)
+	}
+	return a.ended(head)
+}
+
+// runTask takes the node and the task as far as they go. The head is that of
+// an attempt that has ended.
+func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *document, o runOptions) (head machine.Head, err error) {
+	if err := node.CheckRoot(a.conf.Root); err != nil {
+		if errors.Is(err, node.ErrNetworkFilesystem) {
+			err = &exit{exitUsage, err}
+		}
+		return head, err
+	}
+	docker, err := a.connect(ctx)
+	if err != nil {
+		return head, a.beforeStart(ctx, err)
+	}
+	if err := node.PrepareRoot(a.conf.Root); err != nil {
+		return head, errors.Join(err, docker.Close())
+	}
+	lock, err := a.take(ctx, d, o.fresh)
+	if err != nil {
+		return head, errors.Join(err, docker.Close())
+	}
+	if err := own(lock, d.id, d.hash); err != nil {
+		return head, errors.Join(err, lock.Unlock(), docker.Close())
+	}
+	s, err := a.open(ctx, lock, docker)
+	if err != nil {
+		return head, errors.Join(err, lock.Unlock(), docker.Close())
+	}
+	// A journal that cannot be closed has everything that it acknowledged.
+	defer func() {
+		if e := s.close(); e != nil {
+			a.log.Warn("cannot close cleanly; nothing is lost", "error", e)
+		}
+	}()
+	control, err := s.serveControl(d.id, cancel)
+	if err != nil {
+		return head, err
+	}
+	defer control.close()
+
+	head, err = s.take(ctx, d, o.fresh)
+	if err != nil {
+		return head, err
+	}
+	return head, s.report(d, o, head)
+}
+
+// beforeStart is the error of a run that was told to stop before it had begun
+// anything.
+func (a *app) beforeStart(ctx context.Context, err error) error {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, machine.ErrCancel):
+		return &exit{exitCanceled, cause}
+	case errors.Is(cause, machine.ErrInterrupt):
+		return &exit{exitRetry, cause}
+	}
+	return err
+}
+
+// take does with the task what the journal's account of it asks for.
+func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.Head, error) {
+	if err := s.rollBackOther(ctx, d.id, "rolled back for task "+d.id); err != nil {
+		return machine.Head{}, err
+	}
+	m, err := s.machine(d.id, d.task)
+	if err != nil {
+		return machine.Head{}, err
+	}
+	head, known, err := s.journal.Head(d.id)
+	if err != nil {
+		return machine.Head{}, err
+	}
+	var state atomic.Value
+	state.Store(head.State)
+	m.Entered = func(h machine.Head) {
+		state.Store(h.State)
+		s.entered(h)
+	}
+	stop := s.app.screen.follow(s.meter, func() machine.State { return state.Load().(machine.State) })
+	defer stop()
+
+	switch machine.Decide(head, known, d.hash, fresh) {
+	case machine.Refuse:
+		return head, usage("task %s is unfinished on this node with another document; run it with its own document, or use --fresh to roll it back and start over", d.id)
+	case machine.Repeat:
+		s.app.log.Info("the task is complete already; printing its recorded result", "task", d.id, "attempt", head.Attempt)
+		return head, nil
+	case machine.Resume:
+		return m.Resume(ctx, d.id, "the process before this one is gone")
+	case machine.Restart:
+		if _, err := m.RollBack(ctx, d.id, "started over"); err != nil {
+			return head, err
+		}
+	}
+	return m.Start(ctx, d.id, d.hash)
+}
+
+// entered tells people about a transition.
+func (s *session) entered(h machine.Head) {
+	attrs := []any{"task", h.Task, "state", h.State, "attempt", h.Attempt}
+	if h.Reason != "" {
+		attrs = append(attrs, "reason", h.Reason)
+	}
+	s.app.log.Info("entered", attrs...)
+}
+
+// report writes the result document of an attempt that has ended for good.
+// Nothing final can be said of an interrupted one: it runs again.
+func (s *session) report(d *document, o runOptions, head machine.Head) error {
+	if o.result == "" || head.State == machine.Interrupted {
+		return nil
+	}
+	final, err := finalTask(d.task, head, s.journal.Records(d.id))
+	if err != nil {
+		return err
+	}
+	return s.app.writeResult(o.result, final)
+}
+
+func (a *app) writeResult(name string, t *tes.Task) error {
+	text, err := encodeTask(t)
+	if err != nil {
+		return err
+	}
+	return a.writeTo(name, text)
+}
+
+// unstarted ends a run that could not bring its attempt to an end. A front end
+// that reads the result learns what kept the node from it.
+func (a *app) unstarted(d *document, o runOptions, err error) error {
+	code := exitCode(err)
+	if o.result == "" || code != exitUnfit && code != exitSystemError {
+		return err
+	}
+	now := time.Now().UTC()
+	final := *d.task
+	final.State = tes.SystemError
+	final.CreationTime = now
+	final.Logs = []tes.TaskLog{{
+		StartTime: now, EndTime: now, SystemLogs: []string{message(err)},
+		Metadata: map[string]string{"host": hostname()},
+	}}
+	if writeErr := a.writeResult(o.result, &final); writeErr != nil {
+		a.log.Error("cannot write the result", "error", writeErr)
+	}
+	return err
+}
+
+// ended turns the end of an attempt into the end of the process.
+func (a *app) ended(head machine.Head) error {
+	code := headCode(head)
+	if code == exitComplete {
+		return nil
+	}
+	cause := fmt.Errorf("task %s ended %s: %s", head.Task, head.State, head.Reason)
+	if a.conf.Exit.Policy == "engine" && code != exitRetry && code != exitUnfit {
+		a.log.Warn("the task did not complete; exit code 0 as --exit-policy=engine asks", "state", head.State, "reason", head.Reason)
+		return nil
+	}
+	return &exit{code, cause}
+}
+
+// printPlan shows what a run would do, as JSON.
+func printPlan(w io.Writer, conf *config.Loaded, d *document) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(newPlan(conf, d))
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/deckhand/deckhand/config"
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ledger"
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/steps/scrub"
+)
+
+func newScrubCommand(a *app) *cobra.Command {
+	var dryRun, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "scrub",
+		Short: "Make the node clean now: remove what earlier tasks of this root left",
+		Long: `Scrub rolls back what is unfinished and removes the containers, volumes, networks
+and task directories of this root that no running task has, and the images whose
+deletion is pending. The last image stays. What others made is never touched.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report, err := a.scrub(cmd.Context(), dryRun)
+			if err != nil {
+				return err
+			}
+			if err := printReport(a.stdout, report, asJSON, dryRun); err != nil {
+				return err
+			}
+			if len(report.Failed) > 0 {
+				return &exit{exitSystemError, fmt.Errorf("%d things could not be removed", len(report.Failed))}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print what would go, and why; touch nothing")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	config.AddFlags(cmd.Flags(), "lock.wait", "run.stop_grace")
+	return cmd
+}
+
+// hold takes the root for a command that runs no task.
+func (a *app) hold(ctx context.Context) (*session, error) {
+	if err := node.CheckRoot(a.conf.Root); err != nil {
+		return nil, err
+	}
+	docker, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := node.PrepareRoot(a.conf.Root); err != nil {
+		return nil, errors.Join(err, docker.Close())
+	}
+	lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
+	if err != nil {
+		return nil, errors.Join(err, docker.Close())
+	}
+	if err := own(lock, "", ""); err != nil {
+		return nil, errors.Join(err, lock.Unlock(), docker.Close())
+	}
+	s, err := a.open(ctx, lock, docker)
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock(), docker.Close())
+	}
+	return s, nil
+}
+
+func (a *app) scrub(ctx context.Context, dryRun bool) (report scrub.Report, err error) {
+	s, err := a.hold(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
+	if report.FreeBytesBefore, err = freeBytes(a.conf.Root); err != nil {
+		return report, err
+	}
+	if !dryRun {
+		if err := s.rollBackOther(ctx, "", "rolled back by scrub"); err != nil {
+			return report, err
+		}
+	}
+	cleaner, err := s.cleaner()
+	if err != nil {
+		return report, err
+	}
+	notes, err := machine.NodeNotes(s.journal)
+	if err != nil {
+		return report, err
+	}
+	images, err := ledger.Reconcile(ctx, s.docker, notes.Images())
+	if err != nil {
+		return report, err
+	}
+	gone, kept, err := cleaner.Find(ctx, nil, "", images)
+	if err != nil {
+		return report, err
+	}
+	report.Kept = append(report.Kept, kept...)
+	if dryRun {
+		report.Removed, report.FreeBytesAfter = append(report.Removed, gone...), report.FreeBytesBefore
+		return report, nil
+	}
+	for _, i := range gone {
+		if err := s.removeItem(ctx, cleaner, notes, i, &report); err != nil {
+			return report, err
+		}
+	}
+	report.FreeBytesAfter, err = freeBytes(a.conf.Root)
+	return report, err
+}
+
+// removeItem removes one item and accounts for it. Only the journal and a
+// silent engine are errors.
+func (s *session) removeItem(ctx context.Context, c *scrub.Cleaner, n machine.Notes, i scrub.Item, report *scrub.Report) error {
+	freed, err := c.Remove(ctx, n, i)
+	var journal *machine.JournalError
+	switch {
+	case errors.As(err, &journal), err != nil && machine.FaultOf(err) == machine.EngineFault:
+		return err
+	case errors.Is(err, engine.ErrInUse):
+		i.Why = "still in use"
+		report.Kept = append(report.Kept, i)
+		return nil
+	case err != nil:
+		i.Why = message(err)
+		report.Failed = append(report.Failed, i)
+		return nil
+	}
+	i.Bytes = freed
+	report.Removed = append(report.Removed, i)
+	if i.Kind == scrub.Image {
+		return nil // the ledger has journaled it
+	}
+	return n.Done(ctx, machine.Fact{What: scrub.WhatRemoved, Name: i.Name, Detail: i})
+}
+
+func freeBytes(root string) (uint64, error) {
+	space, err := node.SpaceAt(root)
+	return space.FreeBytes, err
+}
+
+func printReport(w io.Writer, r scrub.Report, asJSON, dryRun bool) error {
+	if asJSON {
+		return printJSON(w, r)
+	}
+	verb := "removed"
+	if dryRun {
+		verb = "would remove"
+	}
+	for _, group := range []struct {
+		word  string
+		items []scrub.Item
+	}{{verb, r.Removed}, {"kept", r.Kept}, {"cannot remove", r.Failed}} {
+		for _, i := range group.items {
+			if _, err := fmt.Fprintf(w, "%s %s %s (%s): %s\n", group.word, i.Kind, i.Name, units.BytesSize(float64(i.Bytes)), i.Why); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := fmt.Fprintf(w, "free: %s before, %s after\n", units.BytesSize(float64(r.FreeBytesBefore)), units.BytesSize(float64(r.FreeBytesAfter)))
+	return err
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}

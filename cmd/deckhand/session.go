@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/journal"
+	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/steps/download"
+	"github.com/deckhand/deckhand/steps/imagecheck"
+	"github.com/deckhand/deckhand/steps/run"
+	"github.com/deckhand/deckhand/steps/scrub"
+	"github.com/deckhand/deckhand/steps/upload"
+)
+
+// session is the exclusive hold of a root: its lock, its journal and the
+// engine. Whoever has one may write.
+type session struct {
+	app     *app
+	lock    *node.RootLock
+	journal *journal.Journal
+	docker  *engine.Docker
+	info    engine.Info
+	boot    string
+	meter   *progress.Meter
+}
+
+// open takes the journal of a root whose lock this process has.
+func (a *app) open(ctx context.Context, lock *node.RootLock, docker *engine.Docker) (*session, error) {
+	boot, err := node.BootID()
+	if err != nil {
+		return nil, machine.Faultf(machine.NodeFault, "cannot tell this boot of the node from another: %w", err)
+	}
+	info, err := docker.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j, err := a.openJournal(boot)
+	if err != nil {
+		return nil, err
+	}
+	return &session{app: a, lock: lock, journal: j, docker: docker, info: info, boot: boot, meter: new(progress.Meter)}, nil
+}
+
+// openJournal opens the journal. A damaged one is moved aside, never deleted,
+// and a new one begun: what carries the root's label is then left over.
+func (a *app) openJournal(boot string) (*journal.Journal, error) {
+	options := journal.Options{BootID: boot, Retention: journal.Retention{Keep: a.conf.History.Keep, Age: a.conf.History.Age}}
+	j, err := journal.Open(a.journalDir(), options)
+	if !errors.Is(err, journal.ErrDamaged) {
+		return j, err
+	}
+	moved, moveErr := journal.MoveAside(a.journalDir(), time.Now())
+	if moveErr != nil {
+		return nil, errors.Join(err, moveErr)
+	}
+	a.log.Error("the journal is damaged; it was moved aside and a new one begun, and what the old one had made counts as left over",
+		"error", err, "kept", moved)
+	return journal.Open(a.journalDir(), options)
+}
+
+// close ends the hold.
+func (s *session) close() error {
+	return errors.Join(s.journal.Close(), s.lock.Unlock(), s.docker.Close())
+}
+
+func (s *session) rootID() (string, error) {
+	n, err := s.journal.Node()
+	return n.RootID, err
+}
+
+// taskDir is the name of a task's directory below the tasks directory.
+func taskDir(task string) string { return tes.EncodeID(task) }
+
+// cleaner returns what scrubs this root.
+func (s *session) cleaner() (*scrub.Cleaner, error) {
+	root, err := s.rootID()
+	if err != nil {
+		return nil, err
+	}
+	return &scrub.Cleaner{Engine: s.docker, RootID: root, TasksDir: s.app.tasksDir(), Grace: s.app.conf.Run.StopGrace}, nil
+}
+
+// machine builds the state machine of a task. Without its document it can only
+// roll the task back.
+func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) {
+	cleaner, err := s.cleaner()
+	if err != nil {
+		return nil, err
+	}
+	conf := s.app.conf
+	known := doc
+	if known == nil {
+		known = &tes.Task{}
+	}
+	dir := filepath.Join(s.app.tasksDir(), taskDir(task))
+	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, known) }
+	store := storage.New(storage.Options{
+		RetryFor: conf.Transfer.RetryFor, Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
+		Bandwidth: conf.Transfer.Bandwidth, Meter: s.meter, Log: s.app.log,
+	})
+	containers := &run.Containers{
+		Task: known, Engine: s.docker, RootID: cleaner.RootID, Tree: tree, ClearEntrypoint: conf.Run.ClearEntrypoint,
+		Limits: run.Limits{CPUs: s.info.CPUs, CgroupParent: conf.Run.CgroupParent},
+	}
+	steps := []machine.Step{
+		&scrub.Step{
+			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep),
+			DiskBytes: known.Resources.DiskBytes(), Floor: conf.Disk.Floor, Log: s.app.log,
+		},
+		&imagecheck.Step{
+			Task: known, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
+			Keep: conf.Image.Keep, Meter: s.meter, Log: s.app.log,
+		},
+		&download.Step{Task: known, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log},
+		&run.Step{
+			Task: known, Engine: s.docker, Containers: containers, Tree: tree, Grace: conf.Run.StopGrace,
+			TimeLimit: conf.Run.TimeLimit, BootID: s.boot, Meter: s.meter, Log: s.app.log,
+		},
+		&upload.Step{
+			Task: known, Storage: store, Engine: s.docker, Containers: containers, Tree: tree, BootID: s.boot,
+			Missing: upload.Missing(conf.Outputs.Missing), Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log,
+		},
+	}
+	m := &machine.Machine{
+		Journal: s.journal, Steps: map[machine.State]machine.Step{}, MaxAttempts: conf.Run.MaxAttempts, Log: s.app.log,
+	}
+	for _, step := range steps {
+		m.Steps[step.State()] = step
+	}
+	return m, nil
+}
+
+// rollBackOther ends the unfinished attempt of a task other than the given one;
+// its owner is dead, because this process holds the root.
+func (s *session) rollBackOther(ctx context.Context, task, reason string) error {
+	n, err := s.journal.Node()
+	if err != nil || n.Active == nil || n.Active.Task == task {
+		return err
+	}
+	other := n.Active.Task
+	s.app.log.Warn("rolling back what another task left unfinished", "task", other, "attempt", n.Active.Attempt)
+	m, err := s.machine(other, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := m.RollBack(ctx, other, reason); err != nil {
+		return fmt.Errorf("cannot roll back task %s: %w", other, err)
+	}
+	return nil
+}

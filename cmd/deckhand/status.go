@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/journal"
+	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/steps/imagecheck"
+)
+
+// Exit codes of status, as systemctl has them.
+const (
+	statusComplete   = 0
+	statusEnded      = 1
+	statusUnfinished = 3
+	statusUnknown    = 4
+)
+
+// status is what is known of a task. Its JSON form is public.
+type status struct {
+	Task        string            `json:"task"`
+	State       machine.State     `json:"state"`
+	Attempt     int               `json:"attempt"`
+	Since       time.Time         `json:"since"`
+	Running     bool              `json:"running"`
+	Owner       *statusOwner      `json:"owner"`
+	Next        string            `json:"next"`
+	Reason      string            `json:"reason"`
+	Transfers   progress.Snapshot `json:"transfers"`
+	Image       statusImage       `json:"image"`
+	ResultState string            `json:"result_state"`
+}
+
+type statusOwner struct {
+	PID    int    `json:"pid"`
+	Host   string `json:"host"`
+	BootID string `json:"boot_id"`
+}
+
+type statusImage struct {
+	Reference string `json:"reference"`
+	ID        string `json:"id"`
+}
+
+func newStatusCommand(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status [TASK|prefix|last]",
+		Short: "Where a task stands; works while it runs",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := last
+			if len(args) > 0 {
+				name = args[0]
+			}
+			s, known, err := a.status(cmd.Context(), name)
+			if err != nil {
+				return err
+			}
+			if !known {
+				return &exit{statusUnknown, fmt.Errorf("no task %s on %s", name, a.conf.Root)}
+			}
+			if asJSON {
+				err = printJSON(a.stdout, s)
+			} else {
+				err = printStatus(a.stdout, s)
+			}
+			if err != nil {
+				return err
+			}
+			return s.exit()
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// exit is the status in the form of an exit code.
+func (s status) exit() error {
+	switch {
+	case s.State == machine.Complete:
+		return nil
+	case s.State.Final() && !s.Running:
+		return &exit{code: statusEnded}
+	default:
+		return &exit{code: statusUnfinished}
+	}
+}
+
+// view opens a copy of the journal to read; false when nothing ever ran here.
+func (a *app) view() (*journal.View, bool, error) {
+	if !exists(a.journalDir()) {
+		return nil, false, nil
+	}
+	v, err := journal.OpenView(a.journalDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	return v, err == nil, err
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+func (a *app) status(ctx context.Context, name string) (s status, known bool, err error) {
+	v, ok, err := a.view()
+	if err != nil || !ok {
+		return s, false, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	heads, err := v.Heads()
+	if err != nil {
+		return s, false, err
+	}
+	head, known, err := find(heads, name)
+	if err != nil || !known {
+		return s, false, err
+	}
+	s = status{
+		Task: head.Task, State: head.State, Attempt: head.Attempt, Since: head.Since, Reason: head.Reason,
+		Next: machine.NextInWords(head), ResultState: string(tesStates[head.State]),
+	}
+	if err := s.addImage(v, head); err != nil {
+		return s, true, err
+	}
+	owner, alive, err := a.owner()
+	if err != nil {
+		a.log.Debug("cannot tell whether the owner lives", "error", err)
+	}
+	if alive && owner.Task == head.Task {
+		s.Running = true
+		s.Owner = &statusOwner{owner.PID, owner.Host, owner.BootID}
+		s.Next = "running"
+		if s.Transfers, err = askProgress(ctx, a.conf.Root); err != nil {
+			a.log.Debug("the running process does not say how far its transfers are", "error", err)
+		}
+	}
+	return s, true, nil
+}
+
+// addImage takes the task's first image from its history.
+func (s *status) addImage(v *journal.View, head machine.Head) error {
+	for r, err := range v.Records(head.Task) {
+		if err != nil {
+			return err
+		}
+		if r.Attempt != head.Attempt || r.Kind != machine.KindDone || s.Image.ID != "" {
+			continue
+		}
+		var fact struct {
+			What string `json:"what"`
+			imagecheck.Image
+		}
+		if err := json.Unmarshal(r.Detail, &fact); err != nil {
+			return err
+		}
+		if fact.What == imagecheck.WhatImage {
+			s.Image = statusImage{fact.Reference, fact.ImageID}
+		}
+	}
+	return nil
+}
+
+func printStatus(w io.Writer, s status) error {
+	running := "not running"
+	if s.Running {
+		running = fmt.Sprintf("running (process %d on %s)", s.Owner.PID, s.Owner.Host)
+	}
+	lines := []string{
+		fmt.Sprintf("task:     %s (attempt %d)", s.Task, s.Attempt),
+		fmt.Sprintf("state:    %s since %s, %s", s.State, s.Since.Local().Format(time.DateTime), running),
+	}
+	if s.Reason != "" {
+		lines = append(lines, "reason:   "+s.Reason)
+	}
+	if s.Image.Reference != "" {
+		lines = append(lines, fmt.Sprintf("image:    %s (%s)", s.Image.Reference, shortID(s.Image.ID)))
+	}
+	if t := s.Transfers; t.FilesTotal > 0 {
+		lines = append(lines, fmt.Sprintf("transfer: %d of %d files, %s of %s",
+			t.FilesDone, t.FilesTotal, units.BytesSize(float64(t.BytesDone)), units.BytesSize(float64(t.BytesTotal))))
+	}
+	lines = append(lines, "next:     "+s.Next)
+	for _, l := range lines {
+		if _, err := fmt.Fprintln(w, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shortID is an image ID as Docker shows it.
+func shortID(id string) string {
+	const prefix, digits = len("sha256:"), 12
+	if len(id) > prefix+digits {
+		return id[prefix : prefix+digits]
+	}
+	return id
+}

@@ -1,0 +1,181 @@
+// Package worktree decides where on the node each container path of one
+// attempt lives, and reads and writes there without ever leaving the attempt's
+// own directory, whatever links a container leaves in it.
+package worktree
+
+import (
+	"path"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/deckhand/deckhand/internal/storage/glob"
+	"github.com/deckhand/deckhand/internal/tes"
+)
+
+// Mount is one directory or file of the work tree that every executor sees.
+type Mount struct {
+	Target string // absolute path in the container
+	Source string // relative to the attempt's directory
+	File   bool   // a single file, not a directory
+}
+
+// Plan is the layout of a task's work tree. It is a pure function of the
+// document, so that a process which takes the task up again finds everything
+// where the one before it put it.
+type Plan struct {
+	Mounts []Mount
+	// Captured lists output paths (patterns included) that stay in the
+	// container's own filesystem, because mounting their directory would hide
+	// what the image keeps there.
+	Captured []string
+}
+
+// systemTrees are directories whose content belongs to the image: a directory
+// in them is mounted only when the document names it as a volume or an input.
+var systemTrees = []string{
+	"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt",
+	"/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/usr", "/var",
+}
+
+// system says whether dir is or lies in such a tree, or is the root or /home
+// itself. /var/tmp is scratch space like /tmp.
+func system(dir string) bool {
+	if dir == "/" || dir == "/home" {
+		return true
+	}
+	if within(dir, "/var/tmp") {
+		return false
+	}
+	for _, tree := range systemTrees {
+		if within(dir, tree) {
+			return true
+		}
+	}
+	return false
+}
+
+// within says whether p is dir or lies below it.
+func within(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
+}
+
+// NewPlan lays a validated document out.
+//
+// Mounted are: every volume and every input directory; the directories of
+// input files, output files and of executors' stdout and stderr, unless they
+// are the image's own; output directories likewise. Of nested directories only
+// the outermost is mounted. An input file, stdout or stderr in a directory of
+// the image is mounted as a single file; an output there is captured from the
+// container when it has ended.
+func NewPlan(t *tes.Task) Plan {
+	dirs, files := map[string]bool{}, map[string]bool{}
+	var captured []string
+	file := func(p string) {
+		if dir := path.Dir(p); system(dir) {
+			files[p] = true
+		} else {
+			dirs[dir] = true
+		}
+	}
+	for _, v := range t.Volumes {
+		dirs[path.Clean(v)] = true
+	}
+	for _, in := range t.Inputs {
+		if in.Type == tes.Directory {
+			dirs[path.Clean(in.Path)] = true
+		} else {
+			file(path.Clean(in.Path))
+		}
+	}
+	for _, e := range t.Executors {
+		for _, p := range []string{e.Stdout, e.Stderr} {
+			if p != "" {
+				file(path.Clean(p))
+			}
+		}
+	}
+	for _, out := range t.Outputs {
+		dir, name := outputDir(out)
+		switch {
+		case !system(dir):
+			dirs[dir] = true
+		case !coveredBy(dirs, name) && !files[name]:
+			captured = append(captured, name)
+		}
+	}
+	// The container's root cannot be a mount point.
+	delete(dirs, "/")
+
+	var p Plan
+	for _, dir := range outermost(dirs) {
+		p.Mounts = append(p.Mounts, Mount{Target: dir, Source: "dirs/" + strconv.Itoa(len(p.Mounts))})
+	}
+	for _, f := range sorted(files) {
+		if !coveredBy(dirs, f) {
+			p.Mounts = append(p.Mounts, Mount{Target: f, Source: "files/" + strconv.Itoa(len(p.Mounts)), File: true})
+		}
+	}
+	for _, c := range captured {
+		if !coveredBy(dirs, c) {
+			p.Captured = append(p.Captured, c)
+		}
+	}
+	return p
+}
+
+// outputDir returns the directory to mount for an output, and the output's own
+// path without what its pattern leaves open.
+func outputDir(out tes.Output) (dir, name string) {
+	if out.Wildcard() {
+		dir = path.Clean(out.Path)
+		for glob.HasMeta(dir) {
+			dir = path.Dir(dir)
+		}
+		dir = glob.Unescape(dir)
+		return dir, dir
+	}
+	name = path.Clean(out.LiteralPath())
+	if out.Type == tes.Directory {
+		return name, name
+	}
+	return path.Dir(name), name
+}
+
+func coveredBy(dirs map[string]bool, p string) bool {
+	for dir := range dirs {
+		if within(p, dir) {
+			return true
+		}
+	}
+	return false
+}
+
+// outermost returns the directories that lie in no other one, sorted.
+func outermost(dirs map[string]bool) []string {
+	var out []string
+	for _, dir := range sorted(dirs) {
+		if len(out) == 0 || !nested(out, dir) {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+func nested(outer []string, dir string) bool {
+	for _, o := range outer {
+		if within(dir, o) {
+			return true
+		}
+	}
+	return false
+}
+
+func sorted(set map[string]bool) []string {
+	list := make([]string, 0, len(set))
+	for p := range set {
+		list = append(list, p)
+	}
+	sort.Strings(list)
+	return list
+}

@@ -1,0 +1,266 @@
+// Package download stages a task's inputs into its work tree.
+package download
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"path"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Storage is what staging asks of the places that inputs come from.
+type Storage interface {
+	Stat(ctx context.Context, url string) (storage.Object, error)
+	List(ctx context.Context, url string) iter.Seq2[storage.Object, error]
+	Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fetched, error)
+}
+
+// WhatInputs is the kind of fact that says which inputs are staged; its detail
+// is a batch of File.
+const WhatInputs = "inputs"
+
+// File is one staged file: whole, verified and durable.
+type File struct {
+	Path  string `json:"path"` // in the container
+	Bytes int64  `json:"bytes"`
+}
+
+// Step is the Download state.
+type Step struct {
+	Task     *tes.Task
+	Storage  Storage
+	Tree     func(attempt int) *worktree.Tree
+	Parallel int // files at a time
+	Meter    *progress.Meter
+	Log      *slog.Logger
+}
+
+var _ machine.Step = (*Step)(nil)
+
+// State implements machine.Step.
+func (s *Step) State() machine.State { return machine.Download }
+
+// Probe says whether files were staged.
+func (s *Step) Probe(_ context.Context, _ *machine.Task, n machine.Notes) (machine.Progress, error) {
+	if len(n.All(WhatInputs)) == 0 {
+		return machine.None, nil
+	}
+	return machine.Partial, nil
+}
+
+// item is one file to stage.
+type item struct {
+	path    string // in the container
+	url     string
+	content *string
+	object  storage.Object
+}
+
+// Do implements machine.Step.
+func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if len(s.Task.Inputs) == 0 {
+		return nil
+	}
+	s.Meter.Reset("inputs")
+	tree := s.Tree(t.Attempt)
+	items, err := s.expand(ctx, tree)
+	if err != nil {
+		return err
+	}
+	done, err := batch.Read[File](n, WhatInputs)
+	if err != nil {
+		return err
+	}
+	staged := map[string]File{}
+	for _, f := range done {
+		staged[f.Path] = f
+	}
+	var todo []item
+	var need int64
+	for _, i := range items {
+		s.Meter.AddTotal(1, max(0, i.object.Size))
+		if f, done := staged[i.path]; done && inPlace(tree, f) {
+			s.Meter.AddBytes(max(0, i.object.Size))
+			s.Meter.FileDone()
+			continue
+		}
+		need += max(0, i.object.Size)
+		todo = append(todo, i)
+	}
+	if err := fits(tree.Dir, need); err != nil {
+		return err
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	// The files' names follow from the document, so one intent announces them all.
+	if err := n.Intent(ctx, machine.Fact{What: WhatInputs, Name: "all", Detail: map[string]int64{"files": int64(len(todo)), "bytes": need}}); err != nil {
+		return err
+	}
+	s.Log.Info("staging inputs", "files", len(todo), "bytes", need)
+	journal := batch.NewWriter(n, WhatInputs, func(f File) int { return len(f.Path) + 32 })
+	group, inner := errgroup.WithContext(ctx)
+	group.SetLimit(s.Parallel)
+	for _, i := range todo {
+		group.Go(func() error {
+			if err := inner.Err(); err != nil {
+				return err
+			}
+			f, err := s.stage(inner, tree, i)
+			if err != nil {
+				return err
+			}
+			s.Meter.FileDone()
+			return journal.Add(ctx, f)
+		})
+	}
+	// What was staged stays staged, also when another file failed.
+	return errors.Join(group.Wait(), journal.Flush(ctx))
+}
+
+// expand lists the files of all inputs. Of two inputs with one path the last wins.
+func (s *Step) expand(ctx context.Context, tree *worktree.Tree) ([]item, error) {
+	at := map[string]int{}
+	var items []item
+	add := func(i item) {
+		if k, ok := at[i.path]; ok {
+			items[k] = i
+			return
+		}
+		at[i.path] = len(items)
+		items = append(items, i)
+	}
+	for _, in := range s.Task.Inputs {
+		p := path.Clean(in.Path)
+		switch {
+		case in.Content != nil:
+			add(item{path: p, content: in.Content, object: storage.Object{Size: int64(len(*in.Content))}})
+		case in.Type == tes.Directory:
+			objects, err := s.directory(ctx, tree, in.URL, p)
+			if err != nil {
+				return nil, fmt.Errorf("input %s: %w", p, err)
+			}
+			for _, o := range objects {
+				add(o)
+			}
+		default:
+			o, err := s.Storage.Stat(ctx, in.URL)
+			if err != nil {
+				return nil, fmt.Errorf("input %s: %w", p, err)
+			}
+			add(item{path: p, url: in.URL, object: o})
+		}
+	}
+	return items, nil
+}
+
+// directory lists the files of an input directory and makes the directory,
+// which may be empty.
+func (s *Step) directory(ctx context.Context, tree *worktree.Tree, url, p string) ([]item, error) {
+	if err := mkdir(tree, p); err != nil {
+		return nil, err
+	}
+	var items []item
+	for o, err := range s.Storage.List(ctx, url) {
+		if err != nil {
+			return nil, err
+		}
+		at := path.Join(p, o.Name)
+		if o.Mode.IsDir() {
+			// Empty ones count too.
+			if err := mkdir(tree, at); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		items = append(items, item{path: at, url: o.URL, object: o})
+	}
+	return items, nil
+}
+
+func mkdir(tree *worktree.Tree, p string) error {
+	root, err := tree.MkdirAll(p)
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "%w", err)
+	}
+	return root.Close()
+}
+
+// stage brings one file to its place, whole, verified and durable.
+func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, error) {
+	place := tree.Where(i.path)
+	dir, err := tree.MkdirAll(path.Dir(i.path))
+	name := path.Base(i.path)
+	if path.Dir(place.Name) == "." && place.Name != name {
+		// A single-file mount: its name on the node is not that in the container.
+		dir, err = place.Open()
+		name = place.Name
+	}
+	if err != nil {
+		return File{}, fmt.Errorf("input %s: %w", i.path, err)
+	}
+	defer func() { _ = dir.Close() }() // the file itself is synced
+	if i.content != nil {
+		if err := writeContent(dir, name, *i.content); err != nil {
+			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", i.path, err)
+		}
+		s.Meter.AddBytes(int64(len(*i.content)))
+		return File{i.path, int64(len(*i.content))}, nil
+	}
+	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{URL: i.url, Dir: dir, Name: name, Version: i.object.Version})
+	if err != nil {
+		return File{}, fmt.Errorf("input %s: %w", i.path, err)
+	}
+	return File{i.path, got.Bytes}, nil
+}
+
+// writeContent writes a file under its final name only when it is whole and durable.
+func writeContent(dir *os.Root, name, content string) (err error) {
+	part := "." + name + ".part"
+	f, err := dir.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if err := errors.Join(err, f.Chmod(0o666), f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, dir.Remove(part))
+	}
+	return dir.Rename(part, name)
+}
+
+func fits(dir string, need int64) error {
+	space, err := node.SpaceAt(dir)
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot tell the free space of %s: %w", dir, err)
+	}
+	if uint64(need) > space.FreeBytes {
+		return machine.Faultf(machine.NodeFault, "not enough space for the inputs: they have %s and %s are free in %s; free some or run the task elsewhere",
+			units.BytesSize(float64(need)), units.BytesSize(float64(space.FreeBytes)), dir)
+	}
+	return nil
+}
+
+// inPlace says whether a journaled file is still there: a power cut may have
+// undone its rename.
+func inPlace(tree *worktree.Tree, f File) bool {
+	_, info, err := tree.Lookup(f.Path)
+	return err == nil && info.Mode().IsRegular() && info.Size() == f.Bytes
+}
+
+// Undo has nothing to do: the inputs are in the task's directory, which goes as
+// a whole.
+func (s *Step) Undo(context.Context, *machine.Task, machine.Notes) error { return nil }

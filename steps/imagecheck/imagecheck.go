@@ -1,0 +1,338 @@
+// Package imagecheck makes the task's images present on the node, keeping the
+// last task's where they are the same and deleting them where they are not.
+package imagecheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ledger"
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Engine is what this step asks of Docker.
+type Engine interface {
+	ledger.Engine
+	RemoteDigest(ctx context.Context, ref string) (string, error)
+	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
+}
+
+// Containers makes and removes the task's containers. They are made here,
+// before the inputs come, because Docker does not delete an image that a
+// container refers to, not even for another root on the same node.
+type Containers interface {
+	Create(ctx context.Context, t *machine.Task, n machine.Notes, executor int, img engine.Image) error
+	Remove(ctx context.Context, t *machine.Task, n machine.Notes) error
+}
+
+// Policy says when a registry is asked for an image.
+type Policy string
+
+const (
+	// Auto pulls a missing image, and one whose tag has moved in the registry;
+	// it never asks about a digest that is on disk.
+	Auto    Policy = "auto"
+	Always  Policy = "always"
+	Missing Policy = "missing"
+	Never   Policy = "never"
+)
+
+// How an image came to be there: the task log's deckhand.image_pull.
+const (
+	Pulled  = "pulled"  // from the registry, for this task
+	Reused  = "reused"  // an earlier task had pulled it
+	Present = "present" // it was on the node before deckhand
+)
+
+// WhatImage is the kind of fact that says which image an executor runs.
+const WhatImage = "image"
+
+// Image is the detail of that fact.
+type Image struct {
+	Reference string `json:"reference"`
+	ImageID   string `json:"image_id"`
+	Digest    string `json:"digest"`
+	Pull      string `json:"pull"`
+}
+
+// Step is the ImageCheck state.
+type Step struct {
+	Task       *tes.Task
+	Engine     Engine
+	Containers Containers
+	Policy     Policy
+	Keep       int // how many tasks' images stay, this one's included
+	Meter      *progress.Meter
+	Log        *slog.Logger
+}
+
+var _ machine.Step = (*Step)(nil)
+
+// State implements machine.Step.
+func (s *Step) State() machine.State { return machine.ImageCheck }
+
+// Probe says how many of the task's images had been made ready.
+func (s *Step) Probe(_ context.Context, _ *machine.Task, n machine.Notes) (machine.Progress, error) {
+	switch ready := len(n.All(WhatImage)); {
+	case ready == 0:
+		return machine.None, nil
+	case ready < len(s.Task.Images()):
+		return machine.Partial, nil
+	default:
+		return machine.Done, nil
+	}
+}
+
+// want is one image of the task and what is to be done about it.
+type want struct {
+	ref   string
+	local engine.Image // ID is empty when it is not on disk
+	pull  bool
+}
+
+// Do implements machine.Step.
+func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	images, err := ledger.Reconcile(ctx, s.Engine, n.Images())
+	if err != nil {
+		return err
+	}
+	wants := make([]*want, 0, len(s.Task.Images()))
+	for _, ref := range s.Task.Images() {
+		w, err := s.decide(ctx, n, ref)
+		if err != nil {
+			return err
+		}
+		wants = append(wants, w)
+	}
+	if err := s.announce(ctx, t, n, images, wants); err != nil {
+		return err
+	}
+	if err := s.evict(ctx, n, wants); err != nil {
+		return err
+	}
+	for _, w := range wants {
+		if err := s.provide(ctx, t, n, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decide looks for one image on disk and, where the policy says so, in the registry.
+func (s *Step) decide(ctx context.Context, n machine.Notes, ref string) (*want, error) {
+	w := &want{ref: ref}
+	local, err := s.Engine.Image(ctx, ref)
+	switch {
+	case err == nil:
+		w.local = local
+	case !errors.Is(err, engine.ErrNotFound):
+		return nil, err
+	}
+	missing := w.local.ID == ""
+	switch {
+	case s.Policy == Never && missing:
+		return nil, machine.Faultf(machine.TaskFault,
+			"cannot use image %s: it is not on this node, and image.pull is \"never\"; load it first or set image.pull to \"missing\"", ref)
+	case s.Policy == Never:
+	case missing || s.Policy == Always:
+		w.pull = true
+	case s.Policy == Missing || strings.Contains(ref, "@"):
+	default:
+		moved, err := s.moved(ctx, n, ref, w.local)
+		if err != nil {
+			return nil, err
+		}
+		w.pull = moved
+	}
+	return w, nil
+}
+
+// moved asks the registry whether a tag names another image than the one on disk.
+func (s *Step) moved(ctx context.Context, n machine.Notes, ref string, local engine.Image) (bool, error) {
+	remote, err := s.Engine.RemoteDigest(ctx, ref)
+	if err != nil {
+		if ctx.Err() != nil || machine.FaultOf(err) == machine.EngineFault {
+			return false, err
+		}
+		return false, n.Warn(ctx, fmt.Sprintf("image %s: the registry does not say what the tag names now (%v); using the image on this node", ref, err))
+	}
+	return !slices.ContainsFunc(local.Digests, func(d string) bool { return strings.HasSuffix(d, "@"+remote) }), nil
+}
+
+// announce journals in one transaction, before anything is pulled or deleted,
+// what the ledger becomes: these images are the last ones from now on.
+func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, images []machine.ImageRecord, wants []*want) error {
+	now := time.Now().UTC()
+	// What others brought is of no more concern than while a task uses it.
+	images = slices.DeleteFunc(images, func(r machine.ImageRecord) bool { return !r.PulledByUs })
+	for i := range images {
+		images[i].Last = false
+	}
+	var refs []string
+	for _, w := range wants {
+		refs = append(refs, w.ref)
+		r := machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Before: w.local.ID}
+		if !w.pull {
+			r = machine.ImageRecord{
+				Reference: w.ref, ImageID: w.local.ID, Digest: ledger.RepoDigest(w.local, w.ref),
+				PulledByUs: ledger.Ours(images, w.local.ID), Phase: machine.Present,
+			}
+		}
+		r.Task, r.Since, r.Last = t.ID, now, true
+		images = ledger.With(images, r)
+	}
+	return n.Intent(ctx, machine.Fact{
+		What: "images", Name: strings.Join(refs, " "), Images: images,
+	})
+}
+
+// evict deletes the images that this task does not use, before anything is
+// pulled, so that their space is free.
+func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want) error {
+	var ids, names []string
+	for _, w := range wants {
+		names = append(names, w.ref)
+		if w.local.ID != "" {
+			ids = append(ids, w.local.ID)
+		}
+	}
+	for _, r := range ledger.Surplus(n.Images(), ids, names, s.Keep) {
+		if err := s.remove(ctx, n, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove deletes one image; one that Docker refuses to delete waits for the next scrub.
+func (s *Step) remove(ctx context.Context, n machine.Notes, r machine.ImageRecord) error {
+	freed, err := ledger.Remove(ctx, n, s.Engine, r)
+	if errors.Is(err, engine.ErrInUse) {
+		s.Log.Info("image is in use; its deletion is pending", "image", r.Reference, "id", r.ImageID)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.Log.Info("deleted the image", "image", r.Reference, "id", r.ImageID, "bytes", freed)
+	return nil
+}
+
+// provide brings one image and makes the containers that use it.
+func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w *want) error {
+	// Somebody else may delete the image between the pull and the creation.
+	const tries = 3
+	for try := 1; ; try++ {
+		img, err := s.bring(ctx, t, n, w)
+		if err != nil {
+			return err
+		}
+		err = s.create(ctx, t, n, w.ref, img)
+		if !errors.Is(err, engine.ErrNotFound) || try == tries {
+			return err
+		}
+		s.Log.Warn("the image went away before its container was made; pulling again", "image", w.ref)
+		w.local, w.pull = engine.Image{}, true
+	}
+}
+
+func (s *Step) create(ctx context.Context, t *machine.Task, n machine.Notes, ref string, img engine.Image) error {
+	for i, e := range s.Task.Executors {
+		if e.Image != ref {
+			continue
+		}
+		if err := s.Containers.Create(ctx, t, n, i, img); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bring pulls an image when that was decided, and journals what is there now.
+func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *want) (engine.Image, error) {
+	images := n.Images()
+	if !w.pull {
+		pull := Present
+		if ledger.Ours(images, w.local.ID) {
+			pull = Reused
+		}
+		s.Log.Info("image is on the node", "image", w.ref, "pull", pull)
+		return w.local, s.ready(ctx, n, w, w.local, pull, nil)
+	}
+	if err := s.pull(ctx, w.ref); err != nil {
+		return engine.Image{}, err
+	}
+	img, err := s.Engine.Image(ctx, w.ref)
+	if err != nil {
+		return engine.Image{}, err
+	}
+	r := machine.ImageRecord{
+		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), PulledByUs: true,
+		Phase: machine.Present, Task: t.ID, Since: time.Now().UTC(), Last: true,
+	}
+	if img.ID == w.local.ID {
+		r.PulledByUs = ledger.Ours(images, img.ID) // the registry had nothing newer
+	}
+	images = ledger.Without(images, machine.ImageRecord{Reference: w.ref}) // the pulling record has no ID
+	if err := s.ready(ctx, n, w, img, Pulled, ledger.With(images, r)); err != nil {
+		return engine.Image{}, err
+	}
+	return img, s.removeMoved(ctx, n, img.ID, w.ref)
+}
+
+// removeMoved deletes what the tag named before, when that was ours.
+func (s *Step) removeMoved(ctx context.Context, n machine.Notes, now, ref string) error {
+	for _, r := range n.Images() {
+		if r.Reference == ref && r.ImageID != now && r.PulledByUs {
+			if err := s.remove(ctx, n, r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Step) pull(ctx context.Context, ref string) error {
+	s.Log.Info("pulling", "image", ref)
+	s.Meter.Reset("pull " + ref)
+	var done, total int64
+	return s.Engine.Pull(ctx, ref, func(p engine.PullProgress) {
+		s.Meter.AddTotal(0, p.Total-total)
+		s.Meter.AddBytes(p.Done - done)
+		done, total = p.Done, p.Total
+	})
+}
+
+func (s *Step) ready(ctx context.Context, n machine.Notes, w *want, img engine.Image, pull string, images []machine.ImageRecord) error {
+	if old, ok := n.Get(WhatImage, w.ref); ok && images == nil && old.Kind == machine.KindDone {
+		return nil // a resumed step: how the image came was journaled the first time
+	}
+	return n.Done(ctx, machine.Fact{What: WhatImage, Name: w.ref, Images: images, Detail: Image{
+		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), Pull: pull,
+	}})
+}
+
+// Undo removes the task's containers and settles a pull that was cut off. The
+// images stay: the next task may want them.
+func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if err := s.Containers.Remove(ctx, t, n); err != nil {
+		return err
+	}
+	images := n.Images()
+	if !slices.ContainsFunc(images, func(r machine.ImageRecord) bool { return r.Phase == machine.Pulling }) {
+		return nil
+	}
+	settled, err := ledger.Reconcile(ctx, s.Engine, images)
+	if err != nil {
+		return err
+	}
+	return n.Done(ctx, machine.Fact{What: "images", Name: "settled", Images: settled})
+}

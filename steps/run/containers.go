@@ -1,0 +1,207 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// ContainerEngine is what making and removing containers asks of Docker.
+type ContainerEngine interface {
+	Create(ctx context.Context, s engine.Spec) (string, error)
+	Container(ctx context.Context, name string) (engine.Container, error)
+	Containers(ctx context.Context, labels map[string]string) ([]engine.Container, error)
+	Remove(ctx context.Context, id string) error
+	CreateVolume(ctx context.Context, name string, labels map[string]string) error
+	Volumes(ctx context.Context, labels map[string]string) ([]engine.Volume, error)
+	RemoveVolume(ctx context.Context, name string) error
+}
+
+// pidLimit bounds the processes of one container, so that a fork bomb ends in
+// its own container. Large thread pools fit.
+const pidLimit = 16384
+
+// stdinHelper is where the deckhand binary is mounted in a container whose
+// executor has a stdin: it opens the file as standard input and becomes the
+// command. Feeding the file through Docker would lose it with this process.
+const stdinHelper = "/.deckhand"
+
+// Limits are the node's own bounds on a container.
+type Limits struct {
+	CPUs         int    // of the node; no container may ask Docker for more
+	CgroupParent string // so that the engine's limits bind the container; may be empty
+}
+
+// Containers makes the containers of a task's executors, one each, under
+// names that a later process finds again.
+type Containers struct {
+	Task   *tes.Task
+	Engine ContainerEngine
+	RootID string
+	Tree   func(attempt int) *worktree.Tree
+	Limits Limits
+	// ClearEntrypoint runs commands without the image's ENTRYPOINT. TES does
+	// not say which is right; other TES servers keep it.
+	ClearEntrypoint bool
+}
+
+// Name is the name of an executor's container, deterministic so that it can be
+// journaled before the container exists.
+func (c *Containers) Name(t *machine.Task, executor int) string {
+	return fmt.Sprintf("deckhand-%s-%s-%d-%d", c.RootID, tes.EncodeID(t.ID), t.Attempt, executor)
+}
+
+func (c *Containers) labels(t *machine.Task) map[string]string {
+	return map[string]string{
+		engine.LabelRoot: c.RootID, engine.LabelTask: t.ID, engine.LabelAttempt: strconv.Itoa(t.Attempt),
+	}
+}
+
+// Create makes the container of one executor, without starting it. One that
+// exists already is kept when it is this executor's.
+func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Notes, executor int, img engine.Image) error {
+	spec, err := c.spec(t, executor, img)
+	if err != nil {
+		return err
+	}
+	fact := machine.Fact{What: "container", Name: spec.Name, Detail: map[string]any{"executor": executor, "image_id": img.ID}}
+	if note, ok := n.Get(fact.What, fact.Name); !ok || note.Kind != machine.KindIntent {
+		if err := n.Intent(ctx, fact); err != nil {
+			return err
+		}
+	}
+	for _, m := range spec.Mounts {
+		if m.Kind == engine.VolumeMount {
+			if err := c.Engine.CreateVolume(ctx, m.Source, spec.Labels); err != nil {
+				return err
+			}
+		}
+	}
+	_, err = c.Engine.Create(ctx, spec)
+	if errors.Is(err, engine.ErrExists) {
+		err = c.adopt(ctx, spec)
+	}
+	return err
+}
+
+// adopt checks that a container that has the name is the one to be made.
+func (c *Containers) adopt(ctx context.Context, spec engine.Spec) error {
+	have, err := c.Engine.Container(ctx, spec.Name)
+	if err != nil {
+		return err
+	}
+	for k, v := range spec.Labels {
+		if have.Labels[k] != v {
+			return machine.Faultf(machine.NodeFault,
+				"a container named %s exists that is not deckhand's (its label %s is %q); remove it", spec.Name, k, have.Labels[k])
+		}
+	}
+	return nil
+}
+
+func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engine.Spec, error) {
+	e := c.Task.Executors[executor]
+	tree := c.Tree(t.Attempt)
+	name := c.Name(t, executor)
+	labels := c.labels(t)
+	labels[engine.LabelExecutor] = strconv.Itoa(executor)
+	s := engine.Spec{
+		Name: name, Image: img.ID, Command: e.Command, Env: e.Env, Workdir: e.Workdir, Labels: labels,
+		CPUs: c.Task.Resources.CPUCores, MemoryBytes: c.Task.Resources.RAMBytes(), PidsLimit: pidLimit,
+		CgroupParent: c.Limits.CgroupParent, NoNewPrivileges: true,
+	}
+	if c.Limits.CPUs > 0 {
+		s.CPUs = min(s.CPUs, float64(c.Limits.CPUs))
+	}
+	var targets []string
+	for _, m := range tree.Plan.Mounts {
+		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: tree.Source(m), Target: m.Target})
+		targets = append(targets, m.Target)
+	}
+	// A volume that the image declares would be anonymous; made by us it has a
+	// name that is known beforehand, and our labels.
+	for _, target := range img.Volumes {
+		if clean := filepath.Clean(target); !slices.Contains(targets, clean) {
+			s.Mounts = append(s.Mounts, engine.Mount{
+				Kind: engine.VolumeMount, Source: fmt.Sprintf("%s-v%d", name, len(s.Mounts)), Target: clean,
+			})
+		}
+	}
+	if c.ClearEntrypoint {
+		s.Entrypoint = []string{}
+	}
+	if e.Stdin != "" {
+		helper, err := installHelper(tree)
+		if err != nil {
+			return s, err
+		}
+		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: helper, Target: stdinHelper, ReadOnly: true})
+		command := e.Command
+		if !c.ClearEntrypoint {
+			command = slices.Concat(img.Entrypoint, e.Command)
+		}
+		s.Entrypoint = []string{stdinHelper}
+		s.Command = slices.Concat([]string{StdinCommand, e.Stdin}, command)
+	}
+	return s, nil
+}
+
+// installHelper puts this binary into the work tree, where Docker can mount it
+// and any user can run it.
+func installHelper(tree *worktree.Tree) (string, error) {
+	helper := filepath.Join(tree.Dir, "deckhand")
+	if _, err := os.Stat(helper); err == nil {
+		return helper, nil
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
+	}
+	defer func() { _ = self.Close() }() // read-only
+	part, err := os.OpenFile(helper+".part", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		return "", machine.Faultf(machine.NodeFault, "cannot install the stdin helper: %w", err)
+	}
+	_, err = io.Copy(part, self)
+	if err := errors.Join(err, part.Chmod(0o755), part.Close()); err != nil {
+		return "", machine.Faultf(machine.NodeFault, "cannot install the stdin helper: %w", err)
+	}
+	return helper, os.Rename(part.Name(), helper)
+}
+
+// Remove removes the containers and volumes of this attempt. They are found by
+// their labels, so none is missed for want of a note.
+func (c *Containers) Remove(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if len(n.All("container")) == 0 {
+		return nil
+	}
+	containers, err := c.Engine.Containers(ctx, c.labels(t))
+	if err != nil {
+		return err
+	}
+	for _, x := range containers {
+		if err := c.Engine.Remove(ctx, x.ID); err != nil {
+			return fmt.Errorf("cannot remove container %s: %w", x.Name, err)
+		}
+	}
+	volumes, err := c.Engine.Volumes(ctx, c.labels(t))
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if err := c.Engine.RemoveVolume(ctx, v.Name); err != nil {
+			return fmt.Errorf("cannot remove volume %s: %w", v.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,198 @@
+package scrub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ledger"
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Engine is what scrubbing asks of Docker.
+type Engine interface {
+	ledger.Engine
+	Containers(ctx context.Context, labels map[string]string) ([]engine.Container, error)
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	Remove(ctx context.Context, id string) error
+	Volumes(ctx context.Context, labels map[string]string) ([]engine.Volume, error)
+	RemoveVolume(ctx context.Context, name string) error
+	Networks(ctx context.Context, labels map[string]string) ([]engine.Network, error)
+	RemoveNetwork(ctx context.Context, id string) error
+}
+
+// Kind is what sort of thing an item is.
+type Kind string
+
+const (
+	Container Kind = "container"
+	Volume    Kind = "volume"
+	Network   Kind = "network"
+	Directory Kind = "directory"
+	Image     Kind = "image"
+)
+
+// Item is one thing on the node that goes, stays or could not go. Its JSON
+// form is public.
+type Item struct {
+	Kind  Kind   `json:"kind"`
+	Name  string `json:"name"`
+	Bytes int64  `json:"bytes"` // freed, where that is known
+	Why   string `json:"why"`
+
+	id    string              // how Docker is asked for it
+	image machine.ImageRecord // of an Image
+}
+
+// Report is what a scrub did, or would do. Its JSON form is public.
+type Report struct {
+	Removed         []Item `json:"removed"`
+	Kept            []Item `json:"kept"`
+	Failed          []Item `json:"failed"` // Why says why it stays
+	FreeBytesBefore uint64 `json:"free_bytes_before"`
+	FreeBytesAfter  uint64 `json:"free_bytes_after"`
+}
+
+// Cleaner finds and removes what earlier tasks of this root left. It touches
+// nothing that does not carry the root's label, does not lie below TasksDir or
+// is not a pending deletion of the image ledger.
+type Cleaner struct {
+	Engine   Engine
+	RootID   string
+	TasksDir string
+	Grace    time.Duration // from SIGTERM to SIGKILL for a container that still runs
+}
+
+// Find lists what is to go and what stays, changing nothing. keep is the
+// attempt whose things stay, nil for none; dir is its directory's name.
+func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, images []machine.ImageRecord) (gone, kept []Item, err error) {
+	root := map[string]string{engine.LabelRoot: c.RootID}
+	add := func(i Item, labels map[string]string) {
+		if ours(keep, labels) {
+			i.Why = "belongs to the task that runs"
+			kept = append(kept, i)
+			return
+		}
+		i.Why = "left by " + owner(labels)
+		gone = append(gone, i)
+	}
+	containers, err := c.Engine.Containers(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, x := range containers {
+		add(Item{Kind: Container, Name: x.Name, id: x.ID}, x.Labels)
+	}
+	volumes, err := c.Engine.Volumes(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, x := range volumes {
+		add(Item{Kind: Volume, Name: x.Name, Bytes: x.Bytes, id: x.Name}, x.Labels)
+	}
+	networks, err := c.Engine.Networks(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, x := range networks {
+		add(Item{Kind: Network, Name: x.Name, id: x.ID}, x.Labels)
+	}
+	entries, err := os.ReadDir(c.TasksDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, fmt.Errorf("cannot list the task directories: %w", err)
+	}
+	for _, e := range entries {
+		i := Item{Kind: Directory, Name: filepath.Join(c.TasksDir, e.Name()), id: e.Name()}
+		if keep != nil && e.Name() == dir {
+			i.Why = "belongs to the task that runs"
+			kept = append(kept, i)
+			continue
+		}
+		i.Why = "the directory of an earlier task"
+		gone = append(gone, i)
+	}
+	if keep != nil {
+		older, err := c.olderAttempts(dir, keep.Attempt)
+		if err != nil {
+			return nil, nil, err
+		}
+		gone = append(gone, older...)
+	}
+	for _, r := range images {
+		i := Item{Kind: Image, Name: r.Reference, image: r}
+		if r.Phase == machine.Removing {
+			i.Why = "its deletion was pending"
+			gone = append(gone, i)
+			continue
+		}
+		i.Why = "used by task " + r.Task
+		if r.Last {
+			i.Why = "the last image used"
+		}
+		kept = append(kept, i)
+	}
+	return gone, kept, nil
+}
+
+// olderAttempts lists the work trees of the task's own earlier attempts.
+func (c *Cleaner) olderAttempts(dir string, attempt int) ([]Item, error) {
+	entries, err := os.ReadDir(filepath.Join(c.TasksDir, dir))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("cannot list the attempts of a task: %w", err)
+	}
+	var older []Item
+	for _, e := range entries {
+		if e.Name() != strconv.Itoa(attempt) {
+			name := filepath.Join(dir, e.Name())
+			older = append(older, Item{
+				Kind: Directory, Name: filepath.Join(c.TasksDir, name), id: name, Why: "an earlier attempt at this task",
+			})
+		}
+	}
+	return older, nil
+}
+
+// Remove removes one item that Find listed and returns the bytes it freed. An
+// error says why it stays.
+func (c *Cleaner) Remove(ctx context.Context, n machine.Notes, i Item) (int64, error) {
+	switch i.Kind {
+	case Container:
+		if err := c.Engine.Stop(ctx, i.id, c.Grace); err != nil {
+			return 0, err
+		}
+		return 0, c.Engine.Remove(ctx, i.id)
+	case Volume:
+		return i.Bytes, c.Engine.RemoveVolume(ctx, i.id)
+	case Network:
+		return 0, c.Engine.RemoveNetwork(ctx, i.id)
+	case Directory:
+		return removeDir(ctx, filepath.Join(c.TasksDir, filepath.Dir(i.id)), filepath.Base(i.id))
+	default:
+		return ledger.Remove(ctx, n, c.Engine, i.image)
+	}
+}
+
+// removeDir removes one directory below base; what cannot go is an error that names it.
+func removeDir(ctx context.Context, base, name string) (int64, error) {
+	removed, err := node.RemoveTree(ctx, base, name)
+	if err == nil && len(removed.Kept) > 0 {
+		first := removed.Kept[0]
+		err = machine.Faultf(machine.NodeFault, "cannot remove %d of what is in %s, such as %s: %s",
+			len(removed.Kept), filepath.Join(base, name), first.Path, first.Why)
+	}
+	return removed.Bytes, err
+}
+
+func ours(keep *machine.TaskRef, labels map[string]string) bool {
+	return keep != nil && labels[engine.LabelTask] == keep.Task && labels[engine.LabelAttempt] == strconv.Itoa(keep.Attempt)
+}
+
+func owner(labels map[string]string) string {
+	return fmt.Sprintf("task %s, attempt %s", labels[engine.LabelTask], labels[engine.LabelAttempt])
+}

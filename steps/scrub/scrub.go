@@ -1,0 +1,138 @@
+// Package scrub makes the node clean before a task's first byte is fetched: it
+// removes what earlier tasks of this root left, and makes sure that there is
+// room for this one.
+package scrub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/docker/go-units"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// WhatRemoved is the kind of fact that says what was removed; its detail is an Item.
+const WhatRemoved = "removed"
+
+// Keep says when a task's directory stays after its end.
+type Keep string
+
+const (
+	KeepNever     Keep = "never"
+	KeepOnFailure Keep = "on-failure"
+	KeepAlways    Keep = "always"
+)
+
+// Step is the Scrub state. It also owns the task's directory: it makes it, and
+// its Undo removes it.
+type Step struct {
+	Cleaner *Cleaner
+	// Dir is the name of the task's directory below Cleaner.TasksDir.
+	Dir string
+	// Tree is the attempt's work tree; nil when the step only rolls back.
+	Tree func(attempt int) *worktree.Tree
+	Keep Keep
+	// DiskBytes is what the task asks for, zero for nothing; Floor is what must
+	// stay free besides.
+	DiskBytes, Floor int64
+	Log              *slog.Logger
+}
+
+var _ machine.Step = (*Step)(nil)
+
+// State implements machine.Step.
+func (s *Step) State() machine.State { return machine.Scrub }
+
+// Probe implements machine.Step. Scrubbing is always done again: it is cheap
+// when nothing is left.
+func (s *Step) Probe(context.Context, *machine.Task, machine.Notes) (machine.Progress, error) {
+	return machine.None, nil
+}
+
+// Do implements machine.Step.
+func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	keep := &machine.TaskRef{Task: t.ID, Attempt: t.Attempt}
+	gone, _, err := s.Cleaner.Find(ctx, keep, s.Dir, n.Images())
+	if err != nil {
+		return err
+	}
+	for _, i := range gone {
+		if err := s.remove(ctx, n, i); err != nil {
+			return err
+		}
+	}
+	tree := s.Tree(t.Attempt)
+	if err := n.Intent(ctx, machine.Fact{What: "directory", Name: s.Dir}); err != nil {
+		return err
+	}
+	if err := tree.Prepare(); err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot make the task's directory: %w; free space or mend the permissions of %s", err, s.Cleaner.TasksDir)
+	}
+	return s.room(tree.Dir)
+}
+
+// remove removes one item. Only a silent engine and the journal are errors:
+// anything else stays, with a warning, and the room is checked afterwards.
+func (s *Step) remove(ctx context.Context, n machine.Notes, i Item) error {
+	freed, err := s.Cleaner.Remove(ctx, n, i)
+	var journal *machine.JournalError
+	switch {
+	case errors.As(err, &journal), machine.FaultOf(err) == machine.EngineFault, ctx.Err() != nil:
+		return errors.Join(err, ctx.Err())
+	case errors.Is(err, engine.ErrInUse):
+		s.Log.Info("still in use; the next scrub tries again", "kind", i.Kind, "name", i.Name)
+		return nil
+	case err != nil:
+		s.Log.Warn("cannot remove what an earlier task left", "kind", i.Kind, "name", i.Name, "error", err)
+		return n.Warn(ctx, fmt.Sprintf("scrub: cannot remove %s %s: %v", i.Kind, i.Name, err))
+	}
+	i.Bytes = freed
+	s.Log.Info("removed", "kind", i.Kind, "name", i.Name, "bytes", freed, "why", i.Why)
+	if i.Kind == Image {
+		return nil // the ledger has journaled it
+	}
+	return n.Done(ctx, machine.Fact{What: WhatRemoved, Name: i.Name, Detail: i})
+}
+
+// room checks that the filesystem can take what the task asks for.
+func (s *Step) room(dir string) error {
+	space, err := node.SpaceAt(dir)
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot tell the free space of %s: %w", dir, err)
+	}
+	need := uint64(max(0, s.DiskBytes) + max(0, s.Floor))
+	if space.FreeBytes < need {
+		return machine.Faultf(machine.NodeFault,
+			"not enough space in %s: the task needs %s (resources.disk_gb) and %s must stay free (disk.floor), but only %s are free; free some or run the task elsewhere",
+			s.Cleaner.TasksDir, size(s.DiskBytes), size(s.Floor), size(int64(space.FreeBytes)))
+	}
+	// A tree without a file cannot be made.
+	if space.FreeInodes < 16 {
+		return machine.Faultf(machine.NodeFault, "no free inodes in %s; remove files or run the task elsewhere", s.Cleaner.TasksDir)
+	}
+	return nil
+}
+
+func size(b int64) string { return units.BytesSize(float64(b)) }
+
+// Undo removes the task's directory, unless it is to be kept.
+func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	failed := t.Outcome != machine.Complete
+	if s.Keep == KeepAlways || s.Keep == KeepOnFailure && failed && t.Outcome != machine.Interrupted {
+		s.Log.Info("keeping the work directory until the next task", "dir", filepath.Join(s.Cleaner.TasksDir, s.Dir))
+		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(s.Cleaner.TasksDir, s.Dir)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	_, err := removeDir(ctx, s.Cleaner.TasksDir, s.Dir)
+	return err
+}

@@ -1,0 +1,224 @@
+// Package upload publishes a task's outputs.
+package upload
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Storage is what publishing asks of the places that outputs go to.
+type Storage interface {
+	Put(ctx context.Context, r storage.PutRequest) error
+	// Abort removes what an unfinished Put left there. It never touches a
+	// published file.
+	Abort(ctx context.Context, url, tag string) error
+	Join(url, name string) string
+}
+
+// Engine reads from containers that have ended.
+type Engine interface {
+	CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error)
+}
+
+// Containers names the containers of the executors.
+type Containers interface {
+	Name(t *machine.Task, executor int) string
+}
+
+// Missing says what an output is that the task did not make.
+type Missing string
+
+const (
+	MissingWarn  Missing = "warn"
+	MissingError Missing = "error"
+)
+
+// WhatOutputs is the kind of fact that says which outputs are published; its
+// detail is a batch of tes.OutputFileLog. Its intent is written when all of them are durable on the
+// node, so that a power cut cannot make a later upload publish less.
+const WhatOutputs = "outputs"
+
+// Step is the Upload state.
+type Step struct {
+	Task       *tes.Task
+	Storage    Storage
+	Engine     Engine
+	Containers Containers
+	Tree       func(attempt int) *worktree.Tree
+	BootID     string
+	Missing    Missing
+	Parallel   int // files at a time
+	Meter      *progress.Meter
+	Log        *slog.Logger
+}
+
+var _ machine.Step = (*Step)(nil)
+
+// State implements machine.Step.
+func (s *Step) State() machine.State { return machine.Upload }
+
+// Probe implements machine.Step. When the node went down before the outputs
+// were made durable, they are lost with it.
+func (s *Step) Probe(_ context.Context, t *machine.Task, n machine.Notes) (machine.Progress, error) {
+	if len(s.Task.Outputs) == 0 {
+		return machine.None, nil
+	}
+	if len(n.All(WhatOutputs)) > 0 {
+		return machine.Partial, nil
+	}
+	if t.Boot != "" && t.Boot != s.BootID {
+		return machine.None, fmt.Errorf("the node was restarted before the outputs were safely on its disk: %w", machine.ErrLost)
+	}
+	return machine.None, nil
+}
+
+// Do implements machine.Step. After an executor's failure it publishes what
+// exists, and a failure of its own does not hide the executor's.
+func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if len(s.Task.Outputs) == 0 {
+		return nil
+	}
+	s.Meter.Reset("outputs")
+	err := s.publish(ctx, t, n)
+	var journal *machine.JournalError
+	if err == nil || !t.Failed || errors.As(err, &journal) || ctx.Err() != nil {
+		return err
+	}
+	return n.Warn(ctx, "not all outputs were uploaded: "+err.Error())
+}
+
+func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	tree := s.Tree(t.Attempt)
+	files, err := s.collect(ctx, t, n, tree)
+	if err != nil {
+		return err
+	}
+	done, err := batch.Read[tes.OutputFileLog](n, WhatOutputs)
+	if err != nil {
+		return err
+	}
+	published := map[tes.OutputFileLog]bool{}
+	for _, f := range done {
+		published[f] = true
+	}
+	var todo []File
+	for _, f := range files {
+		s.Meter.AddTotal(1, f.Size)
+		if published[f.log()] {
+			s.Meter.AddBytes(f.Size)
+			s.Meter.FileDone()
+			continue
+		}
+		todo = append(todo, f)
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	if err := s.secure(ctx, n, tree, todo); err != nil {
+		return err
+	}
+	s.Log.Info("uploading outputs", "files", len(todo))
+	b := batch.NewWriter(n, WhatOutputs, func(f tes.OutputFileLog) int { return len(f.Path) + len(f.URL) + 64 })
+	group, inner := errgroup.WithContext(ctx)
+	group.SetLimit(s.Parallel)
+	for _, f := range todo {
+		group.Go(func() error {
+			if err := inner.Err(); err != nil {
+				return err
+			}
+			if err := s.send(inner, t, tree, f); err != nil {
+				return fmt.Errorf("output %s: %w", f.Path, err)
+			}
+			s.Meter.FileDone()
+			return b.Add(ctx, f.log())
+		})
+	}
+	return errors.Join(group.Wait(), b.Flush(ctx))
+}
+
+// secure makes the outputs durable on the node and then announces them.
+func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree, files []File) error {
+	if note, ok := n.Get(WhatOutputs, "all"); ok && note.Kind == machine.KindIntent {
+		return nil
+	}
+	targets := make([]string, 0, len(files))
+	for _, f := range files {
+		if err := sync1(tree, f.Path); err != nil {
+			return machine.Faultf(machine.NodeFault, "cannot make output %s durable: %w", f.Path, err)
+		}
+		targets = append(targets, redact.URL(f.URL))
+	}
+	for start := 0; start < len(targets); start += announced {
+		end := min(start+announced, len(targets))
+		name := "all"
+		if start > 0 {
+			name = fmt.Sprintf("all from %d", start)
+		}
+		if err := n.Intent(ctx, machine.Fact{What: WhatOutputs, Name: name, Detail: map[string]any{"urls": targets[start:end]}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// announced is how many outputs one intent names; a record must fit into one
+// transaction.
+const announced = 256
+
+func sync1(tree *worktree.Tree, p string) error {
+	f, _, err := tree.OpenFile(p)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func (s *Step) send(ctx context.Context, t *machine.Task, tree *worktree.Tree, f File) error {
+	file, info, err := tree.OpenFile(f.Path)
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot read it: %w", err)
+	}
+	defer func() { _ = file.Close() }() // read-only
+	return s.Storage.Put(ctx, storage.PutRequest{URL: f.URL, File: file, Size: info.Size(), Tag: tag(t)})
+}
+
+// tag marks what an attempt leaves at a destination before it is whole.
+func tag(t *machine.Task) string { return fmt.Sprintf("%s.%d", tes.EncodeID(t.ID), t.Attempt) }
+
+// Undo removes what an unfinished upload left at its destination. Published
+// files stay: the task may already run on another node.
+func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if t.Outcome == machine.Complete {
+		return nil // every upload has ended
+	}
+	var failed error
+	for _, note := range n.All(WhatOutputs) {
+		if note.Kind != machine.KindIntent {
+			continue
+		}
+		var d struct {
+			URLs []string `json:"urls"`
+		}
+		if err := json.Unmarshal(note.Detail, &d); err != nil {
+			return fmt.Errorf("the journaled outputs cannot be read: %w", err)
+		}
+		for _, url := range d.URLs {
+			failed = errors.Join(failed, s.Storage.Abort(ctx, url, tag(t)))
+		}
+	}
+	return failed
+}
