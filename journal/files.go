@@ -124,7 +124,7 @@ func removeOtherGenerations(dir string, c current) error {
 		return err
 	}
 	for _, f := range files {
-		if !f.IsDir() || !generationPattern.MatchString(f.Name()) || f.Name() == generationName(c.Generation) {
+		if !f.IsDir() || !generationPattern.MatchString(f.Name()) || c.names(f.Name()) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(dir, f.Name())); err != nil {

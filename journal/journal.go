@@ -71,7 +71,7 @@ type Journal struct {
 	tip     tip
 	current current
 	witness *witness
-	log     *logSpace
+	log     *logFile
 }
 
 // Open opens the journal in the directory dir and creates it when it is not
@@ -123,7 +123,7 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	tx := j.db.NewTransaction(true)
 	defer tx.Discard()
 
-	before, _, err := getHead(tx, e.Record.Task)
+	before, _, err := j.head(tx, e.Record.Task)
 	if err != nil {
 		return machine.Head{}, err
 	}
@@ -162,14 +162,11 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	if err := tx.Commit(); err != nil {
 		return machine.Head{}, err
 	}
+	if err := j.log.commit(); err != nil {
+		return machine.Head{}, err
+	}
 	j.tip = next
-	if err := j.witness.acknowledge(next); err != nil {
-		return machine.Head{}, err
-	}
-	if err := j.log.written(); err != nil {
-		return machine.Head{}, err
-	}
-	return head, nil
+	return head, j.witness.acknowledge(next)
 }
 
 // Close makes the journal's files tidy and releases it. With little space left

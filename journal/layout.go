@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/deckhand/deckhand/machine"
@@ -51,6 +53,14 @@ func parseRecordKey(key []byte) (task string, seq uint64, ok bool) {
 	return string(key[len(recordPrefix):n]), binary.BigEndian.Uint64(key[n+1:]), true
 }
 
+// taskOf returns the task that a key of the generation belongs to.
+func taskOf(key []byte) (string, bool) {
+	if task, _, ok := parseRecordKey(key); ok {
+		return task, true
+	}
+	return strings.CutPrefix(string(key), headPrefix)
+}
+
 // storedHead is a head as stored.
 type storedHead struct {
 	machine.Head
@@ -81,6 +91,36 @@ type current struct {
 	Schema int `json:"schema"`
 	// Generation is the number of the directory that holds the database.
 	Generation uint64 `json:"generation"`
+	// History is nil until finished tasks have been put away.
+	History *historyRef `json:"history,omitempty"`
+}
+
+// historyRef names the directory of the history, whose list of tables never
+// changes.
+type historyRef struct {
+	Generation uint64      `json:"generation"`
+	Manifest   fingerprint `json:"manifest"`
+}
+
+// names says whether a directory is part of the journal.
+func (c current) names(dir string) bool {
+	return dir == generationName(c.Generation) || c.History != nil && dir == generationName(c.History.Generation)
+}
+
+// free is a number that no directory of the journal has.
+func (c current) free() uint64 {
+	if c.History != nil && c.History.Generation > c.Generation {
+		return c.History.Generation + 1
+	}
+	return c.Generation + 1
+}
+
+// past returns the history, nil when there is none.
+func (c current) past(dir string) *history {
+	if c.History == nil {
+		return nil
+	}
+	return &history{path: filepath.Join(dir, generationName(c.History.Generation)), mark: c.History.Manifest}
 }
 
 func generationName(n uint64) string { return fmt.Sprintf("%06d", n) }

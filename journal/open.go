@@ -32,6 +32,9 @@ func open(dir string, o Options) (_ *Journal, err error) {
 	if o.Retention == (Retention{}) {
 		o.Retention = DefaultRetention
 	}
+	if o.Retention.Bytes == 0 {
+		o.Retention.Bytes = DefaultRetention.Bytes
+	}
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
@@ -76,7 +79,7 @@ func open(dir string, o Options) (_ *Journal, err error) {
 		return nil, err
 	}
 	if len(j.db.Tables()) >= maxTables {
-		if err := j.compact(o.Retention); err != nil {
+		if err := j.compact(); err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +130,7 @@ func create(dir string) (current, error) {
 	if err := removeOtherGenerations(dir, current{}); err != nil {
 		return current{}, err
 	}
-	err = writeGeneration(dir, c.Generation, func(w *badger.WriteBatch) error {
+	err = writeDatabase(dir, c.Generation, func(w *badger.WriteBatch) error {
 		var b batch
 		b.setJSON(nodeKey, machine.Node{RootID: rootID, Images: []machine.ImageRecord{}})
 		b.set(tipKey, tip{}.encode())
@@ -187,14 +190,21 @@ func writeRootID(dir, id string) error {
 // append needs.
 func (j *Journal) openGeneration() error {
 	path := j.generation()
-	if err := j.checkManifest(path); err != nil {
+	// A generation that is newer than the testimony comes from a compaction
+	// that was interrupted at its very end.
+	if said := j.witness.said; said.Generation == j.current.Generation {
+		if err := checkManifest(path, said.Manifest); err != nil {
+			return err
+		}
+	}
+	if err := checkTables(path, everyBlock); err != nil {
 		return err
 	}
 	db, err := openDatabase(databaseOptions(path))
 	if err != nil {
 		return err
 	}
-	j.db = db
+	j.db, j.past = db, j.current.past(j.dir)
 	return db.View(func(tx *badger.Txn) error {
 		node, err := j.Node()
 		if err != nil {
@@ -212,20 +222,16 @@ func (j *Journal) generation() string {
 	return filepath.Join(j.dir, generationName(j.current.Generation))
 }
 
-// checkManifest compares badger's list of tables with what the witness saw of
-// it: badger takes a shorter list as it is and deletes the tables that are not
+// checkManifest compares the beginning of badger's list of tables with what it
+// was: badger takes a shorter list as it is and deletes the tables that are not
 // on it.
-func (j *Journal) checkManifest(path string) error {
-	said := j.witness.said
-	if said.Generation != j.current.Generation {
-		return nil // the generation is newer than the testimony
-	}
-	found, err := fingerprintOf(filepath.Join(path, badger.ManifestFilename), said.Manifest.Size)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, os.ErrNotExist) {
+func checkManifest(path string, was fingerprint) error {
+	is, err := fingerprintOf(filepath.Join(path, badger.ManifestFilename), was.Size)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if found != said.Manifest {
-		return fmt.Errorf("%w: its list of tables (%s) was altered", ErrDamaged, badger.ManifestFilename)
+	if is != was {
+		return fmt.Errorf("%w: the list of tables %s was altered", ErrDamaged, filepath.Join(filepath.Base(path), badger.ManifestFilename))
 	}
 	return nil
 }
@@ -255,7 +261,7 @@ func fingerprintOf(name string, size int64) (fingerprint, error) {
 
 // begin makes an opened generation ready to be written to.
 func (j *Journal) begin() error {
-	j.log = &logSpace{dir: j.generation()}
+	j.log = &logFile{dir: j.generation()}
 	if err := j.log.prepare(); err != nil {
 		return err
 	}
@@ -271,26 +277,32 @@ func (j *Journal) testify(clean bool) error {
 	return j.witness.record(testimony{Tip: j.tip, Clean: clean, Generation: j.current.Generation, Manifest: manifest})
 }
 
-// shut closes what open opened, in the right order.
+// shut closes what open opened. With little space left the database stays as a
+// kill would leave it.
 func (j *Journal) shut() error {
 	free, err := freeBytes(j.dir)
-	if err == nil && free >= ample {
-		if err = closeDatabase(j.db); err == nil && j.failed == nil {
+	if err == nil && free >= ample && j.failed == nil {
+		if err = j.closeGeneration(); err == nil {
 			err = j.testify(true)
 		}
 	}
-	j.db = nil
 	return errors.Join(err, j.release())
 }
 
-// release gives up the witness and the lock. A database that is still open is
-// left as a kill would leave it.
-func (j *Journal) release() error {
-	var err error
-	if j.witness != nil {
-		err = j.witness.close()
+// closeGeneration closes the databases.
+func (j *Journal) closeGeneration() error {
+	err := errors.Join(j.log.close(), j.past.close())
+	j.log, j.past = nil, nil
+	if j.db != nil {
+		err = errors.Join(err, closeDatabase(j.db))
 	}
-	return errors.Join(err, j.lock.Close())
+	j.db = nil
+	return err
+}
+
+// release gives up everything but the generation's database.
+func (j *Journal) release() error {
+	return errors.Join(j.log.close(), j.past.close(), j.witness.close(), j.lock.Close())
 }
 
 // closeDatabase is badger's Close with a deadline.

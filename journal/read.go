@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 
 	"github.com/dgraph-io/badger/v4"
@@ -13,47 +14,77 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// reader has the reading half of a journal.
+// reader has the reading half of a journal: the database of the generation and
+// behind it the history. A task that began anew after it had gone into the
+// history has its older records there and its newer ones in the generation.
 type reader struct {
-	db *badger.DB
+	db   *badger.DB
+	past *history // nil when there is none
 }
 
 // Head returns the newest head of a task; false when the task is unknown.
 func (r *reader) Head(task string) (machine.Head, bool, error) {
-	var head storedHead
-	var found bool
-	err := r.db.View(func(tx *badger.Txn) (err error) {
-		head, found, err = getHead(tx, task)
-		return err
-	})
+	tx := r.db.NewTransaction(false)
+	defer tx.Discard()
+	head, found, err := r.head(tx, task)
 	if err != nil {
 		return machine.Head{}, false, readError("the head of task "+task, err)
 	}
 	return head.Head, found, nil
 }
 
+func (r *reader) head(tx *badger.Txn, task string) (storedHead, bool, error) {
+	item, err := tx.Get(headKey(task))
+	if err == nil {
+		h, err := decode[storedHead](item)
+		return h, err == nil, err
+	}
+	if !errors.Is(err, badger.ErrKeyNotFound) {
+		return storedHead{}, false, err
+	}
+	raw, err := r.past.pack(task)
+	if err != nil || raw == nil {
+		return storedHead{}, false, err
+	}
+	h, err := decodePackHead(raw)
+	return h, err == nil, err
+}
+
 // Heads returns the newest head of every task, the one with the newest record first.
 func (r *reader) Heads() ([]machine.Head, error) {
-	var stored []storedHead
-	err := r.db.View(func(tx *badger.Txn) error {
-		for item := range items(tx, []byte(headPrefix)) {
-			h, err := decode[storedHead](item)
-			if err != nil {
-				return err
-			}
-			stored = append(stored, h)
-		}
-		return nil
-	})
+	newest := map[string]storedHead{}
+	err := r.heads(newest)
 	if err != nil {
 		return nil, readError("the heads", err)
 	}
-	slices.SortFunc(stored, func(a, b storedHead) int { return cmp.Compare(b.Number, a.Number) })
-	heads := make([]machine.Head, len(stored))
-	for i, h := range stored {
-		heads[i] = h.Head
+	heads := make([]machine.Head, 0, len(newest))
+	for _, h := range slices.SortedFunc(maps.Values(newest), func(a, b storedHead) int { return cmp.Compare(b.Number, a.Number) }) {
+		heads = append(heads, h.Head)
 	}
 	return heads, nil
+}
+
+func (r *reader) heads(newest map[string]storedHead) error {
+	for s, err := range r.past.all() {
+		if err != nil {
+			return err
+		}
+		h, err := decodePackHead(s.pack)
+		if err != nil {
+			return err
+		}
+		newest[h.Task] = h
+	}
+	tx := r.db.NewTransaction(false)
+	defer tx.Discard()
+	for item := range items(tx, []byte(headPrefix)) {
+		h, err := decode[storedHead](item)
+		if err != nil {
+			return err
+		}
+		newest[h.Task] = h
+	}
+	return nil
 }
 
 // Node returns the node record.
@@ -79,8 +110,13 @@ func (r *reader) Records(task string) iter.Seq2[machine.Record, error] {
 	return func(yield func(machine.Record, error) bool) {
 		tx := r.db.NewTransaction(false)
 		defer tx.Discard()
-		for item := range items(tx, recordsPrefix(task)) {
-			rec, err := decode[machine.Record](item)
+		for s, err := range r.records(tx, task) {
+			var rec machine.Record
+			if err == nil {
+				if err = json.Unmarshal(s.raw, &rec); err != nil {
+					err = fmt.Errorf("%w: record %d: %w", ErrDamaged, s.seq, err)
+				}
+			}
 			if err != nil {
 				yield(machine.Record{}, readError("the records of task "+task, err))
 				return
@@ -92,20 +128,45 @@ func (r *reader) Records(task string) iter.Seq2[machine.Record, error] {
 	}
 }
 
-func readError(what string, err error) error {
-	return machine.Faultf(machine.NodeFault, "cannot read %s from the journal: %w", what, err)
+// storedRecord is a record as stored.
+type storedRecord struct {
+	seq uint64
+	raw []byte
 }
 
-func getHead(tx *badger.Txn, task string) (storedHead, bool, error) {
-	item, err := tx.Get(headKey(task))
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return storedHead{}, false, nil
+// records yields the stored records of a task, oldest first.
+func (r *reader) records(tx *badger.Txn, task string) iter.Seq2[storedRecord, error] {
+	return func(yield func(storedRecord, error) bool) {
+		raw, err := r.past.pack(task)
+		if err == nil && raw != nil {
+			var p pack
+			p, err = decodePack(raw)
+			for i, raw := range p.records {
+				if !yield(storedRecord{uint64(i) + 1, raw}, nil) {
+					return
+				}
+			}
+		}
+		if err != nil {
+			yield(storedRecord{}, err)
+			return
+		}
+		for item := range items(tx, recordsPrefix(task)) {
+			_, seq, ok := parseRecordKey(item.Key())
+			if !ok {
+				err = fmt.Errorf("%w: no record has the key %q", ErrDamaged, item.Key())
+			} else {
+				raw, err = item.ValueCopy(nil)
+			}
+			if !yield(storedRecord{seq, raw}, err) || err != nil {
+				return
+			}
+		}
 	}
-	if err != nil {
-		return storedHead{}, false, err
-	}
-	h, err := decode[storedHead](item)
-	return h, err == nil, err
+}
+
+func readError(what string, err error) error {
+	return machine.Faultf(machine.NodeFault, "cannot read %s from the journal: %w", what, err)
 }
 
 func getTip(tx *badger.Txn) (tip, error) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,11 +73,8 @@ func freeBytes(dir string) (int64, error) {
 }
 
 // allocate gives a file blocks for its first size bytes and leaves its length.
-func allocate(name string, size int64) error {
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
+func allocate(f *os.File, size int64) error {
+	var err error
 	for {
 		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 		if !errors.Is(err, unix.EINTR) {
@@ -86,9 +82,9 @@ func allocate(name string, size int64) error {
 		}
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		err = fmt.Errorf("%w: %s: %w", ErrNoSpace, filepath.Base(name), err)
+		err = fmt.Errorf("%w: %s: %w", ErrNoSpace, filepath.Base(f.Name()), err)
 	}
-	return errors.Join(err, f.Close())
+	return err
 }
 
 // makeRoom gives up the ballast when opening needs it, and fails with
@@ -123,76 +119,8 @@ func fillBallast(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
+	if err = allocate(f, ballastSize); errors.Is(err, ErrNoSpace) {
+		err = nil
 	}
-	if err := allocate(name, ballastSize); err != nil && !errors.Is(err, ErrNoSpace) {
-		return err
-	}
-	return nil
-}
-
-// logSpace sees to it that badger never touches a page of its log that has no
-// block, and never rotates the log without room for it.
-type logSpace struct {
-	dir string // of the generation
-	// file is the log that has its blocks.
-	file string
-	// used is an upper bound of what badger has put into file.
-	used int64
-	// cost is that of the transaction under way.
-	cost int64
-}
-
-// prepare allocates the log that badger has just made.
-func (l *logSpace) prepare() error {
-	newest, err := newestLog(l.dir)
-	if err != nil {
-		return err
-	}
-	if newest == l.file {
-		return nil
-	}
-	if err := allocate(filepath.Join(l.dir, newest), logSize); err != nil {
-		return err
-	}
-	l.file, l.used = newest, 0
-	return nil
-}
-
-// reserve is called before a transaction of at most cost bytes.
-func (l *logSpace) reserve(cost int64) error {
-	l.cost = cost
-	if l.used+cost <= memTableSize {
-		return nil
-	}
-	free, err := freeBytes(l.dir)
-	if err != nil {
-		return err
-	}
-	if free < ample {
-		return fmt.Errorf("%w: the reserve for this task is used up (%d bytes free, %d needed to go on)", ErrNoSpace, free, ample)
-	}
-	return nil
-}
-
-// written is called after it.
-func (l *logSpace) written() error {
-	l.used += l.cost
-	if l.used <= memTableSize {
-		return nil
-	}
-	return l.prepare() // badger may have rotated
-}
-
-// newestLog returns the name of the log that badger writes to.
-func newestLog(dir string) (string, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "*.mem"))
-	if err != nil {
-		return "", err
-	}
-	if len(names) == 0 {
-		return "", fmt.Errorf("no log in %s", dir)
-	}
-	return filepath.Base(slices.Max(names)), nil
+	return errors.Join(err, f.Close())
 }

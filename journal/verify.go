@@ -4,8 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+
+	"github.com/dgraph-io/badger/v4"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -70,7 +75,7 @@ func (r *Report) problem(task string, seq uint64, format string, args ...any) {
 	r.Problems = append(r.Problems, Problem{Task: task, Seq: seq, What: fmt.Sprintf(format, args...)})
 }
 
-// replay checks all that the database holds.
+// replay checks all that the databases hold.
 func (r *Report) replay(db *reader, said testimony, legal TransitionCheck) {
 	tx := db.db.NewTransaction(false)
 	defer tx.Discard()
@@ -84,44 +89,50 @@ func (r *Report) replay(db *reader, said testimony, legal TransitionCheck) {
 	if _, err := db.Node(); err != nil {
 		r.problem("", 0, "%v", err)
 	}
-	replays := map[string]*replay{}
-	for item := range items(tx, []byte(recordPrefix)) {
-		task, seq, ok := parseRecordKey(item.Key())
-		if !ok {
-			r.problem("", 0, "no record has the key %q", item.Key())
-			continue
+	for task := range r.tasks(tx, db) {
+		r.Tasks++
+		p := &replay{report: r, task: task, legal: legal}
+		for s, err := range db.records(tx, task) {
+			if err != nil {
+				p.problem(p.seq+1, "it cannot be read: %v", err)
+				break
+			}
+			p.record(s.seq, s.raw)
 		}
-		r.Records++
-		p := replays[task]
-		if p == nil {
-			p = &replay{report: r, task: task, legal: legal}
-			replays[task] = p
-		}
-		raw, err := item.ValueCopy(nil)
-		if err != nil {
-			r.problem(task, seq, "the record cannot be read: %v", err)
-			continue
-		}
-		p.record(seq, raw)
-	}
-	r.Tasks = len(replays)
-	for item := range items(tx, []byte(headPrefix)) {
-		task := string(item.Key()[len(headPrefix):])
-		p := replays[task]
-		delete(replays, task)
-		head, err := decode[storedHead](item)
-		switch {
+		switch head, found, err := db.head(tx, task); {
 		case err != nil:
-			r.problem(task, 0, "the head cannot be read: %v", err)
-		case p == nil:
-			r.problem(task, 0, "the head tells of %d records and there is none", head.Seq)
+			p.problem(0, "the head cannot be read: %v", err)
+		case !found:
+			p.problem(0, "there are %d records and no head", p.seq)
 		default:
 			p.head(head.Head)
 		}
 	}
-	for task := range replays {
-		r.problem(task, 0, "there are records and no head")
+}
+
+// tasks lists every task that has a record or a head, in order.
+func (r *Report) tasks(tx *badger.Txn, db *reader) iter.Seq[string] {
+	set := map[string]bool{}
+	if db.past != nil {
+		if err := checkTables(db.past.path, everyBlock); err != nil {
+			r.problem("", 0, "%v", err)
+		}
+		for s, err := range db.past.all() {
+			if err != nil {
+				r.problem("", 0, "%v", err)
+				break
+			}
+			set[s.task] = true
+		}
 	}
+	for item := range items(tx, nil) {
+		if task, ok := taskOf(item.Key()); ok {
+			set[task] = true
+		} else if key := string(item.Key()); key != string(nodeKey) && key != string(tipKey) {
+			r.problem("", 0, "nothing has the key %q", key)
+		}
+	}
+	return slices.Values(slices.Sorted(maps.Keys(set)))
 }
 
 // replay follows one task through its records.
@@ -156,6 +167,7 @@ func (p *replay) record(seq uint64, raw []byte) {
 		}
 		p.follow(seq, rec)
 	}
+	p.report.Records++
 	p.seq, p.hash = seq, hashOf(raw)
 }
 

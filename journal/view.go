@@ -14,7 +14,7 @@ import (
 )
 
 // View reads a private copy of a journal, as it was when the view was opened.
-// It needs no lock, works while a run writes and after a crash, and changes
+// The history is read in place, it never changes. It needs no lock, works while a run writes and after a crash, and changes
 // nothing.
 type View struct {
 	reader
@@ -48,7 +48,12 @@ func openView(dir string) (*View, error) {
 		}
 		var v *View
 		if v, err = copyGeneration(filepath.Join(dir, generationName(c.Generation))); err == nil {
-			return v, nil
+			v.past = c.past(dir)
+			// At once: a compaction may remove the files, but not under us.
+			if _, err = v.past.open(); err == nil {
+				return v, nil
+			}
+			err = errors.Join(err, v.Close())
 		}
 		if errors.Is(err, ErrNoSpace) {
 			return nil, err
@@ -60,7 +65,7 @@ func openView(dir string) (*View, error) {
 
 // Close removes the copy.
 func (v *View) Close() error {
-	return errors.Join(closeDatabase(v.db), os.RemoveAll(v.copied))
+	return errors.Join(v.past.close(), closeDatabase(v.db), os.RemoveAll(v.copied))
 }
 
 // copyGeneration copies a database and opens the copy. The logs come first: a
@@ -89,7 +94,10 @@ func copyGeneration(from string) (_ *View, err error) {
 	if _, err := os.Stat(filepath.Join(to, badger.ManifestFilename)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	db, err := openDatabase(databaseOptions(to).WithSyncWrites(false))
+	if err := checkTables(to, everyBlock); err != nil {
+		return nil, err
+	}
+	db, err := openDatabase(databaseOptions(to))
 	if err != nil {
 		return nil, err
 	}

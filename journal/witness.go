@@ -179,6 +179,9 @@ func (w *witness) write(t testimony) error {
 }
 
 func (w *witness) close() error {
+	if w == nil {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.timer != nil && w.timer.Stop() {

@@ -1,0 +1,278 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/journal/journaltest"
+	"github.com/deckhand/deckhand/machine"
+)
+
+func openTest(t testing.TB, dir string, o Options) *Journal {
+	t.Helper()
+	j, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = j.Close() })
+	return j
+}
+
+func closeTest(t testing.TB, j *Journal) {
+	t.Helper()
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func appendTest(t testing.TB, j *Journal, entries ...machine.Entry) {
+	t.Helper()
+	for _, e := range entries {
+		if _, err := j.Append(context.Background(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func sound(t testing.TB, dir string) Report {
+	t.Helper()
+	r, err := Verify(dir, machine.Legal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range r.Problems {
+		t.Errorf("task %q, record %d: %s", p.Task, p.Seq, p.What)
+	}
+	return r
+}
+
+// rewriteTest puts every finished task into the history.
+func rewriteTest(t testing.TB, j *Journal) {
+	t.Helper()
+	f, err := j.finished()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.rewrite(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.begin(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPack(t *testing.T) {
+	p := pack{
+		head:    storedHead{Head: machine.Head{Task: "t1", Seq: 4}, Number: 9, At: time.Unix(0, 12345).UTC()},
+		records: [][]byte{[]byte(`{"a":"1","prev":""}`)},
+	}
+	p.records = append(p.records,
+		[]byte(`{"a":"2","prev":"`+hashOf(p.records[0])+`"}`),
+		[]byte(`{"a":"3","prev":"altered"}`), // kept as it is
+		[]byte(`{"later":"fields","prev":"x","after":1}`),
+	)
+	raw, err := p.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodePack(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.EqualFunc(got.records, p.records, slices.Equal) || got.head != p.head {
+		t.Errorf("%s came back as %s", p.records, got.records)
+	}
+	info, err := decodePackInfo(raw)
+	if err != nil || info.number != 9 || info.records != 4 || info.at.UnixNano() != 12345 || info.bytes != int64(len(raw)) {
+		t.Errorf("info %+v, %v", info, err)
+	}
+	for i := range raw {
+		broken := slices.Clone(raw)
+		broken[i] ^= 0x10
+		if _, err := decodePack(broken); err == nil {
+			t.Errorf("byte %d altered and not noticed", i)
+		}
+	}
+	for n := range raw {
+		if _, err := decodePack(raw[:n]); err == nil {
+			t.Errorf("cut to %d bytes and not noticed", n)
+		}
+	}
+}
+
+// A task reads the same before and after it moved to the history, and goes on
+// from there.
+func TestHistory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := openTest(t, dir, Options{})
+	big := journaltest.Task("big", 1)
+	filler := machine.Entry{Record: big[7].Record, Head: big[7].Head}
+	appendTest(t, j, big[:7]...)
+	for i := range 600 { // a pack of several chunks: random text does not compress
+		filler.Record.Reason = ""
+		for k := range 16 {
+			filler.Record.Reason += hashOf(fmt.Append(nil, i, k))
+		}
+		appendTest(t, j, filler)
+	}
+	appendTest(t, j, big[7:]...)
+	appendTest(t, j, journaltest.Task("a", 1)...)
+	appendTest(t, j, journaltest.Task("open", 1)[:5]...)
+	before := snapshot(t, j)
+
+	rewriteTest(t, j)
+	same(t, before, snapshot(t, j))
+	if raw, err := j.past.pack("big"); err != nil || len(raw) <= 2*chunkSize {
+		t.Fatalf("the pack has %d bytes: %v", len(raw), err)
+	}
+	closeTest(t, j)
+	if r := sound(t, dir); r.Tasks != 3 || r.Records != 611+11+5 {
+		t.Errorf("%+v", r)
+	}
+
+	j = openTest(t, dir, Options{})
+	same(t, before, snapshot(t, j))
+	appendTest(t, j, journaltest.Task("a", 2)...)
+	appendTest(t, j, journaltest.Task("open", 1)[5:]...)
+	before = snapshot(t, j)
+	if n := len(before["a"]); n != 22+1 {
+		t.Fatalf("%d records of two attempts", n)
+	}
+	v, err := OpenView(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, before, snapshot(t, v))
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rewriteTest(t, j)
+	same(t, before, snapshot(t, j))
+	if r := sound(t, dir); r.Tasks != 3 || r.Records != 611+22+11 {
+		t.Errorf("%+v", r)
+	}
+}
+
+type readJournal interface {
+	journaltest.Reader
+	Heads() ([]machine.Head, error)
+	Head(string) (machine.Head, bool, error)
+}
+
+// snapshot has each task's records and head as JSON.
+func snapshot(t testing.TB, r readJournal) map[string][]string {
+	t.Helper()
+	heads, err := r.Heads()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]string{}
+	for _, h := range heads {
+		records := journaltest.Records(t, r, h.Task)
+		journaltest.Chained(t, records, h)
+		for _, rec := range records {
+			all[h.Task] = append(all[h.Task], fmt.Sprintf("%+v", rec))
+		}
+		one, found, err := r.Head(h.Task)
+		if err != nil || !found {
+			t.Fatal(h.Task, found, err)
+		}
+		all[h.Task] = append(all[h.Task], fmt.Sprintf("%+v", one))
+	}
+	return all
+}
+
+func same(t testing.TB, want, got map[string][]string) {
+	t.Helper()
+	for task := range want {
+		if !slices.Equal(want[task], got[task]) {
+			t.Fatalf("task %s: %d lines became %d", task, len(want[task]), len(got[task]))
+		}
+	}
+	if len(want) != len(got) {
+		t.Fatalf("%d tasks became %d", len(want), len(got))
+	}
+}
+
+// Interrupted at each step, a compaction leaves the journal as it was.
+func TestInterruptedCompaction(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := openTest(t, dir, Options{})
+	for i := range 4 {
+		appendTest(t, j, journaltest.Task(fmt.Sprint("t", i), 1)...)
+	}
+	before := snapshot(t, j)
+	closeTest(t, j)
+
+	// Before CURRENT was replaced: half a generation, and a whole one.
+	for _, name := range []string{"000002", "000003", "000017"} {
+		if err := os.CopyFS(filepath.Join(dir, name), os.DirFS(filepath.Join(dir, "000001"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "000002", "MANIFEST")); err != nil {
+		t.Fatal(err)
+	}
+	j = openTest(t, dir, Options{})
+	same(t, before, snapshot(t, j))
+
+	// After it, before the old generation was removed and the witness told.
+	old := filepath.Join(t.TempDir(), "old")
+	witness, err := os.ReadFile(filepath.Join(dir, witnessFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(old, os.DirFS(filepath.Join(dir, "000001"))); err != nil {
+		t.Fatal(err)
+	}
+	rewriteTest(t, j)
+	closeTest(t, j)
+	if err := os.CopyFS(filepath.Join(dir, "000001"), os.DirFS(old)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, witnessFile), witness, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j = openTest(t, dir, Options{})
+	same(t, before, snapshot(t, j))
+	closeTest(t, j)
+	dirs, err := filepath.Glob(filepath.Join(dir, "0*"))
+	if err != nil || len(dirs) != 2 {
+		t.Errorf("left over: %v", dirs)
+	}
+	sound(t, dir)
+}
+
+func TestRetention(t *testing.T) {
+	now := time.Unix(1000, 0)
+	f := func() *finished {
+		f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+		for i := range 5 {
+			f.info[fmt.Sprint("t", i)] = packInfo{number: uint64(i), at: now.Add(time.Duration(i-5) * time.Hour), records: 2, bytes: 100}
+		}
+		return f
+	}
+	for _, c := range []struct {
+		r    Retention
+		want string
+	}{
+		{Retention{}, ""},
+		{Retention{Keep: 5}, ""},
+		{Retention{Keep: 3}, "t0 t1"},
+		{Retention{Age: 2 * time.Hour}, "t0 t1 t2"},
+		{Retention{Age: 4 * time.Hour, Keep: 1}, "t0 t1 t2 t3"},
+		{Retention{Bytes: 399}, "t0 t1"},
+		{Retention{Bytes: 1}, "t0 t1 t2 t3 t4"},
+	} {
+		p := f().drop(c.r, now)
+		if got := strings.Join(p.Tasks, " "); got != c.want || p.Records != 2*len(p.Tasks) || p.Bytes != int64(100*len(p.Tasks)) {
+			t.Errorf("%+v drops %+v, want %q", c.r, p, c.want)
+		}
+	}
+}
