@@ -413,7 +413,7 @@ func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	if err := own(lock, "", ""); err != nil {
+	if err := a.own(lock, "", ""); err != nil {
 		return err
 	}
 	boot, err := node.BootID()

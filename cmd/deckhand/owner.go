@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -35,20 +37,33 @@ func (a *app) take(ctx context.Context, d *document, fresh bool) (*node.RootLock
 		return nil, usage("task %s runs on this node (process %d) with another document; cancel it, or use --fresh to replace it", d.id, owner.PID)
 	}
 	a.log.Warn("fencing the process that runs this task already", "process", owner.PID, "since", owner.Since)
+	// So that it leaves its container running, for this process to find again.
+	announced, err := node.Succeed(a.conf.Root)
+	if err != nil {
+		a.log.Warn("cannot tell the owner who comes after it; it will roll back", "error", err)
+		announced = func() error { return nil }
+	}
 	if err := node.Fence(ctx, owner.Process, a.conf.Run.StopGrace); err != nil {
 		if errors.Is(err, node.ErrElsewhere) {
 			return nil, machine.Faultf(machine.RetryLater, "cannot fence the owner of task %s: %w; wait for it or stop it there", d.id, err)
 		}
 		return nil, fmt.Errorf("cannot fence the owner of task %s: %w", d.id, err)
 	}
-	return node.WaitLock(ctx, a.conf.Root, releaseWait)
+	lock, err = node.WaitLock(ctx, a.conf.Root, releaseWait)
+	return lock, errors.Join(err, announced())
 }
 
-// own writes down who holds the root, and for what.
-func own(lock *node.RootLock, task, document string) error {
+// own writes down who holds the root, and for what. A disk that is too full for
+// that is no reason to stop: the run may be about to make room.
+func (a *app) own(lock *node.RootLock, task, document string) error {
 	self, err := node.Self()
 	if err != nil {
 		return err
 	}
-	return lock.SetOwner(node.Owner{Process: self, Task: task, Document: document, Since: time.Now().UTC()})
+	err = lock.SetOwner(node.Owner{Process: self, Task: task, Document: document, Since: time.Now().UTC()})
+	if errors.Is(err, unix.ENOSPC) {
+		a.log.Warn("cannot write down who holds the root", "error", err)
+		return nil
+	}
+	return err
 }

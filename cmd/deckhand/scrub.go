@@ -63,7 +63,7 @@ func (a *app) hold(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, errors.Join(err, docker.Close())
 	}
-	if err := own(lock, "", ""); err != nil {
+	if err := a.own(lock, "", ""); err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	s, err := a.open(ctx, lock, docker)

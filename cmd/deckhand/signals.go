@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -26,6 +27,9 @@ func (a *app) onSignals(ctx context.Context) (context.Context, context.CancelCau
 		var first time.Time
 		for s := range signals {
 			switch {
+			case s == unix.SIGTERM && node.Successor(a.conf.Root):
+				a.log.Warn("another process goes on with this task; leaving it everything")
+				os.Exit(exitRetry)
 			case first.IsZero():
 				first = time.Now()
 				a.log.Warn("stopping", "signal", s.String())
