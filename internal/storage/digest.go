@@ -1,0 +1,95 @@
+package storage
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"net/http"
+	"strings"
+)
+
+// httpChecksums reads the checksums of the whole object that an answer offers.
+//
+//	Content-MD5 (RFC 1864), Content-Digest, Repr-Digest (RFC 9530), Digest (RFC 3230),
+//	x-goog-hash (Cloud Storage), x-amz-checksum-* (S3), x-ms-blob-content-md5 (Azure)
+//
+// and an ETag where S3 makes it of the content's MD5.
+func httpChecksums(resp *http.Response) []Checksum {
+	h := resp.Header
+	var found []Checksum
+	add := func(name, sum string) {
+		a, ok := digestNames[strings.ToLower(strings.TrimSpace(name))]
+		if !ok {
+			return
+		}
+		raw, err := base64.StdEncoding.DecodeString(strings.Trim(strings.TrimSpace(sum), ":"))
+		if c, ok := newChecksum(a, raw); ok && err == nil {
+			found = append(found, c)
+		}
+	}
+	list := func(field string) {
+		for _, item := range strings.Split(strings.Join(h.Values(field), ","), ",") {
+			if name, sum, ok := strings.Cut(item, "="); ok {
+				add(name, sum)
+			}
+		}
+	}
+	list("Repr-Digest")
+	list("Digest")
+	if resp.StatusCode == http.StatusOK { // in 206 they are the range's
+		list("Content-Digest")
+		add("md5", h.Get("Content-MD5"))
+	}
+	add("md5", h.Get("X-Ms-Blob-Content-Md5"))
+	// What is stored compressed and sent as it was before has the checksum of
+	// the compressed bytes (decompressive transcoding of Cloud Storage).
+	if stored := h.Get("X-Goog-Stored-Content-Encoding"); stored == "" || stored == "identity" {
+		list("X-Goog-Hash")
+	}
+	// A composite one is made of the parts' checksums.
+	if !strings.EqualFold(h.Get("X-Amz-Checksum-Type"), "COMPOSITE") {
+		for name := range digestNames {
+			add(name, h.Get("X-Amz-Checksum-"+name))
+		}
+	}
+	if sum, ok := etagMD5(resp.Request.URL.Hostname(), h); ok {
+		found = append(found, sum)
+	}
+	return unique(found)
+}
+
+// digestNames are the names of algorithms in all these fields.
+var digestNames = map[string]Algorithm{
+	"crc32c": CRC32C, "crc32": CRC32, "crc64nvme": CRC64NVME, "md5": MD5,
+	"sha": SHA1, "sha1": SHA1, "sha-256": SHA256, "sha256": SHA256, "sha-512": SHA512,
+}
+
+// etagMD5 reads an ETag that is the MD5 of the content: S3's own, of an object
+// that was not uploaded in parts ("-") and not encrypted with a customer's key.
+// (Amazon S3 API, "Checking object integrity".)
+func etagMD5(host string, h http.Header) (Checksum, bool) {
+	if h.Get("Server") != "AmazonS3" || !strings.HasSuffix(host, ".amazonaws.com") ||
+		strings.Contains(host, "s3express") || strings.Contains(host, "s3-object-lambda") ||
+		h.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm") != "" {
+		return Checksum{}, false
+	}
+	if sse := h.Get("X-Amz-Server-Side-Encryption"); sse != "" && sse != "AES256" {
+		return Checksum{}, false
+	}
+	raw, err := hex.DecodeString(strings.Trim(h.Get("ETag"), `"`))
+	if err != nil {
+		return Checksum{}, false
+	}
+	return newChecksum(MD5, raw)
+}
+
+func unique(list []Checksum) []Checksum {
+	var out []Checksum
+	seen := map[Checksum]bool{}
+	for _, c := range list {
+		if !seen[c] {
+			seen[c] = true
+			out = append(out, c)
+		}
+	}
+	return out
+}

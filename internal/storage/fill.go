@@ -1,0 +1,197 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// errNoRanges says that a source did not answer a range with that range.
+var errNoRanges = errors.New("the server does not keep to the range that it was asked for")
+
+// workers fill the parts of one file, each over a stream of its own. One that
+// fails for a passing reason leaves its part to the others.
+type workers struct {
+	*fetch
+	group *errgroup.Group
+	ctx   context.Context // of the group
+
+	mu     sync.Mutex
+	failed error // the first passing failure
+}
+
+// fill brings every part that is missing and verifies the whole. first, when
+// not nil, is open at the beginning of the object. The caller holds one stream.
+func (f *fetch) fill(ctx context.Context, first *Reader) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	w := &workers{fetch: f, group: group, ctx: groupCtx}
+	verified := make(chan error, 1)
+	f.plan.start()
+	go func() { verified <- f.verify() }()
+	group.Go(func() error { return w.work(first) })
+	err := group.Wait()
+	f.plan.stop()
+	if wrong := <-verified; err == nil {
+		err = wrong
+	}
+	if err == nil && !f.plan.whole() {
+		err = w.failed
+	}
+	return err
+}
+
+// work fills parts until none is left to claim.
+func (w *workers) work(first *Reader) error {
+	for {
+		p := w.plan.claim()
+		if p == nil {
+			return nil
+		}
+		err := w.bringParts(p, first)
+		var pass *passingError
+		if errors.As(err, &pass) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.failed == nil {
+				w.failed = err
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		first = nil
+	}
+}
+
+// help puts another worker on the file when there is a part for it and a stream
+// to spare. Each part that is begun brings one at most, so that a server which
+// refuses more connections is not stormed.
+func (w *workers) help() {
+	if !w.plan.unclaimed() || !w.s.streams.TryAcquire(1) {
+		return
+	}
+	w.group.Go(func() error {
+		defer w.s.streams.Release(1)
+		return w.work(nil)
+	})
+}
+
+// bringParts fills p and, as long as nobody else has them, the parts after it
+// that the reader yields.
+func (w *workers) bringParts(p *part, r *Reader) (err error) {
+	defer func() {
+		if p != nil {
+			w.plan.release(p)
+		}
+	}()
+	end := w.plan.size // of what r yields
+	if r == nil {
+		if r, err = w.openPart(p); err != nil {
+			return err
+		}
+		end = p.end
+	}
+	defer r.Close()
+	for {
+		w.help()
+		if err := w.copyPart(p, r); err != nil {
+			return err
+		}
+		if w.trail != nil {
+			if err := w.trail.done(w.part, p); err != nil {
+				return w.fault(err)
+			}
+		}
+		next := w.plan.finish(p, end)
+		if p = next; p == nil {
+			return nil
+		}
+	}
+}
+
+// openPart opens what is missing of p.
+func (w *workers) openPart(p *part) (*Reader, error) {
+	want := Range{Offset: p.at, Length: -1, Version: w.object.Version}
+	if p.end >= 0 {
+		want.Length = p.end - p.at
+	}
+	r, err := w.store.Open(w.ctx, w.req.URL, want)
+	if err != nil {
+		return nil, err
+	}
+	if r.Offset != want.Offset {
+		err = errNoRanges
+	} else if r.Object.Size != w.object.Size {
+		err = fmt.Errorf("%w: it had %d bytes and now has %d", ErrChanged, w.object.Size, r.Object.Size)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// copyPart reads the rest of p.
+func (w *workers) copyPart(p *part, r io.Reader) error {
+	buf := w.s.buffers.Get().(*[]byte)
+	defer w.s.buffers.Put(buf)
+	for p.end < 0 || p.at < p.end {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		b := *buf
+		if p.end >= 0 {
+			b = b[:min(int64(len(b)), p.end-p.at)]
+		}
+		n, err := r.Read(b)
+		if n > 0 {
+			if _, err := w.part.WriteAt(b[:n], p.at); err != nil {
+				return w.fault(err)
+			}
+			w.plan.advance(p, int64(n))
+			if err := w.s.count(w.ctx, int64(n)); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF && p.end < 0:
+			w.plan.bound(p)
+			return nil
+		case err == io.EOF && p.at < p.end:
+			return passing(fmt.Errorf("%w after %d of %d bytes", io.ErrUnexpectedEOF, p.at, w.object.Size))
+		case err != nil && err != io.EOF:
+			return readFault(err)
+		}
+	}
+	return nil
+}
+
+// verify computes the checksums of what is there without a gap, while the rest
+// still comes, and compares them when all has come.
+func (f *fetch) verify() error {
+	if f.check.none() {
+		return nil
+	}
+	buf := f.s.buffers.Get().(*[]byte)
+	defer f.s.buffers.Put(buf)
+	for {
+		there, running := f.plan.wait(f.check.seen)
+		for f.check.seen < there {
+			n, err := f.part.ReadAt((*buf)[:min(int64(len(*buf)), there-f.check.seen)], f.check.seen)
+			if n == 0 && err != nil {
+				return f.fault(err)
+			}
+			f.check.Write((*buf)[:n])
+		}
+		if f.plan.whole() && f.check.seen == f.plan.size {
+			return f.check.compare()
+		}
+		if !running {
+			return nil
+		}
+	}
+}

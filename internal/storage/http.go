@@ -1,0 +1,426 @@
+package storage
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"net/netip"
+	neturl "net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// httpStore reads with GET and publishes with PUT, as to a pre-signed URL.
+type httpStore struct {
+	client *http.Client
+	idle   time.Duration
+}
+
+func newHTTP(s *Storage) Store {
+	dialer := &net.Dialer{Timeout: 30 * time.Second, Control: refuseMetadata}
+	return &httpStore{
+		idle: s.pause.idle,
+		client: &http.Client{
+			CheckRedirect: checkRedirect,
+			// Not HTTP/2: its streams share one connection, which is slower than several.
+			Transport: &http.Transport{
+				Proxy:               http.ProxyFromEnvironment,
+				DialContext:         dialer.DialContext,
+				TLSHandshakeTimeout: 30 * time.Second,
+				MaxIdleConnsPerHost: s.opts.Parallel,
+				IdleConnTimeout:     90 * time.Second,
+				DisableCompression:  true,
+				// A refused upload is refused before its bytes are sent.
+				ExpectContinueTimeout: time.Second,
+				ReadBufferSize:        64 << 10,
+				WriteBufferSize:       64 << 10,
+			},
+		},
+	}
+}
+
+// metadata are the addresses at which a cloud gives a node its credentials. A
+// task may not read those through us, its containers cannot either.
+var metadata = []netip.Prefix{
+	netip.MustParsePrefix("169.254.0.0/16"),     // link-local: AWS, Azure, Google, OpenStack
+	netip.MustParsePrefix("fd00:ec2::/32"),      // AWS over IPv6
+	netip.MustParsePrefix("168.63.129.16/32"),   // Azure's wire server
+	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba
+}
+
+var errMetadata = errors.New("a task may not read the node's metadata service")
+
+func refuseMetadata(_, address string, _ syscall.RawConn) error {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	for _, p := range metadata {
+		if p.Contains(at.Addr().Unmap()) {
+			return errMetadata
+		}
+	}
+	return nil
+}
+
+var errRedirectedPut = errors.New("the server redirects in a way that drops what is uploaded; use the URL that it redirects to")
+
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("stopped after 10 redirects")
+	}
+	// 301, 302 and 303 turn a PUT into a GET, whose success would mean nothing.
+	if req.Method != via[0].Method && via[0].Method == http.MethodPut {
+		return errRedirectedPut
+	}
+	if req.URL.Scheme != "https" && via[0].URL.Scheme == "https" {
+		req.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// parseHTTP makes a URL of what people write: bytes that may not stand in a URL
+// are encoded, and what is encoded stays as it is. Credentials come apart.
+func parseHTTP(url string) (*neturl.URL, *neturl.Userinfo, error) {
+	scheme, rest, _ := strings.Cut(url, "://")
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	var b strings.Builder
+	for i := end; i < len(rest); i++ {
+		switch c := rest[i]; {
+		case c <= ' ', c >= 0x7f, strings.IndexByte("\"<>\\^`{|}", c) >= 0, c == '%' && !isEscape(rest[i:]):
+			fmt.Fprintf(&b, "%%%02X", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	u, err := neturl.Parse(scheme + "://" + rest[:end] + b.String())
+	if err != nil {
+		// The error of net/url repeats the URL, password included.
+		var e *neturl.Error
+		if errors.As(err, &e) {
+			err = e.Err
+		}
+		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: %w", err)
+	}
+	if u.Host == "" {
+		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: it names no host")
+	}
+	user := u.User
+	u.User, u.Fragment, u.RawFragment = nil, "", ""
+	return u, user, nil
+}
+
+func isEscape(s string) bool {
+	return len(s) >= 3 && strings.Trim(s[1:3], "0123456789abcdefABCDEF") == ""
+}
+
+// request sends one request under a watch that ends it when nothing moves.
+func (h *httpStore) request(ctx context.Context, method, url string, header http.Header, src *Source) (*http.Response, *watch, error) {
+	u, user, err := parseHTTP(url)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, w := newWatch(ctx, h.idle)
+	req := (&http.Request{Method: method, URL: u, Header: header, Host: u.Host}).WithContext(ctx)
+	header.Set("Accept-Encoding", "identity")
+	header.Set("User-Agent", "deckhand")
+	if user != nil {
+		password, _ := user.Password()
+		req.SetBasicAuth(user.Username(), password)
+	}
+	if src != nil {
+		req.ContentLength = src.Size
+		req.Body = http.NoBody
+		if src.Size > 0 {
+			req.GetBody = func() (io.ReadCloser, error) {
+				return io.NopCloser(w.around(src.Section(ctx, 0, src.Size))), nil
+			}
+			req.Body, _ = req.GetBody()
+		}
+	}
+	resp, err := h.client.Do(req)
+	if err != nil {
+		err = w.cause(err)
+		w.end()
+		return nil, nil, requestFault(err)
+	}
+	w.rest()
+	return resp, w, nil
+}
+
+// requestFault tells what another attempt cannot mend: what is left passes.
+func requestFault(err error) error {
+	var (
+		dns         *net.DNSError
+		certificate *tls.CertificateVerificationError
+		record      tls.RecordHeaderError
+		outer       *neturl.Error
+	)
+	if errors.As(err, &outer) {
+		err = outer.Err // without the URL, which the caller names
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.As(err, &dns) && dns.IsNotFound, errors.As(err, &certificate), errors.As(err, &record),
+		errors.Is(err, errMetadata), errors.Is(err, errRedirectedPut),
+		strings.HasPrefix(err.Error(), "stopped after"), strings.HasPrefix(err.Error(), "unsupported protocol scheme"):
+		return machine.Faultf(machine.TaskFault, "%w", err)
+	}
+	var fault *machine.Error
+	if errors.As(err, &fault) {
+		return err
+	}
+	return passing(err)
+}
+
+// Stat asks with HEAD. A URL that is signed for GET alone refuses that, so a
+// GET is tried then, whose body is not read.
+func (h *httpStore) Stat(ctx context.Context, url string) (Object, error) {
+	resp, w, err := h.request(ctx, http.MethodHead, url, http.Header{}, nil)
+	if err != nil {
+		return Object{}, err
+	}
+	w.end()
+	_ = resp.Body.Close() // a HEAD has none
+	if resp.StatusCode == http.StatusOK {
+		return httpObject(resp)
+	}
+	r, err := h.Open(ctx, url, Range{Length: -1})
+	if err != nil {
+		return Object{}, err
+	}
+	return r.Object, r.Close()
+}
+
+// Open reads a range. The version is asked for (If-Match, RFC 9110, 13.1.1, or
+// If-Unmodified-Since) and compared with that of the answer as well.
+func (h *httpStore) Open(ctx context.Context, url string, r Range) (*Reader, error) {
+	header := http.Header{}
+	ranged := r.Offset > 0 || r.Length >= 0
+	if ranged {
+		last := ""
+		if r.Length >= 0 {
+			last = strconv.FormatInt(r.Offset+r.Length-1, 10)
+		}
+		header.Set("Range", fmt.Sprintf("bytes=%d-%s", r.Offset, last))
+	}
+	if r.Version != "" {
+		kind, value, _ := strings.Cut(r.Version, " ")
+		header.Set(versionHeaders[kind], value)
+	}
+	resp, w, err := h.request(ctx, http.MethodGet, url, header, nil)
+	if err != nil {
+		return nil, err
+	}
+	reader := &Reader{ReadCloser: &httpBody{resp.Body, w}}
+	if err := reader.accept(resp, r, ranged); err != nil {
+		return nil, errors.Join(err, reader.Close())
+	}
+	return reader, nil
+}
+
+// accept holds an answer against what was asked for.
+func (reader *Reader) accept(resp *http.Response, r Range, ranged bool) (err error) {
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusPartialContent:
+		if !ranged {
+			return errNoRanges
+		}
+	case http.StatusPreconditionFailed:
+		return ErrChanged
+	case http.StatusRequestedRangeNotSatisfiable:
+		return fmt.Errorf("%w: it is shorter now", ErrChanged)
+	default:
+		return statusError(resp)
+	}
+	o, err := httpObject(resp)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusPartialContent {
+		begin, end, size, err := parseContentRange(resp.Header.Get("Content-Range"))
+		if err != nil || begin != r.Offset || r.Length >= 0 && end != begin+r.Length ||
+			resp.ContentLength >= 0 && resp.ContentLength != end-begin {
+			return fmt.Errorf("%w: it answers %q", errNoRanges, resp.Header.Get("Content-Range"))
+		}
+		o.Size, o.Ranges, reader.Offset = size, true, begin
+	}
+	if r.Version != "" && o.Version != r.Version {
+		return ErrChanged
+	}
+	reader.Object = o
+	return nil
+}
+
+// versionHeaders are the conditions that pin the two kinds of version.
+var versionHeaders = map[string]string{"etag": "If-Match", "modified": "If-Unmodified-Since"}
+
+// httpVersion returns what pins the content: a strong ETag, or a date of last
+// change that is strong in the sense of RFC 9110, 8.8.2.2: a change after the
+// answer would show.
+func httpVersion(h http.Header) string {
+	if etag := h.Get("ETag"); strings.HasPrefix(etag, `"`) {
+		return "etag " + etag
+	}
+	modified, err := http.ParseTime(h.Get("Last-Modified"))
+	if err != nil {
+		return ""
+	}
+	if date, err := http.ParseTime(h.Get("Date")); err != nil || date.Sub(modified) < time.Second {
+		return ""
+	}
+	return "modified " + h.Get("Last-Modified")
+}
+
+// httpObject reads what an answer to GET or HEAD says about the object.
+func httpObject(resp *http.Response) (Object, error) {
+	h := resp.Header
+	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return Object{}, machine.Faultf(machine.TaskFault,
+			"the server sends it with Content-Encoding %q although none was asked for; what is stored cannot be told from what is sent: "+
+				"mend the object's metadata or the proxy", coding)
+	}
+	o := Object{
+		Size: resp.ContentLength, Version: httpVersion(h),
+		Ranges: strings.EqualFold(h.Get("Accept-Ranges"), "bytes"),
+	}
+	o.ModTime, _ = http.ParseTime(h.Get("Last-Modified"))
+	o.Checksums = httpChecksums(resp)
+	if o.Size < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor < 2 && resp.Request.Method != http.MethodHead &&
+		len(o.Checksums) == 0 {
+		return Object{}, machine.Faultf(machine.TaskFault,
+			"the server sends neither a length nor a checksum: a cut file could not be told from a whole one")
+	}
+	return o, nil
+}
+
+// parseContentRange reads "bytes 0-4/5" (RFC 9110, 14.4); end is exclusive.
+func parseContentRange(s string) (begin, end, size int64, err error) {
+	var last int64
+	if _, err := fmt.Sscanf(s, "bytes %d-%d/%d", &begin, &last, &size); err != nil {
+		return 0, 0, 0, err
+	}
+	if begin < 0 || last < begin || last >= size {
+		return 0, 0, 0, errors.New("not a range")
+	}
+	return begin, last + 1, size, nil
+}
+
+// statusError says what an answer other than success means.
+func statusError(resp *http.Response) error {
+	text := "the server answers " + strings.TrimSpace(resp.Status)
+	if said := excerpt(resp.Body); said != "" {
+		text += ": " + said
+	}
+	err := errors.New(text)
+	switch code := resp.StatusCode; {
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		return machine.Faultf(machine.TaskFault, "%w; credentials may be missing, wrong or expired", err)
+	case code == http.StatusNotFound, code == http.StatusGone:
+		return machine.Faultf(machine.TaskFault, "%w; there is no such object", err)
+	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests,
+		code >= 500 && code != http.StatusNotImplemented && code != http.StatusHTTPVersionNotSupported:
+		return &passingError{err, retryAfter(resp.Header)}
+	}
+	return machine.Faultf(machine.TaskFault, "%w", err)
+}
+
+// retryAfter reads seconds or a date (RFC 9110, 10.2.3).
+func retryAfter(h http.Header) time.Duration {
+	value := h.Get("Retry-After")
+	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
+		return time.Duration(min(seconds, 1<<20)) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
+}
+
+// excerpt is the beginning of an error's body, on one line and without secrets.
+func excerpt(body io.Reader) string {
+	b, _ := io.ReadAll(io.LimitReader(body, 200)) // what there is will do
+	text := strings.Join(strings.Fields(strings.ToValidUTF8(string(b), "?")), " ")
+	return redact.Text(strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, text))
+}
+
+// List refuses: HTTP has no directories.
+func (h *httpStore) List(_ context.Context, url string) iter.Seq2[Object, error] {
+	return func(yield func(Object, error) bool) {
+		yield(Object{}, machine.Faultf(machine.TaskFault,
+			"cannot list %s: http has no directories; name each file, or use an archive", redact.URL(url)))
+	}
+}
+
+// Put sends the file with its length.
+func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
+	header := http.Header{"Content-Type": {"application/octet-stream"}}
+	if src.Size > 1<<20 {
+		header.Set("Expect", "100-continue")
+	}
+	resp, w, err := h.request(ctx, http.MethodPut, url, header, src)
+	if err != nil {
+		return err
+	}
+	body := &httpBody{resp.Body, w}
+	defer body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return statusError(resp)
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(body, 64<<10)) // so that the connection is used again
+	return nil
+}
+
+// Abort has nothing to do: a server keeps nothing of a PUT that was cut.
+func (h *httpStore) Abort(context.Context, string, string) error { return nil }
+
+// Join adds to the path and leaves a query, such as a signature, behind it.
+func (h *httpStore) Join(url, name string) string {
+	end := strings.IndexAny(url, "?#")
+	if end < 0 {
+		end = len(url)
+	}
+	return strings.TrimSuffix(url[:end], "/") + "/" + escapeName(name) + url[end:]
+}
+
+// httpBody is a response's body under watch.
+type httpBody struct {
+	body  io.ReadCloser
+	watch *watch
+}
+
+func (b *httpBody) Read(p []byte) (int, error) {
+	b.watch.expect()
+	n, err := b.body.Read(p)
+	b.watch.rest()
+	if err != nil && err != io.EOF {
+		err = b.watch.cause(err)
+	}
+	return n, err
+}
+
+func (b *httpBody) Close() error {
+	b.watch.end()
+	_ = b.body.Close() // nothing is lost: what counts was read
+	return nil
+}
