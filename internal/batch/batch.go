@@ -35,7 +35,13 @@ type Writer[T any] struct {
 // NewWriter returns a writer of done-facts of a kind; size tells about how many
 // bytes an item takes in a record.
 func NewWriter[T any](n machine.Notes, what string, size func(T) int) *Writer[T] {
-	return &Writer[T]{notes: n, what: what, size: size, next: len(n.All(what))}
+	w := &Writer[T]{notes: n, what: what, size: size}
+	for _, note := range n.All(what) {
+		if note.Kind == machine.KindDone {
+			w.next++
+		}
+	}
+	return w
 }
 
 // Add takes an item, which is journaled with a later Add or with Flush.

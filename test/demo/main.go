@@ -140,7 +140,7 @@ func (s *stage) sortTask(name, image string) document {
 			{Image: image, Command: []string{"sort", "-o", "/work/sorted.txt", "/in/words.txt"}},
 			{
 				Image:   image,
-				Command: []string{"sh", "-c", "mkdir -p /out/parts && split -l 50000 /work/sorted.txt /out/parts/ && wc -l /out/parts/*"},
+				Command: []string{"sh", "-c", `mkdir -p /out/parts && awk '{ print > ("/out/parts/" int((NR-1)/50000)) }' /work/sorted.txt && wc -l /out/parts/*`},
 				Stdout:  "/out/count.txt",
 			},
 		},
