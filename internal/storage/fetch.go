@@ -22,7 +22,7 @@ type FetchRequest struct {
 	// Dir and Name say where the file goes; the directories in Name exist.
 	Dir  *os.Root
 	Name string
-	// Version that the object must have, as List or Stat gave it; empty for any.
+	// Version that the object must have, as List gave it; empty for any.
 	Version string
 	// Mode of the file; 0 takes the source's permissions, readable by all.
 	Mode fs.FileMode
@@ -64,8 +64,7 @@ const maxMismatches = 2
 // another process of the same boot left of a large file is continued when the
 // object is still the same.
 //
-// The meter learns of the size when the source tells it, of bytes as they come
-// and of the file at the end; how many files there are is the caller's to add.
+// The meter counts bytes as they come; totals and files are the caller's.
 //
 // Errors: TaskFault when the source will not give the object, NodeFault when
 // the disk is full or cannot be written, RetryLater when the source failed for
@@ -84,7 +83,6 @@ func (s *Storage) Fetch(ctx context.Context, req FetchRequest) (Fetched, error) 
 	err = s.retry(ctx, "download", req.URL, f.moved, f.attempt)
 	f.close()
 	if err == nil {
-		s.opts.Meter.FileDone()
 		return Fetched{Bytes: f.plan.size, Version: f.object.Version, Verified: f.object.Checksums}, nil
 	}
 	s.opts.Meter.AddBytes(-f.moved())
@@ -108,9 +106,8 @@ type fetch struct {
 	trail  *trailer // nil for a file that is not worth continuing
 	check  *verifier
 
-	looked     bool  // for a leftover
-	single     bool  // ranges of this source cannot be trusted
-	added      int64 // to the meter's total
+	looked     bool // for a leftover
+	single     bool // ranges of this source cannot be trusted
 	mismatches int
 }
 
@@ -199,7 +196,6 @@ func (f *fetch) begin() error {
 	}
 	f.part, f.check = part, newVerifier(o.Checksums)
 	f.plan = newPlan(o.Size, f.partSize())
-	f.expect(o.Size)
 	need := o.Size
 	if len(f.plan.parts) > 1 {
 		f.trail = newTrailer(f.req.URL, o, f.plan)
@@ -212,14 +208,6 @@ func (f *fetch) begin() error {
 		err = f.trail.write(part)
 	}
 	return f.fault(err)
-}
-
-// expect tells the meter once what there is to do.
-func (f *fetch) expect(size int64) {
-	if size > f.added {
-		f.s.opts.Meter.AddTotal(0, size-f.added)
-		f.added = size
-	}
 }
 
 // partSize is that of an object's parts; its own size when it is one part.
@@ -246,7 +234,6 @@ func (f *fetch) takeUp() {
 	}
 	f.part, f.trail, f.plan = part, trail, plan
 	f.object, f.check = trail.Object, newVerifier(trail.Object.Checksums)
-	f.expect(f.object.Size)
 	f.s.opts.Meter.AddBytes(f.moved())
 }
 
@@ -257,7 +244,6 @@ func (f *fetch) copyFrom(ctx context.Context, src *os.File) error {
 		return f.fault(err)
 	}
 	f.part, f.plan = part, newPlan(f.object.Size, f.object.Size)
-	f.expect(f.object.Size)
 	p := f.plan.claim()
 	err = copyFile(part, src, f.object.Size, func(n int64) error {
 		f.plan.advance(p, n)

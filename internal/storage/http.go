@@ -22,14 +22,14 @@ import (
 
 // httpStore reads with GET and publishes with PUT, as to a pre-signed URL.
 type httpStore struct {
-	client *http.Client
-	idle   time.Duration
+	storage *Storage
+	client  *http.Client
 }
 
 func newHTTP(s *Storage) Store {
 	dialer := &net.Dialer{Timeout: 30 * time.Second, Control: refuseMetadata}
 	return &httpStore{
-		idle: s.pause.idle,
+		storage: s,
 		client: &http.Client{
 			CheckRedirect: checkRedirect,
 			// Not HTTP/2: its streams share one connection, which is slower than several.
@@ -133,7 +133,7 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, w := newWatch(ctx, h.idle)
+	ctx, w := newWatch(ctx, h.storage.pause.idle)
 	req := (&http.Request{Method: method, URL: u, Header: header, Host: u.Host}).WithContext(ctx)
 	header.Set("Accept-Encoding", "identity")
 	header.Set("User-Agent", "deckhand")

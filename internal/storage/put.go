@@ -22,7 +22,8 @@ type PutRequest struct {
 	Tag string
 }
 
-// Put publishes a file, whole or not at all, over whatever is at the URL.
+// Put publishes a file, whole or not at all, over whatever is at the URL. The
+// meter counts bytes as they go; totals and files are the caller's.
 //
 // Errors: TaskFault when the storage will not take it, NodeFault when a local
 // disk is full or cannot be written, RetryLater when the storage failed for
@@ -43,23 +44,21 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 		return err
 	}
 	defer s.streams.Release(1)
-	s.opts.Meter.AddTotal(0, req.Size)
 	var sent atomic.Int64 // in this attempt
 	src := &Source{File: req.File, Size: req.Size, Mode: req.Mode, Tag: req.Tag, count: func(ctx context.Context, n int64) error {
 		sent.Add(n)
 		return s.count(ctx, n)
 	}}
-	err = s.retry(ctx, "upload to", req.URL, nil, func(ctx context.Context) error {
+	return s.retry(ctx, "upload to", req.URL, nil, func(ctx context.Context) error {
 		err := store.Put(ctx, req.URL, src)
+		// What was sent in vain does not count, nor what was sent twice.
 		if err != nil {
 			s.opts.Meter.AddBytes(-sent.Swap(0))
+		} else {
+			s.opts.Meter.AddBytes(req.Size - sent.Load())
 		}
 		return err
 	})
-	if err == nil {
-		s.opts.Meter.FileDone()
-	}
-	return err
 }
 
 // Abort removes what an unfinished Put with that tag left behind.

@@ -40,6 +40,9 @@ type pause struct {
 
 var defaultPause = pause{first: 500 * time.Millisecond, longest: 30 * time.Second, idle: time.Minute}
 
+// minAttempts are made even when one of them takes longer than retries go on.
+const minAttempts = 3
+
 // retry calls do until it succeeds, fails for good, or has failed for RetryFor
 // without moving on. moved reports how far the work has come; nil when it
 // cannot come part of the way.
@@ -73,12 +76,12 @@ func (s *Storage) retry(ctx context.Context, operation, url string, moved func()
 			failing = time.Now()
 		}
 		delay := max(wait.NextBackOff(), pass.after)
-		if left := s.opts.RetryFor - time.Since(failing); delay > left {
-			err = pass.err
-			if pass.after > left {
-				err = fmt.Errorf("%w; it asks to wait %s, longer than retries go on", err, pass.after)
-			}
+		if pass.after > s.opts.RetryFor {
+			err := fmt.Errorf("%w; the server asks to wait %s, and retries go on for %s", pass.err, pass.after, s.opts.RetryFor)
 			return describe(machine.Faultf(machine.RetryLater, "%w", err), operation, url, attempt)
+		}
+		if time.Since(failing)+delay > s.opts.RetryFor && attempt >= minAttempts {
+			return describe(machine.Faultf(machine.RetryLater, "%w", pass.err), operation, url, attempt)
 		}
 		s.opts.Log.Warn("a transfer failed and is tried again", "operation", operation, "url", redact.URL(url),
 			"attempt", attempt, "after", delay.Round(time.Millisecond), "error", redact.Text(err.Error()))

@@ -94,7 +94,7 @@ type Options struct {
 	Memory int64
 	// Bandwidth in bytes a second; no limit when 0.
 	Bandwidth int64
-	// Meter counts bytes and files; may be nil.
+	// Meter counts bytes; may be nil.
 	Meter *progress.Meter
 	// Log tells of retries; may be nil.
 	Log *slog.Logger
@@ -185,7 +185,8 @@ func (s *Storage) For(url string) (Store, error) {
 		redact.URL(url), name, supported)
 }
 
-// Stat describes what is at a URL.
+// Stat describes what is at a URL at this moment. It gives no version: what is
+// fetched later may be newer, and that is all right.
 func (s *Storage) Stat(ctx context.Context, url string) (Object, error) {
 	store, err := s.For(url)
 	if err != nil {
@@ -196,6 +197,7 @@ func (s *Storage) Stat(ctx context.Context, url string) (Object, error) {
 		o, err = store.Stat(ctx, url)
 		return err
 	})
+	o.Version = ""
 	return o, err
 }
 
