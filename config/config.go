@@ -25,22 +25,26 @@ type Config struct {
 	History  History
 }
 
+// Docker says which engine is used.
 type Docker struct {
 	// Host may hold credentials; internal/redact before it is shown.
 	Host string
 }
 
+// Log says what is logged and how.
 type Log struct {
 	Format string // text, json
 	Level  string // debug, info, warn, error
 }
 
+// Image says when images are pulled and how many stay.
 type Image struct {
 	Pull     string // auto, always, missing, never
 	Keep     int    // tasks
 	RetryFor time.Duration
 }
 
+// Transfer bounds what transfers take.
 type Transfer struct {
 	RetryFor  time.Duration
 	Parallel  int
@@ -48,6 +52,7 @@ type Transfer struct {
 	Bandwidth int64 // bytes a second, 0 for no limit
 }
 
+// Run says how executors run.
 type Run struct {
 	MaxAttempts     int
 	StopGrace       time.Duration
@@ -56,30 +61,37 @@ type Run struct {
 	ClearEntrypoint bool
 }
 
+// Lock is about the lock of the root.
 type Lock struct {
 	Wait time.Duration
 }
 
+// Engine is about a Docker Engine that does not answer.
 type Engine struct {
 	Wait time.Duration
 }
 
+// Disk is about the space of the root.
 type Disk struct {
 	Floor int64 // bytes
 }
 
+// Outputs is about what a task did not make.
 type Outputs struct {
 	Missing string // warn, error
 }
 
+// Workdir is about the work directory of a task that has ended.
 type Workdir struct {
 	Keep string // never, on-failure, always
 }
 
+// Exit says what exit codes mean.
 type Exit struct {
 	Policy string // task, engine
 }
 
+// History says how much of finished tasks is kept.
 type History struct {
 	Keep int           // tasks, 0 for no limit
 	Age  time.Duration // 0 for no limit

@@ -156,12 +156,12 @@ func sizeOrNone(field func(*Config) *int64) kind {
 }
 
 // orNone adds the text "none" to k.
-func orNone(k kind, allowed string, clear func(*Config)) kind {
+func orNone(k kind, allowed string, reset func(*Config)) kind {
 	set := k.set
 	k.allowed = allowed + ", or " + none
 	k.set = func(c *Config, s string) error {
 		if s == none {
-			clear(c)
+			reset(c)
 			return nil
 		}
 		return set(c, s)

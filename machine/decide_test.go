@@ -4,7 +4,9 @@ import "testing"
 
 func TestDecide(t *testing.T) {
 	unfinished := func(s State) Head { return Head{Task: "t", State: s, Document: "doc"} }
-	rolling := func(outcome State) Head { return Head{Task: "t", State: RollingBack, Outcome: outcome, Document: "doc"} }
+	rolling := func(outcome State) Head {
+		return Head{Task: "t", State: RollingBack, Outcome: outcome, Document: "doc"}
+	}
 	for _, c := range []struct {
 		name     string
 		head     Head

@@ -125,5 +125,6 @@ func askProgress(ctx context.Context, root string) (p progress.Snapshot, err err
 		return p, err
 	}
 	defer func() { _ = response.Body.Close() }() // read-only
-	return p, json.NewDecoder(response.Body).Decode(&p)
+	err = json.NewDecoder(response.Body).Decode(&p)
+	return p, err
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -107,7 +108,8 @@ func fetchDocument(ctx context.Context, source string) ([]byte, error) {
 	request.Header.Set("Accept", "application/json")
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		if failed, ok := err.(*url.Error); ok {
+		var failed *url.Error
+		if errors.As(err, &failed) {
 			err = failed.Err // it repeats the URL, secrets included
 		}
 		return nil, &exit{exitRetry, fmt.Errorf("cannot fetch the task document %s: %w", redact.URL(source), err)}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,8 +82,7 @@ func Lock(root string) (*RootLock, error) {
 	// Without a byte for the owner's name the lock still holds, and its holder
 	// can free space.
 	if err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
-		l.Unlock()
-		return nil, err
+		return nil, errors.Join(err, l.Unlock())
 	}
 	return l, nil
 }
@@ -139,7 +139,7 @@ func (l *RootLock) SetOwner(o Owner) error {
 // write replaces the content with one write of whole blocks.
 func (l *RootLock) write(b []byte) error {
 	size := (len(b) + ownerSize) / ownerSize * ownerSize
-	padded := append(b, bytes.Repeat([]byte{' '}, size-len(b))...)
+	padded := slices.Concat(b, bytes.Repeat([]byte{' '}, size-len(b)))
 	padded[size-1] = '\n'
 	if _, err := l.owner.WriteAt(padded, 0); err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot write the owner file %s: %w", l.owner.Name(), err)

@@ -54,7 +54,10 @@ func (o *output) create(name string) (*os.File, error) {
 	if err != nil {
 		return nil, machine.Faultf(machine.NodeFault, "cannot keep the %s of executor %d: %w", name, o.index, err)
 	}
-	return f, f.Chmod(0o666) // later executors may run as any user
+	if err := f.Chmod(0o666); err != nil { // later executors may run as any user
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // place puts the streams where the document wants them, after the end of the

@@ -135,7 +135,7 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 	if err != nil {
 		return Result{}, err
 	}
-	exits := make(<-chan engine.Exit)
+	var exits <-chan engine.Exit
 	if c.State == engine.Created {
 		// Registered before the start: a command that ends at once is not missed.
 		if exits, err = s.Engine.WaitNext(ctx, c.ID); err != nil {

@@ -318,4 +318,3 @@ func (w *World) Pulls() (manifests, blobs int) {
 	}
 	return manifests, blobs
 }
-
