@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/docker/docker/api/types/container"
@@ -32,7 +33,7 @@ func (d *Docker) CopyTo(ctx context.Context, id, dir string, tar io.Reader) erro
 	watched, stop := d.watch(ctx)
 	defer stop()
 	err := heard(watched, d.api.CopyToContainer(watched, id, dir, tar, container.CopyToContainerOptions{}))
-	if err != nil && ctx.Err() == nil && (err == errSilent || unanswered(err)) {
+	if err != nil && ctx.Err() == nil && (errors.Is(err, errSilent) || unanswered(err)) {
 		err = d.unreachable(err)
 	}
 	return explain(err, "write to %s of container %s", dir, id)

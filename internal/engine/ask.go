@@ -16,8 +16,12 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// pingEvery is how often Docker is asked for a sign of life during a long call.
-const pingEvery = 10 * time.Second
+const (
+	// pingEvery is how often Docker is asked for a sign of life during a long call.
+	pingEvery = 10 * time.Second
+	// pingLeast is what even the impatient grant a busy Docker for it.
+	pingLeast = 2 * time.Second
+)
 
 // errSilent: Docker holds a connection but does not answer on any.
 var errSilent = errors.New("it does not answer")
@@ -43,6 +47,7 @@ func (d *Docker) retry(ctx context.Context, call func() error) error {
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
 	var since time.Time
 	for {
+		began := time.Now()
 		err := call()
 		switch {
 		case err == nil:
@@ -56,7 +61,9 @@ func (d *Docker) retry(ctx context.Context, call func() error) error {
 			d.answered()
 			return err
 		}
-		if errors.As(err, new(broken)) || since.IsZero() {
+		// A connection that had served for a while is no part of an old silence.
+		served := errors.As(err, new(broken)) && time.Since(began) > pingEvery
+		if since.IsZero() || served {
 			since = time.Now()
 		}
 		if time.Since(since) >= d.options.Wait {
@@ -91,8 +98,9 @@ func (d *Docker) unreachable(err error) error {
 func (d *Docker) watch(ctx context.Context) (context.Context, func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	go func() {
-		for sleep(watched, pingEvery) == nil {
-			ping, stop := context.WithTimeout(watched, max(d.options.Wait, pingEvery))
+		patience := max(d.options.Wait, pingLeast)
+		for sleep(watched, min(patience, pingEvery)) == nil {
+			ping, stop := context.WithTimeout(watched, patience)
 			_, err := d.api.Ping(ping)
 			late := errors.Is(ping.Err(), context.DeadlineExceeded)
 			stop()

@@ -162,10 +162,16 @@ func (d *Docker) inspect(ctx context.Context, nameOrID string) (Container, error
 	if i.Config != nil {
 		c.Labels = i.Config.Labels
 	}
-	for text, t := range map[string]*time.Time{i.State.StartedAt: &c.Started, i.State.FinishedAt: &c.Finished} {
-		if *t, err = time.Parse(time.RFC3339Nano, text); err != nil {
-			return Container{}, fmt.Errorf("Docker gives a time that is none: %w", err)
-		}
+	var starts, ends error
+	c.Started, starts = time.Parse(time.RFC3339Nano, i.State.StartedAt)
+	c.Finished, ends = time.Parse(time.RFC3339Nano, i.State.FinishedAt)
+	if err := errors.Join(starts, ends); err != nil {
+		return Container{}, fmt.Errorf("its times cannot be read: %w", err)
+	}
+	// Docker stamps a start when the runtime has returned; a short command may
+	// have ended by then.
+	if !c.Finished.IsZero() && c.Finished.Before(c.Started) && c.State.Ended() {
+		c.Started = c.Finished
 	}
 	return c, nil
 }

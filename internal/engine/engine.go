@@ -49,6 +49,7 @@ type Options struct {
 // Docker is one Docker Engine. Its methods may be called from several goroutines.
 type Docker struct {
 	api     *client.Client
+	opts    []client.Opt // of api
 	options Options
 	log     *slog.Logger
 	silent  atomic.Bool // it was logged that Docker does not answer
@@ -66,7 +67,7 @@ func Connect(ctx context.Context, o Options) (*Docker, error) {
 		return nil, machine.Faultf(machine.EngineFault,
 			"cannot use Docker at %q: %w; name it with --docker-host or DOCKER_HOST", o.Host, err)
 	}
-	d := &Docker{api: api, options: o, log: o.Log}
+	d := &Docker{api: api, opts: opts, options: o, log: o.Log}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}

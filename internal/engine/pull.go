@@ -33,8 +33,10 @@ const (
 	unknownTries = 3
 )
 
-// errStalled: Docker lives, but its pull makes no progress.
-var errStalled = fmt.Errorf("no progress in %s", pullSilence)
+var (
+	errStalled = fmt.Errorf("no progress in %s", pullSilence)
+	errBroke   = errors.New("Docker broke off the pull")
+)
 
 // RemoteDigest asks the registry once which digest (sha256:…) the reference
 // names now. A reference with a digest is its own answer. Errors are
@@ -50,7 +52,7 @@ func (d *Docker) RemoteDigest(ctx context.Context, ref string) (string, error) {
 	}
 	var digest string
 	err = d.ask(ctx, func(ctx context.Context) error {
-		limited, cancel := context.WithTimeoutCause(ctx, digestLimit, errStalled)
+		limited, cancel := context.WithTimeout(ctx, digestLimit)
 		defer cancel()
 		auth, err := d.auth(limited, reference.Domain(named))
 		if err != nil {
@@ -58,13 +60,13 @@ func (d *Docker) RemoteDigest(ctx context.Context, ref string) (string, error) {
 		}
 		i, err := d.api.DistributionInspect(limited, named.String(), auth)
 		if err != nil && ctx.Err() == nil && limited.Err() != nil {
-			return machine.Faultf(machine.RetryLater, "the registry does not answer in %s", digestLimit)
+			return machine.Faultf(machine.RetryLater, "no answer in %s", digestLimit)
 		}
 		digest = i.Descriptor.Digest.String()
 		return err
 	})
 	if err != nil {
-		_, err = d.pullFault(named, err)
+		_, err = pullFault("ask the registry about", named, err)
 		return "", err
 	}
 	return digest, nil
@@ -92,7 +94,7 @@ func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		verdict, err := d.pullFault(named, err)
+		verdict, err := pullFault("pull", named, err)
 		if since.IsZero() {
 			since = time.Now()
 		}
@@ -117,31 +119,44 @@ func (d *Docker) pullOnce(ctx context.Context, named reference.Named, p *progres
 		defer cancel(nil)
 		stalled := time.AfterFunc(pullSilence, func() { cancel(errStalled) })
 		defer stalled.Stop()
-		auth, err := d.auth(ctx, reference.Domain(named))
-		if err != nil {
-			return err
-		}
-		body, err := d.api.ImagePull(ctx, named.String(), image.PullOptions{RegistryAuth: auth})
-		if err != nil {
-			return err
-		}
-		defer body.Close()
-		for events := json.NewDecoder(body); ; {
-			var e pullEvent
-			switch err := events.Decode(&e); {
-			case err == io.EOF:
-				return nil
-			case context.Cause(ctx) == errStalled:
-				return errStalled
-			case err != nil:
-				return broken{err}
-			case e.Error != "":
-				return errors.New(e.Error)
-			}
+		err := d.stream(ctx, named, func(e pullEvent) {
 			stalled.Reset(pullSilence)
 			p.add(e)
+		})
+		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+			return errStalled
 		}
+		return err
 	})
+}
+
+// stream makes one request for a pull and hands on what Docker tells of it.
+func (d *Docker) stream(ctx context.Context, named reference.Named, each func(pullEvent)) error {
+	auth, err := d.auth(ctx, reference.Domain(named))
+	if err != nil {
+		return err
+	}
+	body, err := d.api.ImagePull(ctx, named.String(), image.PullOptions{RegistryAuth: auth})
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for events := json.NewDecoder(body); ; {
+		var e pullEvent
+		switch err := events.Decode(&e); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			// Not an error of the connection: a pull that brings the daemon down
+			// each time must end with the budget for pulls.
+			return fmt.Errorf("%w: %s", errBroke, err)
+		case e.Error != "":
+			return errors.New(e.Error)
+		}
+		each(e)
+	}
 }
 
 // checkPlatform refuses an image that this node's processor cannot run. Docker
@@ -185,7 +200,7 @@ var (
 		`\b50[0-9] (?:internal|bad gateway|service|gateway)|service unavailable|bad gateway|gateway time-?out|internal server error|` +
 		`connection refused|connection reset|broken pipe|time-?out|timed out|deadline exceeded|` +
 		`no such host|server misbehaving|temporary failure|network is unreachable|no route to host|` +
-		`\bEOF\b|request canceled|use of closed network connection|no progress in`)
+		`\bEOF\b|request canceled|use of closed network connection`)
 	untrusted   = regexp.MustCompile(`(?i)x509:|certificate|server gave HTTP response to HTTPS client`)
 	noPlatform  = regexp.MustCompile(`(?i)no matching manifest|does not match the specified platform|image operating system`)
 	refused     = regexp.MustCompile(`(?i)unauthorized|authentication required|access denied|access forbidden|\bdenied\b|no basic auth credentials|\b40[13]\b`)
@@ -195,17 +210,19 @@ var (
 
 // pullFault judges the failure of a question to a registry and makes it an
 // error of ours.
-func (d *Docker) pullFault(named reference.Named, err error) (verdict, error) {
+func pullFault(doing string, named reference.Named, err error) (verdict, error) {
 	name := reference.FamiliarString(named)
 	var ours *machine.Error
 	if isContext(err) || errors.As(err, &ours) {
-		return final, explain(err, "pull image %s", name)
+		return final, explain(err, "%s image %s", doing, name)
 	}
 	said, domain := message(err), reference.Domain(named)
 	fail := func(f machine.Fault, mend string) error {
-		return machine.Faultf(f, "cannot pull image %s: %s; %s", name, said, mend)
+		return machine.Faultf(f, "cannot %s image %s: %s; %s", doing, name, said, mend)
 	}
 	switch {
+	case errors.Is(err, errStalled), errors.Is(err, errBroke):
+		return passing, fail(machine.RetryLater, "it may work later")
 	case isNodeTrouble(said):
 		return final, fail(machine.NodeFault, "make room where Docker keeps its images")
 	case passingTrouble.MatchString(said):

@@ -2,9 +2,15 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -80,7 +86,7 @@ func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
 		case r := <-w.result:
 			if r.Error == nil && r.StatusCode >= 0 {
 				w.stop()
-				return Exit{Code: int(r.StatusCode)}
+				return d.confirm(ctx, id, int(r.StatusCode))
 			}
 		case err = <-w.errs:
 		}
@@ -89,10 +95,13 @@ func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
 		if ctx.Err() != nil {
 			return Exit{Err: ctx.Err()}
 		}
-		if err == errSilent {
+		if errors.Is(err, errSilent) {
 			return Exit{Err: explain(d.unreachable(err), "wait for container %s", id)}
 		}
 		d.log.Warn("the wait for a container broke off; waiting again", "container", id, "error", err)
+		if err := sleep(ctx, 100*time.Millisecond); err != nil { // no tight loop on a Docker that keeps breaking off
+			return Exit{Err: err}
+		}
 		next, ended, err := d.reattach(ctx, id)
 		if err != nil {
 			return Exit{Err: err}
@@ -101,6 +110,55 @@ func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
 			return d.unwatched(ctx, *ended)
 		}
 		w = next
+	}
+}
+
+// confirm judges an exit code that Docker has just reported. A daemon that is
+// told to stop ends its containers first and reports their ends on the
+// connections that are open, as if they had come by themselves. But it takes no
+// new connection any more, and the daemon that takes the next one has not seen
+// the end.
+func (d *Docker) confirm(ctx context.Context, id string, code int) Exit {
+	saw, err := d.saw(ctx, id)
+	switch {
+	case ctx.Err() != nil:
+		return Exit{Err: ctx.Err()}
+	case saw, err != nil && !unanswered(err) && !errors.Is(err, errSilent):
+		// The second is an answer as well, such as ErrNotFound: it ended, and
+		// somebody else removed it.
+		return Exit{Code: code}
+	}
+	d.log.Warn("Docker went away as a container ended", "container", id, "exit_code", code, "error", err)
+	c, err := d.Container(ctx, id)
+	if err != nil {
+		return Exit{Err: err}
+	}
+	return d.unwatched(ctx, c)
+}
+
+// saw asks, on a new connection, whether the daemon there saw the container end.
+func (d *Docker) saw(ctx context.Context, id string) (bool, error) {
+	fresh, err := client.NewClientWithOpts(append(slices.Clone(d.opts), client.WithVersion(d.api.ClientVersion()))...)
+	if err != nil {
+		return false, err
+	}
+	defer fresh.Close()
+	ctx, stop := d.watch(ctx)
+	defer stop()
+	// Docker answers this when it is done with the end, the event included.
+	if _, err := fresh.ContainerInspect(ctx, id); err != nil {
+		return false, heard(ctx, err)
+	}
+	now := time.Now()
+	died, errs := fresh.Events(ctx, events.ListOptions{
+		Since: "0", Until: fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()),
+		Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("container", id), filters.Arg("event", "die")),
+	})
+	select {
+	case <-died:
+		return true, nil
+	case err := <-errs:
+		return false, heard(ctx, err)
 	}
 }
 

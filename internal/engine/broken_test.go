@@ -1,0 +1,161 @@
+package engine_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/pkg/stdcopy"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// daemon answers as a Docker of some API version does, and breaks off where a
+// test wants it to. A real one cannot be made to at a given byte.
+type daemon struct {
+	*httptest.Server
+	api string
+
+	mu       sync.Mutex
+	requests []string
+	answer   func(w http.ResponseWriter, r *http.Request, try int)
+}
+
+func newDaemon(t *testing.T, api string, answer func(w http.ResponseWriter, r *http.Request, try int)) *daemon {
+	d := &daemon{api: api, answer: answer}
+	d.Server = httptest.NewServer(d)
+	t.Cleanup(d.Close)
+	return d
+}
+
+func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Api-Version", d.api)
+	if r.URL.Path == "/_ping" {
+		return
+	}
+	_, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v"), "/")
+	d.mu.Lock()
+	d.requests = append(d.requests, r.Method+" "+path)
+	try := len(d.requests)
+	d.mu.Unlock()
+	d.answer(w, r, try)
+}
+
+func (d *daemon) connect(t *testing.T) *engine.Docker {
+	return connect(t, "tcp://"+d.Listener.Addr().String())
+}
+
+// cut ends the connection in the middle of the answer.
+func cut(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+func TestLogsGoOnAfterABreak(t *testing.T) {
+	for api, requests := range map[string]int{"1.41": 4, "1.43": 3} {
+		d := newDaemon(t, api, func(w http.ResponseWriter, r *http.Request, try int) {
+			out, errs := stdcopy.NewStdWriter(w, stdcopy.Stdout), stdcopy.NewStdWriter(w, stdcopy.Stderr)
+			fmt.Fprint(out, "one\n")
+			fmt.Fprint(errs, "first\n")
+			if try == 1 {
+				cut(w)
+			}
+			fmt.Fprint(out, "two\nth")
+			if try == 2 {
+				w.Write([]byte{1, 0, 0}) // a part of a frame's header
+				cut(w)
+			}
+			if api == "1.41" && r.URL.Query().Get("follow") == "1" {
+				return // as 20.10 may: without the last words
+			}
+			fmt.Fprint(out, "ree\n")
+			fmt.Fprint(errs, "last\n")
+		})
+		var out, errs bytes.Buffer
+		if err := d.connect(t).Logs(t.Context(), "x", &out, &errs); err != nil {
+			t.Fatal(err)
+		}
+		if out.String() != "one\ntwo\nthree\n" || errs.String() != "first\nlast\n" {
+			t.Errorf("API %s: output %q and %q", api, &out, &errs)
+		}
+		if len(d.requests) != requests {
+			t.Errorf("API %s: requests %q, want %d", api, d.requests, requests)
+		}
+	}
+}
+
+func TestACommandIsNotStartedTwice(t *testing.T) {
+	for started, want := range map[string]string{
+		"2026-01-02T03:04:05Z": "POST containers/x/start, GET containers/x/json",
+		"0001-01-01T00:00:00Z": "POST containers/x/start, GET containers/x/json, POST containers/x/start",
+	} {
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, try int) {
+			switch try {
+			case 1:
+				panic(http.ErrAbortHandler) // the answer is lost
+			case 2:
+				fmt.Fprintf(w, `{"Id":"x","State":{"Status":"exited","StartedAt":%q,"FinishedAt":%q}}`, started, started)
+			default:
+				w.WriteHeader(http.StatusNoContent)
+			}
+		})
+		if err := d.connect(t).Start(t.Context(), "x"); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Join(d.requests, ", "); got != want {
+			t.Errorf("requests %s, want %s", got, want)
+		}
+	}
+}
+
+func TestDockerThatIsNotThere(t *testing.T) {
+	for _, host := range []string{"unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1", "nonsense"} {
+		_, err := engine.Connect(t.Context(), engine.Options{Host: host, Wait: 200 * time.Millisecond})
+		if machine.FaultOf(err) != machine.EngineFault || !contains(err, host, "--docker-host") {
+			t.Errorf("%s: %v, fault %s", host, err, machine.FaultOf(err))
+		}
+	}
+}
+
+func TestDockerTooOld(t *testing.T) {
+	d := newDaemon(t, "1.40", nil)
+	_, err := engine.Connect(t.Context(), engine.Options{Host: "tcp://" + d.Listener.Addr().String()})
+	if machine.FaultOf(err) != machine.EngineFault || !contains(err, "1.40", "20.10") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFaultsOfDocker(t *testing.T) {
+	for _, c := range []struct {
+		status  int
+		message string
+		fault   machine.Fault
+	}{
+		{500, "write /var/lib/docker/x: no space left on device", machine.NodeFault},
+		{500, "driver failed", machine.EngineFault},
+		{400, "invalid mount config", machine.TaskFault},
+	} {
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(c.status)
+			fmt.Fprintf(w, `{"message":%q}`, c.message)
+		})
+		docker := d.connect(t)
+		_, created := docker.Create(t.Context(), engine.Spec{Name: "x"})
+		for what, err := range map[string]error{
+			"create": created, "start": docker.Start(t.Context(), "x"),
+			"logs": docker.Logs(t.Context(), "x", io.Discard, io.Discard),
+		} {
+			if machine.FaultOf(err) != c.fault || !contains(err, c.message, "container x") {
+				t.Errorf("%s: %v (fault %s), want %s", what, err, machine.FaultOf(err), c.fault)
+			}
+		}
+	}
+}
