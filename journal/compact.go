@@ -72,6 +72,18 @@ func (j *Journal) prune(r Retention, dryRun bool) (Pruned, error) {
 	return p, j.begin()
 }
 
+// compactIfDue compacts a generation of many tables, unless space is short: it
+// writes everything anew, and a journal of too many tables still works.
+func (j *Journal) compactIfDue() error {
+	if len(j.db.Tables()) < maxTables {
+		return nil
+	}
+	if free, err := freeBytes(j.dir); err != nil || free < ample {
+		return err
+	}
+	return j.compact()
+}
+
 // compact makes the next generation. Finished tasks move to the history, which
 // is written anew, when there are enough of them to be worth it.
 func (j *Journal) compact() error {

@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -70,7 +71,12 @@ func panicError(p any) error {
 	if fault, ok := p.(interface{ Addr() uintptr }); ok {
 		return fmt.Errorf("%w: writing to its memory map failed at %#x", ErrNoSpace, fault.Addr())
 	}
-	return fmt.Errorf("%w: %v", ErrDamaged, p)
+	return fmt.Errorf("%w: %s", ErrDamaged, oneLine(p))
+}
+
+// oneLine formats what badger panics with, which has many lines.
+func oneLine(p any) string {
+	return strings.Join(strings.Fields(fmt.Sprint(p)), " ")
 }
 
 // databaseError sorts badger's errors. Badger formats the errors of the system
@@ -124,15 +130,23 @@ const (
 
 // checkTables verifies the checksums of every table in the caller's goroutine:
 // badger would panic in one of its own on a table that was cut, and skip a
-// table that was altered.
+// table that was altered. Tables that badger's list does not name are what a
+// dead process did not finish; badger removes them.
 func checkTables(dir string, mode options.ChecksumVerificationMode) error {
-	names, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: its list of tables: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := checkTable(name, mode); err != nil {
+	defer f.Close()
+	list, _, err := badger.ReplayManifestFile(f, 0, databaseOptions(dir))
+	if err != nil {
+		return fmt.Errorf("%w: its list of tables: %w", ErrDamaged, err)
+	}
+	for _, id := range slices.Sorted(maps.Keys(list.Tables)) {
+		if err := checkTable(table.NewFilename(id, dir), mode); err != nil {
 			return err
 		}
 	}
@@ -142,12 +156,12 @@ func checkTables(dir string, mode options.ChecksumVerificationMode) error {
 func checkTable(name string, mode options.ChecksumVerificationMode) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: table %s: %v", ErrDamaged, filepath.Base(name), p)
+			err = fmt.Errorf("%w: table %s: %s", ErrDamaged, filepath.Base(name), oneLine(p))
 		}
 	}()
 	f, err := z.OpenMmapFile(name, os.O_RDONLY, 0)
 	if err != nil {
-		return databaseError(err)
+		return fmt.Errorf("table %s: %w", filepath.Base(name), databaseError(err))
 	}
 	t, err := table.OpenTable(f, table.Options{ChkMode: mode, BlockSize: 4 << 10})
 	if err != nil {

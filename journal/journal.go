@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/machine"
@@ -80,6 +81,7 @@ type Journal struct {
 func Open(dir string, o Options) (*Journal, error) {
 	j, err := open(dir, o)
 	if err != nil {
+		err = spaceError(err)
 		fault := machine.NodeFault
 		if errors.Is(err, ErrLocked) {
 			fault = machine.RetryLater
@@ -106,6 +108,7 @@ func (j *Journal) Append(_ context.Context, e machine.Entry) (machine.Head, erro
 	if err == nil {
 		return head, nil
 	}
+	err = spaceError(err)
 	err = machine.Faultf(machine.NodeFault, "cannot journal %s of task %q: %w", e.Record.Kind, e.Record.Task, err)
 	if !errors.Is(err, ErrRefused) {
 		j.failed = err
@@ -180,6 +183,14 @@ func (j *Journal) Close() error {
 	}
 	j.closed = true
 	return j.shut()
+}
+
+// spaceError makes sure that an error about space is ErrNoSpace.
+func spaceError(err error) error {
+	if !errors.Is(err, ErrNoSpace) && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
 }
 
 // checkEntry refuses what the keys or the chain cannot hold.

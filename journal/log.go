@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// fdatasync is a variable for the test that must see records lost without it.
+var fdatasync = unix.Fdatasync
+
 // logFile is the log that badger writes to, held open a second time: to give it
 // blocks ahead, so that badger never touches a page without one, to make it
 // durable, and to know how full it is, so that badger never rotates it without
@@ -73,7 +76,7 @@ func (l *logFile) commit() error {
 			return err
 		}
 	}
-	return unix.Fdatasync(int(l.f.Fd()))
+	return fdatasync(int(l.f.Fd()))
 }
 
 func (l *logFile) close() error {

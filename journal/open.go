@@ -35,13 +35,13 @@ func open(dir string, o Options) (_ *Journal, err error) {
 	if o.Retention.Bytes == 0 {
 		o.Retention.Bytes = DefaultRetention.Bytes
 	}
-	if err := makeDir(dir); err != nil {
-		return nil, err
-	}
 	if !o.AnyFilesystem {
-		if err := checkFilesystem(dir); err != nil {
+		if err := checkFilesystem(filepath.Dir(dir)); err != nil {
 			return nil, err
 		}
+	}
+	if err := makeDir(dir); err != nil {
+		return nil, err
 	}
 	lock, err := lockDir(dir)
 	if err != nil {
@@ -50,7 +50,7 @@ func open(dir string, o Options) (_ *Journal, err error) {
 	j := &Journal{dir: dir, opts: o, lock: lock}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, j.release())
+			err = errors.Join(err, j.closeGeneration(), j.release())
 		}
 	}()
 	if err := makeRoom(dir); err != nil {
@@ -78,10 +78,8 @@ func open(dir string, o Options) (_ *Journal, err error) {
 	if err := j.witness.said.contradicts(j.tip); err != nil {
 		return nil, err
 	}
-	if len(j.db.Tables()) >= maxTables {
-		if err := j.compact(); err != nil {
-			return nil, err
-		}
+	if err := j.compactIfDue(); err != nil {
+		return nil, err
 	}
 	if err := j.begin(); err != nil {
 		return nil, err
@@ -200,11 +198,23 @@ func (j *Journal) openGeneration() error {
 	if err := checkTables(path, everyBlock); err != nil {
 		return err
 	}
+	crashed, err := hasLogs(path)
+	if err != nil {
+		return err
+	}
+	if crashed {
+		if err := j.afterCrash(path); err != nil {
+			return err
+		}
+	}
 	db, err := openDatabase(databaseOptions(path))
 	if err != nil {
 		return err
 	}
 	j.db, j.past = db, j.current.past(j.dir)
+	if err := settle(path); err != nil {
+		return err
+	}
 	return db.View(func(tx *badger.Txn) error {
 		node, err := j.Node()
 		if err != nil {
@@ -216,6 +226,44 @@ func (j *Journal) openGeneration() error {
 		}
 		return nil
 	})
+}
+
+// hasLogs says whether the database was not closed: a log holds records that
+// are in no table yet.
+func hasLogs(path string) (bool, error) {
+	if err := sweepEmpty(path); err != nil {
+		return false, err
+	}
+	logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
+	return len(logs) > 0, err
+}
+
+// afterCrash prepares what a process left that did not close its journal.
+func (j *Journal) afterCrash(path string) error {
+	free, err := freeBytes(j.dir)
+	if err != nil {
+		return err
+	}
+	if free < ample {
+		return tidy(path, j.lock)
+	}
+	return keepEvidence(j.dir, path)
+}
+
+// settle waits until badger has turned the logs that it found into tables, so
+// that only the new one is left.
+func settle(path string) error {
+	deadline := time.Now().Add(closeDeadline)
+	for {
+		logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
+		if err != nil || len(logs) == 1 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("badger did not write the table of its last log within %s", closeDeadline)
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func (j *Journal) generation() string {
@@ -283,7 +331,7 @@ func (j *Journal) shut() error {
 	free, err := freeBytes(j.dir)
 	if err == nil && free >= ample && j.failed == nil {
 		if err = j.closeGeneration(); err == nil {
-			err = j.testify(true)
+			err = errors.Join(j.testify(true), dropEvidence(j.dir))
 		}
 	}
 	return errors.Join(err, j.release())
@@ -297,13 +345,27 @@ func (j *Journal) closeGeneration() error {
 		err = errors.Join(err, closeDatabase(j.db))
 	}
 	j.db = nil
+	if errors.Is(err, errHangs) {
+		// Badger may still write: the lock stays until this process ends.
+		hanging, j.lock = append(hanging, j.lock), nil
+	}
 	return err
 }
 
+// hanging keeps the locks of databases that did not close from being collected.
+var hanging []*os.File
+
 // release gives up everything but the generation's database.
 func (j *Journal) release() error {
-	return errors.Join(j.log.close(), j.past.close(), j.witness.close(), j.lock.Close())
+	err := errors.Join(j.log.close(), j.past.close(), j.witness.close())
+	if j.lock != nil {
+		err = errors.Join(err, j.lock.Close())
+	}
+	return err
 }
+
+// errHangs: what is acknowledged is durable all the same.
+var errHangs = fmt.Errorf("badger did not close within %s", closeDeadline)
 
 // closeDatabase is badger's Close with a deadline.
 func closeDatabase(db *badger.DB) error {
@@ -316,6 +378,6 @@ func closeDatabase(db *badger.DB) error {
 		}
 		return nil
 	case <-time.After(closeDeadline):
-		return fmt.Errorf("badger did not close within %s; what is acknowledged is durable", closeDeadline)
+		return errHangs
 	}
 }

@@ -65,11 +65,37 @@ func freeBytes(dir string) (int64, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, fmt.Errorf("statfs %s: %w", dir, err)
 	}
-	free := st.Bavail
-	if os.Geteuid() == 0 {
-		free = st.Bfree // the superuser's reserve included
+	free := int64(st.Bavail)
+	if st.Type == unix.EXT4_SUPER_MAGIC && os.Geteuid() == 0 {
+		// The superuser may use what is reserved for it, but not the clusters
+		// that ext4 keeps for itself (ext4_calculate_resv_clusters in fs/ext4).
+		free = max(free, int64(st.Bfree)-int64(min(st.Blocks/50, 4096)))
 	}
-	return int64(free) * st.Bsize, nil
+	return free * st.Bsize, nil
+}
+
+// Reserve is what keeps a journal working on a full disk, in bytes.
+type Reserve struct {
+	// Log is what one task may journal with no byte free, counted from when its
+	// process opened the journal. A record takes about a thousand.
+	Log int64 `json:"log"`
+	// Ballast is set aside now, to open the journal with; BallastWanted is what
+	// should be. It is filled again at the next Open that finds space.
+	Ballast       int64 `json:"ballast"`
+	BallastWanted int64 `json:"ballast_wanted"`
+}
+
+// ReserveOf tells the reserve of the journal in dir, open or not.
+func ReserveOf(dir string) (Reserve, error) {
+	r := Reserve{Log: memTableSize, BallastWanted: ballastSize}
+	var st unix.Stat_t
+	err := unix.Stat(filepath.Join(dir, ballastFile), &st)
+	if err == nil {
+		r.Ballast = st.Blocks * 512
+	} else if !errors.Is(err, unix.ENOENT) {
+		return Reserve{}, fmt.Errorf("cannot read the reserve of the journal %s: %w", dir, err)
+	}
+	return r, nil
 }
 
 // allocate gives a file blocks for its first size bytes and leaves its length.

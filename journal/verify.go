@@ -43,6 +43,11 @@ func Verify(dir string, legal TransitionCheck) (Report, error) {
 	if err == nil {
 		var v *View
 		if v, err = openView(dir); err == nil {
+			if said.Generation == v.generation {
+				if err := checkManifest(v.copied, said.Manifest); err != nil {
+					report.problem("", 0, "%v", err)
+				}
+			}
 			report.replay(&v.reader, said, legal)
 			return report, v.Close()
 		}

@@ -18,7 +18,8 @@ import (
 // nothing.
 type View struct {
 	reader
-	copied string // the directory of the copy
+	copied     string // the directory of the copy
+	generation uint64 // the one that was copied
 }
 
 // viewAttempts is how often a copy is tried of a journal that changes under it.
@@ -48,7 +49,7 @@ func openView(dir string) (*View, error) {
 		}
 		var v *View
 		if v, err = copyGeneration(filepath.Join(dir, generationName(c.Generation))); err == nil {
-			v.past = c.past(dir)
+			v.past, v.generation = c.past(dir), c.Generation
 			// At once: a compaction may remove the files, but not under us.
 			if _, err = v.past.open(); err == nil {
 				return v, nil

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // The witness is a small file outside the database that says what the newest
@@ -145,7 +143,7 @@ func (w *witness) acknowledge(newest tip) error {
 	if w.timer == nil {
 		w.timer = time.AfterFunc(witnessLag, func() {
 			// The mutex is not held: an append does not wait for this.
-			err := unix.Fdatasync(int(w.f.Fd()))
+			err := fdatasync(int(w.f.Fd()))
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.failed = errors.Join(w.failed, err)
@@ -162,7 +160,7 @@ func (w *witness) record(t testimony) error {
 	if err := w.write(t); err != nil {
 		return err
 	}
-	return unix.Fdatasync(int(w.f.Fd()))
+	return fdatasync(int(w.f.Fd()))
 }
 
 func (w *witness) write(t testimony) error {
@@ -187,7 +185,7 @@ func (w *witness) close() error {
 	if w.timer != nil && w.timer.Stop() {
 		w.timer = nil
 	}
-	return errors.Join(w.failed, unix.Fdatasync(int(w.f.Fd())), w.f.Close())
+	return errors.Join(w.failed, fdatasync(int(w.f.Fd())), w.f.Close())
 }
 
 // contradicts compares what the database holds with the testimony. More than

@@ -1,0 +1,186 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/journal/journaltest"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// worn makes a journal with everything in it: a history, tables, a log of a
+// process that died, and what it holds.
+func worn(t *testing.T) (dir string, holds map[string][]string) {
+	t.Helper()
+	live := filepath.Join(t.TempDir(), "journal")
+	j := openTest(t, live, Options{})
+	for i := range 5 {
+		appendTest(t, j, journaltest.Task(fmt.Sprint("past", i), 1)...)
+	}
+	rewriteTest(t, j)
+	for i := range 3 {
+		appendTest(t, j, journaltest.Task(fmt.Sprint("table", i), 1)...)
+		closeTest(t, j)
+		j = openTest(t, live, Options{})
+	}
+	appendTest(t, j, journaltest.Task("log", 1)[:7]...)
+	holds = snapshot(t, j)
+	dir = filepath.Join(t.TempDir(), "journal")
+	if err := os.CopyFS(dir, os.DirFS(live)); err != nil { // as a kill would leave it
+		t.Fatal(err)
+	}
+	return dir, holds
+}
+
+// Damage to any file is either without effect or noticed, by Open and by
+// Verify; nobody panics, and nothing is lost in silence.
+func TestDamage(t *testing.T) {
+	worn, holds := worn(t)
+	damages := map[string]func([]byte) []byte{
+		"deleted":   func([]byte) []byte { return nil },
+		"emptied":   func([]byte) []byte { return []byte{} },
+		"zeroed":    func(b []byte) []byte { return make([]byte, len(b)) },
+		"cut short": func(b []byte) []byte { return b[:len(b)-1] },
+		"garbage":   func(b []byte) []byte { return bytes.Repeat([]byte("garbage!"), len(b)/8+1) },
+	}
+	for i, n := 0, campaign(2, 60); i < n; i++ {
+		damages[fmt.Sprintf("cut at %d/%d", i+1, n+1)] = func(b []byte) []byte { return b[:len(b)*(i+1)/(n+1)] }
+		damages[fmt.Sprintf("flipped at %d/%d", i, n)] = func(b []byte) []byte {
+			b = slices.Clone(b)
+			b[len(b)*i/n] ^= 0x40
+			return b
+		}
+	}
+	var files []string
+	err := filepath.WalkDir(worn, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			rel, _ := filepath.Rel(worn, path)
+			files = append(files, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{".mem", ".sst", ".vlog", "MANIFEST", "KEYREGISTRY", "DISCARD", currentFile, witnessFile, rootIDFile} {
+		if !slices.ContainsFunc(files, func(f string) bool { return strings.HasSuffix(f, kind) }) {
+			t.Fatalf("no file of kind %s among %v", kind, files)
+		}
+	}
+	noticed := map[string]int{}
+	for _, file := range files {
+		original, err := os.ReadFile(filepath.Join(worn, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(original) == 0 || filepath.Base(file) == ballastFile {
+			continue
+		}
+		data := original
+		if strings.HasSuffix(file, ".mem") {
+			data = bytes.TrimRight(original, "\x00") // the rest was never written
+		}
+		for _, name := range slices.Sorted(maps.Keys(damages)) {
+			t.Run(file+" "+name, func(t *testing.T) {
+				dir := filepath.Join(t.TempDir(), "journal")
+				if err := os.CopyFS(dir, os.DirFS(worn)); err != nil {
+					t.Fatal(err)
+				}
+				target := filepath.Join(dir, file)
+				if damaged := damages[name](data); damaged == nil {
+					err = os.Remove(target)
+				} else {
+					err = os.WriteFile(target, damaged, 0o600)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if judge(t, dir, holds, name == "zeroed") {
+					noticed[filepath.Ext(file)+filepath.Base(file)]++
+				}
+			})
+		}
+	}
+	t.Logf("noticed: %v", noticed)
+}
+
+// judge says whether the damage was noticed, and fails the test when something
+// is missing and it was not. With goOn a new journal takes its place.
+func judge(t *testing.T, dir string, holds map[string][]string, goOn bool) bool {
+	t.Helper()
+	report, err := Verify(dir, machine.Legal)
+	found := len(report.Problems) > 0
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrNewerSchema) {
+		t.Errorf("Verify: %v", err)
+	}
+	found = found || err != nil
+	j, err := Open(dir, Options{})
+	if err != nil {
+		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewerSchema) {
+			t.Errorf("Open: %v", err)
+		}
+		if !found {
+			t.Errorf("Open says %v, Verify found nothing", err)
+		}
+		if !goOn {
+			return true
+		}
+		moved, err := MoveAside(dir, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(moved); err != nil {
+			t.Error(err)
+		}
+		j = openTest(t, dir, Options{})
+		appendTest(t, j, journaltest.Task("new", 1)...)
+		closeTest(t, j)
+		sound(t, dir)
+		return true
+	}
+	defer closeTest(t, j)
+	got, err := trySnapshot(j)
+	if err != nil {
+		if !errors.Is(err, ErrDamaged) || !found {
+			t.Errorf("reading: %v; Verify found: %v", err, report.Problems)
+		}
+		return true
+	}
+	for task, lines := range holds {
+		if !slices.Equal(lines, got[task]) && !found {
+			t.Errorf("task %s lost in silence: %d lines of %d", task, len(got[task]), len(lines))
+		}
+	}
+	return found
+}
+
+// trySnapshot is snapshot where reading may fail.
+func trySnapshot(r readJournal) (map[string][]string, error) {
+	heads, err := r.Heads()
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]string{}
+	for _, h := range heads {
+		for rec, err := range r.Records(h.Task) {
+			if err != nil {
+				return nil, err
+			}
+			all[h.Task] = append(all[h.Task], fmt.Sprintf("%+v", rec))
+		}
+		one, _, err := r.Head(h.Task)
+		if err != nil {
+			return nil, err
+		}
+		all[h.Task] = append(all[h.Task], fmt.Sprintf("%+v", one))
+	}
+	return all, nil
+}
