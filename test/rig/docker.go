@@ -82,6 +82,9 @@ var sharedHost = sync.OnceValues(func() (string, error) {
 	return startShared()
 })
 
+// sharedBridge is the network interface of the shared engine's containers.
+const sharedBridge = "deckhand-rig"
+
 // startShared returns the host of the dockerd in Dir, and starts it when it is
 // not running. Test processes run side by side, so a lock lets one of them do it.
 func startShared() (string, error) {
@@ -98,13 +101,17 @@ func startShared() (string, error) {
 	if err := d.destroy(false); err != nil {
 		return "", fmt.Errorf("clean up after a dead dockerd: %w", err)
 	}
-	// A machine may lack iptables or bridges; task containers then have less of
-	// a network, but they run.
+	// A bridge of its own: docker0 goes as soon as another daemon on this machine
+	// starts without a bridge. A machine may lack iptables or bridges; task
+	// containers then have less of a network, but they run.
+	bridge := "--bridge=" + sharedBridge
+	if err := ip("link", "add", sharedBridge, "type", "bridge"); err != nil && !strings.Contains(err.Error(), "exists") {
+		bridge = "--bridge=none"
+	}
 	var failed error
 	for _, args := range [][]string{
-		nil,
-		{"--iptables=false", "--ip6tables=false"},
-		{"--iptables=false", "--ip6tables=false", "--bridge=none"},
+		{bridge},
+		{bridge, "--iptables=false", "--ip6tables=false"},
 	} {
 		// A session of its own, so that the interrupt of one test run does not
 		// end the engine of another.
@@ -137,6 +144,11 @@ func Down() error {
 	d := daemon{dir: dir, data: filepath.Join(dir, "data")}
 	if err := d.destroy(true); err != nil {
 		return err
+	}
+	if _, err := net.InterfaceByName(sharedBridge); err == nil {
+		if err := ip("link", "delete", sharedBridge); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(dir)
 }

@@ -24,7 +24,7 @@ type World struct {
 
 // NewWorld makes an empty node on the shared engine. When the test ends, it
 // fails if the engine holds anything that this node has left.
-func NewWorld(t *testing.T) *World {
+func NewWorld(t testing.TB) *World {
 	t.Helper()
 	w := &World{Node: NewNode(t, rig.Docker(t)), Registry: rig.NewRegistry(t), Dir: t.TempDir()}
 	t.Cleanup(func() {
@@ -36,13 +36,13 @@ func NewWorld(t *testing.T) *World {
 }
 
 // Image pushes an image and returns its tag; see rig.Image.
-func (w *World) Image(t *testing.T, name string, spec rig.Spec) rig.Ref {
+func (w *World) Image(t testing.TB, name string, spec rig.Spec) rig.Ref {
 	t.Helper()
 	return rig.Image(t, w.Registry, name, spec)
 }
 
 // Write makes a file below the world's directory and returns its path.
-func (w *World) Write(t *testing.T, name, content string) string {
+func (w *World) Write(t testing.TB, name, content string) string {
 	t.Helper()
 	p := filepath.Join(w.Dir, name)
 	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
@@ -65,7 +65,7 @@ func (w *World) Read(t *testing.T, name string) string {
 }
 
 // Save writes a task document and returns its path.
-func (w *World) Save(t *testing.T, task tes.Task) string {
+func (w *World) Save(t testing.TB, task tes.Task) string {
 	t.Helper()
 	b, err := json.Marshal(task)
 	if err != nil {
@@ -86,7 +86,7 @@ type Outcome struct {
 }
 
 // Log is the account of the newest attempt.
-func (o Outcome) Log(t *testing.T) tes.TaskLog {
+func (o Outcome) Log(t testing.TB) tes.TaskLog {
 	t.Helper()
 	if len(o.Task.Logs) == 0 {
 		t.Fatalf("the result has no task log:\n%s", o.Stderr)
@@ -95,7 +95,7 @@ func (o Outcome) Log(t *testing.T) tes.TaskLog {
 }
 
 // Run runs a task to its end and reads its result.
-func (w *World) Run(t *testing.T, task tes.Task, args ...string) Outcome {
+func (w *World) Run(t testing.TB, task tes.Task, args ...string) Outcome {
 	t.Helper()
 	result := filepath.Join(t.TempDir(), "result.json")
 	o := Outcome{Result: w.Deckhand(t, append([]string{"run", w.Save(t, task), "--result", result}, args...)...)}
@@ -108,7 +108,7 @@ func (w *World) Run(t *testing.T, task tes.Task, args ...string) Outcome {
 }
 
 // MustRun is Run for a task that is to end with an exit code.
-func (w *World) MustRun(t *testing.T, code int, task tes.Task, args ...string) Outcome {
+func (w *World) MustRun(t testing.TB, code int, task tes.Task, args ...string) Outcome {
 	t.Helper()
 	o := w.Run(t, task, args...)
 	if o.Code != code {

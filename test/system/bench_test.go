@@ -1,0 +1,100 @@
+package system
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+// BenchmarkNoop runs a task that does nothing, from an image that is on the
+// node, each time beside `docker run --rm` of the same image. Reported are the
+// medians in milliseconds, their difference and ratio, and the program's peak
+// memory.
+func BenchmarkNoop(b *testing.B) {
+	w := NewWorld(b)
+	image := w.Image(b, "noop", rig.Spec{Marker: "noop"})
+	task := func(i int) tes.Task {
+		return tes.Task{ID: fmt.Sprint("noop-", i), Executors: []tes.Executor{{Image: image.Digest, Command: []string{"true"}}}}
+	}
+	w.MustRun(b, 0, task(0)) // brings the image
+	var ours, peer []time.Duration
+	var peak int64
+	for i := 1; b.Loop(); i++ {
+		start := time.Now()
+		rig.DockerCmd(b, "run", "--rm", image.Digest, "true")
+		peer = append(peer, time.Since(start))
+
+		cmd := w.Command(b, "run", w.Save(b, task(i)))
+		start = time.Now()
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+		ours = append(ours, time.Since(start))
+		peak = max(peak, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
+	}
+	a, p := median(ours), median(peer)
+	b.ReportMetric(0, "ns/op") // of both together: it says nothing
+	b.ReportMetric(ms(a), "deckhand-ms")
+	b.ReportMetric(ms(p), "docker-run-ms")
+	b.ReportMetric(ms(a-p), "on-top-ms")
+	b.ReportMetric(ms(a)/ms(p), "ratio")
+	b.ReportMetric(float64(peak)/1024, "peak-MiB")
+}
+
+// BenchmarkSameImage counts what a second task with the same digest asks the
+// registry, beside a `docker pull` of it.
+func BenchmarkSameImage(b *testing.B) {
+	w := NewWorld(b)
+	image := w.Image(b, "same", rig.Spec{Marker: "same"})
+	run := func(i int) {
+		w.MustRun(b, 0, tes.Task{ID: fmt.Sprint("same-", i), Executors: []tes.Executor{{Image: image.Digest, Command: []string{"true"}}}})
+	}
+	run(0)
+	var ours, peer int
+	for i := 1; b.Loop(); i++ {
+		w.Registry.Reset()
+		run(i)
+		ours += len(w.Registry.Requests())
+		w.Registry.Reset()
+		rig.DockerCmd(b, "pull", "-q", image.Digest)
+		peer += len(w.Registry.Requests())
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(ours)/float64(b.N), "deckhand-requests")
+	b.ReportMetric(float64(peer)/float64(b.N), "docker-pull-requests")
+}
+
+// BenchmarkStart is the floor of every command: the program against the Docker
+// client, both only printing their version.
+func BenchmarkStart(b *testing.B) {
+	program := Build(b)
+	var ours, peer []time.Duration
+	for b.Loop() {
+		for _, c := range []struct {
+			name  string
+			times *[]time.Duration
+		}{{program, &ours}, {"docker", &peer}} {
+			start := time.Now()
+			if out, err := exec.Command(c.name, "--version").CombinedOutput(); err != nil && c.name == "docker" {
+				b.Fatalf("%v\n%s", err, out)
+			}
+			*c.times = append(*c.times, time.Since(start))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(ms(median(ours)), "deckhand-ms")
+	b.ReportMetric(ms(median(peer)), "docker-ms")
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
