@@ -37,6 +37,9 @@ func worn(t *testing.T) (dir string, holds map[string][]string) {
 	if err := os.CopyFS(dir, os.DirFS(live)); err != nil { // as a kill would leave it
 		t.Fatal(err)
 	}
+	if err := os.Remove(filepath.Join(dir, ballastFile)); err != nil {
+		t.Fatal(err)
+	}
 	return dir, holds
 }
 

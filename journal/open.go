@@ -279,7 +279,7 @@ func checkManifest(path string, was fingerprint) error {
 		return err
 	}
 	if is != was {
-		return fmt.Errorf("%w: the list of tables %s was altered", ErrDamaged, filepath.Join(filepath.Base(path), badger.ManifestFilename))
+		return fmt.Errorf("%w: its list of tables (%s) was altered", ErrDamaged, badger.ManifestFilename)
 	}
 	return nil
 }

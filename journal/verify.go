@@ -42,12 +42,7 @@ func Verify(dir string, legal TransitionCheck) (Report, error) {
 	said, err := testimonyIn(dir)
 	if err == nil {
 		var v *View
-		if v, err = openView(dir); err == nil {
-			if said.Generation == v.generation {
-				if err := checkManifest(v.copied, said.Manifest); err != nil {
-					report.problem("", 0, "%v", err)
-				}
-			}
+		if v, err = openView(dir, said); err == nil {
 			report.replay(&v.reader, said, legal)
 			return report, v.Close()
 		}

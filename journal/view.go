@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
@@ -18,50 +20,77 @@ import (
 // nothing.
 type View struct {
 	reader
-	copied     string // the directory of the copy
-	generation uint64 // the one that was copied
+	copied string // the directory of the copy
 }
 
-// viewAttempts is how often a copy is tried of a journal that changes under it.
-const viewAttempts = 20
+// viewAttempts is how often a copy is tried of a journal that changes under it;
+// viewPatience, how often it may fail in the same way: then it is damaged.
+const (
+	viewAttempts = 50
+	viewPatience = 3
+)
+
+// copyName is that of a copy's directory.
+var copyName = regexp.MustCompile(`deckhand-journal-[0-9]+`)
 
 // OpenView copies the journal in dir to memory (a tmpfs, where there is one) and
 // opens the copy. Without a journal the error is fs.ErrNotExist.
 func OpenView(dir string) (*View, error) {
-	v, err := openView(dir)
+	v, err := openView(dir, testimony{})
 	if err != nil {
 		return nil, machine.Faultf(machine.NodeFault, "cannot read the journal %s: %w", dir, err)
 	}
 	return v, nil
 }
 
-func openView(dir string) (*View, error) {
-	var err error
+// openView compares the copy with what the witness said before; with nothing,
+// when the testimony is empty.
+func openView(dir string, said testimony) (*View, error) {
+	var last error
+	var lastText string
+	same := 0
 	for range viewAttempts {
-		var c current
-		var found bool
-		c, found, err = readCurrent(dir)
-		if err != nil {
+		v, err := tryView(dir, said)
+		if err == nil {
+			return v, nil
+		}
+		if errors.Is(err, ErrNoSpace) || errors.Is(err, ErrNewerSchema) || errors.Is(err, os.ErrNotExist) && last == nil {
 			return nil, err
 		}
-		if !found {
-			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, currentFile), os.ErrNotExist)
+		text := copyName.ReplaceAllString(err.Error(), "")
+		if same++; text != lastText {
+			same = 1
 		}
-		var v *View
-		if v, err = copyGeneration(filepath.Join(dir, generationName(c.Generation))); err == nil {
-			v.past, v.generation = c.past(dir), c.Generation
-			// At once: a compaction may remove the files, but not under us.
-			if _, err = v.past.open(); err == nil {
-				return v, nil
-			}
-			err = errors.Join(err, v.Close())
+		last, lastText = err, text
+		if same == viewPatience {
+			break
 		}
-		if errors.Is(err, ErrNoSpace) {
-			return nil, err
-		}
-		// A writer has changed the files in between; what is damaged fails every time.
+		time.Sleep(time.Millisecond)
 	}
-	return nil, err
+	return nil, last
+}
+
+func tryView(dir string, said testimony) (*View, error) {
+	c, found, err := readCurrent(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, currentFile), os.ErrNotExist)
+	}
+	if said.Generation != c.Generation {
+		said.Manifest = fingerprint{}
+	}
+	v, err := copyGeneration(filepath.Join(dir, generationName(c.Generation)), said.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	v.past = c.past(dir)
+	// At once: a compaction may remove the files, but not under us.
+	if _, err := v.past.open(); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
 }
 
 // Close removes the copy.
@@ -70,8 +99,9 @@ func (v *View) Close() error {
 }
 
 // copyGeneration copies a database and opens the copy. The logs come first: a
-// table that is made of a log meanwhile is then in both, never in neither.
-func copyGeneration(from string) (_ *View, err error) {
+// table that is made of a log meanwhile is then in both, never in neither. The
+// beginning of the list of tables has to be list, unless that is empty.
+func copyGeneration(from string, list fingerprint) (_ *View, err error) {
 	to, err := os.MkdirTemp(memoryDir(), "deckhand-journal-")
 	if err != nil {
 		return nil, err
@@ -92,8 +122,10 @@ func copyGeneration(from string) (_ *View, err error) {
 			}
 		}
 	}
-	if _, err := os.Stat(filepath.Join(to, badger.ManifestFilename)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	if list != (fingerprint{}) {
+		if err := checkManifest(to, list); err != nil {
+			return nil, err
+		}
 	}
 	if err := checkTables(to, everyBlock); err != nil {
 		return nil, err
