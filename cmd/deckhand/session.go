@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
@@ -29,26 +30,21 @@ type session struct {
 	lock    *node.RootLock
 	journal *journal.Journal
 	docker  *engine.Docker
-	info    engine.Info
 	boot    string
 	meter   *progress.Meter
 }
 
 // open takes the journal of a root whose lock this process has.
-func (a *app) open(ctx context.Context, lock *node.RootLock, docker *engine.Docker) (*session, error) {
+func (a *app) open(lock *node.RootLock, docker *engine.Docker) (*session, error) {
 	boot, err := node.BootID()
 	if err != nil {
 		return nil, machine.Faultf(machine.NodeFault, "cannot tell this boot of the node from another: %w", err)
-	}
-	info, err := docker.Info(ctx)
-	if err != nil {
-		return nil, err
 	}
 	j, err := a.openJournal(boot)
 	if err != nil {
 		return nil, err
 	}
-	return &session{app: a, lock: lock, journal: j, docker: docker, info: info, boot: boot, meter: new(progress.Meter)}, nil
+	return &session{app: a, lock: lock, journal: j, docker: docker, boot: boot, meter: new(progress.Meter)}, nil
 }
 
 // openJournal opens the journal. A damaged one is moved aside, never deleted,
@@ -110,7 +106,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	})
 	containers := &run.Containers{
 		Task: known, Engine: s.docker, RootID: cleaner.RootID, Tree: tree, ClearEntrypoint: conf.Run.ClearEntrypoint,
-		Limits: run.Limits{CPUs: s.info.CPUs, CgroupParent: conf.Run.CgroupParent},
+		Limits: run.Limits{CPUs: runtime.NumCPU(), CgroupParent: conf.Run.CgroupParent},
 	}
 	steps := []machine.Step{
 		&scrub.Step{

@@ -38,7 +38,7 @@ const stdinHelper = "/.deckhand"
 
 // Limits are the node's own bounds on a container.
 type Limits struct {
-	CPUs         int    // of the node; no container may ask Docker for more
+	CPUs         int    // that this process may use; no container gets more
 	CgroupParent string // so that the engine's limits bind the container; may be empty
 }
 

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
@@ -82,23 +84,21 @@ func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, i
 		i.Why = "left by " + owner(labels)
 		gone = append(gone, i)
 	}
-	containers, err := c.Engine.Containers(ctx, root)
-	if err != nil {
+	var containers []engine.Container
+	var volumes []engine.Volume
+	var networks []engine.Network
+	ask, inner := errgroup.WithContext(ctx)
+	ask.Go(func() (err error) { containers, err = c.Engine.Containers(inner, root); return err })
+	ask.Go(func() (err error) { volumes, err = c.Engine.Volumes(inner, root); return err })
+	ask.Go(func() (err error) { networks, err = c.Engine.Networks(inner, root); return err })
+	if err := ask.Wait(); err != nil {
 		return nil, nil, err
 	}
 	for _, x := range containers {
 		add(Item{Kind: Container, Name: x.Name, id: x.ID}, x.Labels)
 	}
-	volumes, err := c.Engine.Volumes(ctx, root)
-	if err != nil {
-		return nil, nil, err
-	}
 	for _, x := range volumes {
 		add(Item{Kind: Volume, Name: x.Name, Bytes: x.Bytes, id: x.Name}, x.Labels)
-	}
-	networks, err := c.Engine.Networks(ctx, root)
-	if err != nil {
-		return nil, nil, err
 	}
 	for _, x := range networks {
 		add(Item{Kind: Network, Name: x.Name, id: x.ID}, x.Labels)
