@@ -151,7 +151,7 @@ func (d *Docker) stream(ctx context.Context, named reference.Named, each func(pu
 		case err != nil:
 			// Not an error of the connection: a pull that brings the daemon down
 			// each time must end with the budget for pulls.
-			return fmt.Errorf("%w: %s", errBroke, err)
+			return fmt.Errorf("%w: %s", errBroke, err.Error())
 		case e.Error != "":
 			return errors.New(e.Error)
 		}
