@@ -34,14 +34,13 @@ func newHTTP(s *Storage) Store {
 			CheckRedirect: checkRedirect,
 			// Not HTTP/2: its streams share one connection, which is slower than several.
 			Transport: &http.Transport{
-				Proxy:               http.ProxyFromEnvironment,
-				DialContext:         dialer.DialContext,
-				TLSHandshakeTimeout: 30 * time.Second,
-				MaxIdleConnsPerHost: s.opts.Parallel,
-				IdleConnTimeout:     90 * time.Second,
-				DisableCompression:  true,
-				// A refused upload is refused before its bytes are sent.
-				ExpectContinueTimeout: time.Second,
+				Proxy:                 http.ProxyFromEnvironment,
+				DialContext:           dialer.DialContext,
+				TLSHandshakeTimeout:   30 * time.Second,
+				MaxIdleConnsPerHost:   s.opts.Parallel,
+				IdleConnTimeout:       90 * time.Second,
+				DisableCompression:    true,
+				ExpectContinueTimeout: time.Second, // not every server knows Expect
 				ReadBufferSize:        64 << 10,
 				WriteBufferSize:       64 << 10,
 			},
@@ -127,6 +126,10 @@ func isEscape(s string) bool {
 	return len(s) >= 3 && strings.Trim(s[1:3], "0123456789abcdefABCDEF") == ""
 }
 
+// minExpect is the size from which an upload first asks whether it is welcome
+// (RFC 9110, 10.1.1); it costs a connection and a round trip.
+const minExpect = 256 << 10
+
 // request sends one request under a watch that ends it when nothing moves.
 func (h *httpStore) request(ctx context.Context, method, url string, header http.Header, src *Source) (*http.Response, *watch, error) {
 	u, user, err := parseHTTP(url)
@@ -134,7 +137,12 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 		return nil, nil, err
 	}
 	ctx, w := newWatch(ctx, h.storage.pause.idle)
-	req := (&http.Request{Method: method, URL: u, Header: header, Host: u.Host}).WithContext(ctx)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	if err != nil {
+		w.end()
+		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: %w", err)
+	}
+	req.Header = header
 	header.Set("Accept-Encoding", "identity")
 	header.Set("User-Agent", "deckhand")
 	if user != nil {
@@ -143,6 +151,12 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 	}
 	if src != nil {
 		req.ContentLength = src.Size
+		if src.Size >= minExpect {
+			header.Set("Expect", "100-continue")
+			// With Close the body is not sent after a refusal. Else a server that
+			// hangs up on it could hide its answer.
+			req.Close = true
+		}
 		req.Body = http.NoBody
 		if src.Size > 0 {
 			req.GetBody = func() (io.ReadCloser, error) {
@@ -375,9 +389,6 @@ func (h *httpStore) List(_ context.Context, url string) iter.Seq2[Object, error]
 // Put sends the file with its length.
 func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
 	header := http.Header{"Content-Type": {"application/octet-stream"}}
-	if src.Size > 1<<20 {
-		header.Set("Expect", "100-continue")
-	}
 	resp, w, err := h.request(ctx, http.MethodPut, url, header, src)
 	if err != nil {
 		return err
