@@ -20,13 +20,26 @@ type World struct {
 	*Node
 	Registry *rig.Registry
 	Dir      string // for inputs and outputs
+	// Docker runs the docker command line against the node's engine.
+	Docker func(tb rig.TB, args ...string) string
 }
 
 // NewWorld makes an empty node on the shared engine. When the test ends, it
 // fails if the engine holds anything that this node has left.
 func NewWorld(t testing.TB) *World {
 	t.Helper()
-	w := &World{Node: NewNode(t, rig.Docker(t)), Registry: rig.NewRegistry(t), Dir: t.TempDir()}
+	return newWorld(t, rig.Docker(t), rig.DockerCmd)
+}
+
+// NewWorldOn makes an empty node on an engine of the test's own.
+func NewWorldOn(t testing.TB, d *rig.Daemon) *World {
+	t.Helper()
+	return newWorld(t, d.Host, d.Cmd)
+}
+
+func newWorld(t testing.TB, host string, docker func(rig.TB, ...string) string) *World {
+	t.Helper()
+	w := &World{Node: NewNode(t, host), Registry: rig.NewRegistry(t), Dir: t.TempDir(), Docker: docker}
 	t.Cleanup(func() {
 		// The last image stays by design; the registry's end removes it.
 		w.Deckhand(t, "recover")
@@ -233,20 +246,17 @@ func (w *World) objects(t *testing.T, args ...string) []string {
 	if id == "" {
 		return nil
 	}
-	return strings.Fields(rig.DockerCmd(t, append(args, "--filter", "label=deckhand.root="+id)...))
+	return strings.Fields(w.Docker(t, append(args, "--filter", "label=deckhand.root="+id)...))
 }
 
-// RootID is the value of this root's label, taken from a container that it
-// has; empty when it has none.
-func (w *World) RootID(t *testing.T) string {
+// RootID is the value of this root's label; empty when nothing ever ran there.
+func (w *World) RootID(t testing.TB) string {
 	t.Helper()
-	names := rig.DockerCmd(t, "ps", "-a", "--format", `{{.Label "deckhand.root"}} {{.Mounts}}`, "--no-trunc", "--filter", "label=deckhand.root")
-	for _, line := range strings.Split(names, "\n") {
-		if strings.Contains(line, w.Root) {
-			return strings.Fields(line)[0]
-		}
+	id, err := os.ReadFile(filepath.Join(w.Root, "journal", "ROOT_ID"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
 	}
-	return ""
+	return strings.TrimSpace(string(id))
 }
 
 // TaskDirs lists what is in the tasks directory.
@@ -268,6 +278,9 @@ func (w *World) Clean(t *testing.T) {
 	t.Helper()
 	if left := w.Containers(t); len(left) > 0 {
 		t.Errorf("containers are left: %v", left)
+	}
+	if left := w.Volumes(t); len(left) > 0 {
+		t.Errorf("volumes are left: %v", left)
 	}
 	if left := w.TaskDirs(t); len(left) > 0 {
 		t.Errorf("task directories are left: %v", left)
