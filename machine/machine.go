@@ -251,7 +251,6 @@ func (m *Machine) fire(ctx context.Context, a *attempt, to State, mv move) error
 }
 
 func (m *Machine) entered(a *attempt) {
-	m.Log.Debug("entered", "task", a.head.Task, "attempt", a.head.Attempt, "state", a.head.State, "reason", a.head.Reason)
 	if m.Entered != nil {
 		m.Entered(a.head)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -194,7 +193,7 @@ func factLine(r machine.Record) string {
 	line := fmt.Sprintf("%s %s %s", word, text("what"), text("name"))
 	for _, key := range shown {
 		if value, ok := detail[key]; ok && len(value) < 200 && value[0] != '[' && value[0] != '{' {
-			line += fmt.Sprintf("  %s=%s", key, strings.TrimSpace(text(key)))
+			line += fmt.Sprintf("  %s=%s", key, shortID(text(key)))
 		}
 	}
 	return line

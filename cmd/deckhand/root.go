@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
-	"github.com/deckhand/deckhand/internal/redact"
 )
 
 // app is one invocation: what every command has.
@@ -78,32 +76,9 @@ func (a *app) configure(cmd *cobra.Command) error {
 		return &exit{exitUsage, err}
 	}
 	a.conf = conf
-	a.screen = newScreen(a.stderr, conf.Progress)
+	a.screen = newScreen(a.stderr, conf)
 	a.log = slog.New(newLogHandler(a.screen, conf.Log))
 	return nil
-}
-
-// newLogHandler writes log records without secrets.
-func newLogHandler(w io.Writer, conf config.Log) slog.Handler {
-	var level slog.Level
-	// The configuration allows nothing that this cannot read.
-	_ = level.UnmarshalText([]byte(conf.Level))
-	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, attr slog.Attr) slog.Attr {
-		switch v := attr.Value.Any().(type) {
-		case string:
-			attr.Value = slog.StringValue(redact.Text(v))
-		case error:
-			attr.Value = slog.StringValue(redact.Text(v.Error()))
-		}
-		if attr.Key == slog.TimeKey && conf.Format == "text" {
-			attr.Value = slog.StringValue(attr.Value.Time().Format("15:04:05"))
-		}
-		return attr
-	}}
-	if conf.Format == "json" {
-		return slog.NewJSONHandler(w, options)
-	}
-	return slog.NewTextHandler(w, options)
 }
 
 func (a *app) journalDir() string { return filepath.Join(a.conf.Root, "journal") }
@@ -126,10 +101,4 @@ func (a *app) writeTo(name string, data []byte) error {
 		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	return nil
-}
-
-// terminal says whether f is a terminal that a person looks at.
-func terminal(f any) bool {
-	file, ok := f.(*os.File)
-	return ok && isTerminal(int(file.Fd()))
 }

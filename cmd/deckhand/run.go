@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -56,9 +55,6 @@ process left unfinished is resumed; one that is Complete is not run again.
 }
 
 func (a *app) run(ctx context.Context, source string, o runOptions) error {
-	if ctx == nil {
-		ctx = context.Background()
-	}
 	ctx, cancel := a.onSignals(ctx)
 	defer cancel(nil)
 	d, err := a.readDocument(ctx, source, o.base64)
@@ -149,13 +145,7 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 	if err != nil {
 		return machine.Head{}, err
 	}
-	var state atomic.Value
-	state.Store(head.State)
-	m.Entered = func(h machine.Head) {
-		state.Store(h.State)
-		s.entered(h)
-	}
-	stop := s.app.screen.follow(s.meter, func() machine.State { return state.Load().(machine.State) })
+	stop := s.app.follow(s.meter, s.standing)
 	defer stop()
 
 	switch machine.Decide(head, known, d.hash, fresh) {
@@ -172,15 +162,6 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 		}
 	}
 	return m.Start(ctx, d.id, d.hash)
-}
-
-// entered tells people about a transition.
-func (s *session) entered(h machine.Head) {
-	attrs := []any{"task", h.Task, "state", h.State, "attempt", h.Attempt}
-	if h.Reason != "" {
-		attrs = append(attrs, "reason", h.Reason)
-	}
-	s.app.log.Info("entered", attrs...)
 }
 
 // report writes the result document of an attempt that has ended for good.

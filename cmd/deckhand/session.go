@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
@@ -32,6 +33,7 @@ type session struct {
 	docker  *engine.Docker
 	boot    string
 	meter   *progress.Meter
+	head    atomic.Pointer[machine.Head] // of the task that is being worked on
 }
 
 // open takes the journal of a root whose lock this process has.
@@ -94,46 +96,73 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		return nil, err
 	}
 	conf := s.app.conf
-	known := doc
-	if known == nil {
-		known = &tes.Task{}
+	if doc == nil {
+		doc = &tes.Task{}
 	}
 	dir := filepath.Join(s.app.tasksDir(), taskDir(task))
-	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, known) }
+	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, doc) }
 	store := storage.New(storage.Options{
 		RetryFor: conf.Transfer.RetryFor, Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
 		Bandwidth: conf.Transfer.Bandwidth, Meter: s.meter, Log: s.app.log,
 	})
 	containers := &run.Containers{
-		Task: known, Engine: s.docker, RootID: cleaner.RootID, Tree: tree, ClearEntrypoint: conf.Run.ClearEntrypoint,
+		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Tree: tree, ClearEntrypoint: conf.Run.ClearEntrypoint,
 		Limits: run.Limits{CPUs: runtime.NumCPU(), CgroupParent: conf.Run.CgroupParent},
 	}
 	steps := []machine.Step{
 		&scrub.Step{
 			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep),
-			DiskBytes: known.Resources.DiskBytes(), Floor: conf.Disk.Floor, Log: s.app.log,
+			DiskBytes: doc.Resources.DiskBytes(), Floor: conf.Disk.Floor, Log: s.app.log,
 		},
 		&imagecheck.Step{
-			Task: known, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
+			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
 			Keep: conf.Image.Keep, Meter: s.meter, Log: s.app.log,
 		},
-		&download.Step{Task: known, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log},
+		&download.Step{Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log},
 		&run.Step{
-			Task: known, Engine: s.docker, Containers: containers, Tree: tree, Grace: conf.Run.StopGrace,
+			Task: doc, Engine: s.docker, Containers: containers, Tree: tree, Grace: conf.Run.StopGrace,
 			TimeLimit: conf.Run.TimeLimit, BootID: s.boot, Meter: s.meter, Log: s.app.log,
 		},
 		&upload.Step{
-			Task: known, Storage: store, Engine: s.docker, Containers: containers, Tree: tree, BootID: s.boot,
+			Task: doc, Storage: store, Engine: s.docker, Containers: containers, Tree: tree, BootID: s.boot,
 			Missing: upload.Missing(conf.Outputs.Missing), Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log,
 		},
 	}
+	head, known, err := s.journal.Head(task)
+	if err != nil {
+		return nil, err
+	}
+	if !known {
+		head = machine.Head{Task: task, Since: time.Now()}
+	}
+	s.head.Store(&head)
 	m := &machine.Machine{
 		Journal: s.journal, Steps: map[machine.State]machine.Step{}, MaxAttempts: conf.Run.MaxAttempts, Log: s.app.log,
+		Entered: s.entered,
 	}
 	for _, step := range steps {
 		m.Steps[step.State()] = step
 	}
 	return m, nil
+}
+
+// entered tells of a transition.
+func (s *session) entered(h machine.Head) {
+	was := s.head.Swap(&h)
+	attrs := []any{"task", h.Task, "state", h.State, "attempt", h.Attempt}
+	if was.State != "" && h.State != machine.Accepted {
+		attrs = append(attrs, "was", was.State, "seconds", h.Since.Sub(was.Since).Seconds())
+	}
+	if h.Reason != "" {
+		attrs = append(attrs, "reason", h.Reason)
+	}
+	s.app.tell(stateWords(*was, h), "entered", attrs...)
+}
+
+// standing is where the task that is being worked on stands.
+func (s *session) standing() standing {
+	h := s.head.Load()
+	return standing{h.Task, h.State, h.Since}
 }
 
 // rollBackOther ends the unfinished attempt of a task other than the given one;

@@ -29,6 +29,7 @@ func (a *app) onSignals(ctx context.Context) (context.Context, context.CancelCau
 			switch {
 			case s == unix.SIGTERM && node.Successor(a.conf.Root):
 				a.log.Warn("another process goes on with this task; leaving it everything")
+				a.screen.show("")
 				os.Exit(exitRetry)
 			case first.IsZero():
 				first = time.Now()
@@ -40,6 +41,7 @@ func (a *app) onSignals(ctx context.Context) (context.Context, context.CancelCau
 				}
 			case time.Since(first) > sameRequest:
 				a.log.Warn("leaving at once; the next start cleans up", "signal", s.String())
+				a.screen.show("")
 				os.Exit(exitRetry)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/docker/go-units"
@@ -202,11 +203,11 @@ func printStatus(w io.Writer, s status) error {
 	return nil
 }
 
-// shortID is an image ID as Docker shows it.
+// shortID is an image ID as Docker shows it; anything else stays as it is.
 func shortID(id string) string {
-	const prefix, digits = len("sha256:"), 12
-	if len(id) > prefix+digits {
-		return id[prefix : prefix+digits]
+	const digits = 12
+	if hex, ok := strings.CutPrefix(id, "sha256:"); ok && len(hex) > digits {
+		return hex[:digits]
 	}
 	return id
 }
