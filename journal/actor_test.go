@@ -285,11 +285,29 @@ func mountLoop(t testing.TB, image, mnt string, options ...string) (unmount func
 	var once sync.Once
 	unmount = func() {
 		once.Do(func() {
-			if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
-				t.Errorf("umount %s: %v: %s", mnt, err, out)
+			// A loop device lets go of its image a moment after its filesystem.
+			for n := 0; ; n++ {
+				out, err := exec.Command("umount", mnt).CombinedOutput()
+				if err == nil {
+					return
+				}
+				if n == 100 {
+					t.Errorf("umount %s: %v: %s", mnt, err, out)
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
 			}
 		})
 	}
 	t.Cleanup(unmount)
 	return unmount
+}
+
+func mustJSON(t testing.TB, v any) []byte {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }

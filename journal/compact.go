@@ -26,7 +26,7 @@ type Retention struct {
 }
 
 // DefaultRetention is that of a journal whose options set none.
-var DefaultRetention = Retention{Keep: 10000, Age: 90 * 24 * time.Hour, Bytes: 6 << 20}
+var DefaultRetention = Retention{Keep: 10000, Age: 90 * 24 * time.Hour, Bytes: 8 << 20}
 
 // archiveSize is how many bytes of finished tasks the generation may hold
 // before they go into the history.
@@ -78,7 +78,11 @@ func (j *Journal) compactIfDue() error {
 	if len(j.db.Tables()) < maxTables {
 		return nil
 	}
-	if free, err := freeBytes(j.dir); err != nil || free < ample {
+	size, err := sizeOf(j.dir)
+	if err != nil {
+		return err
+	}
+	if free, err := freeBytes(j.dir); err != nil || free < ample+size {
 		return err
 	}
 	return j.compact()

@@ -54,11 +54,11 @@ func TestDamage(t *testing.T) {
 		"cut short": func(b []byte) []byte { return b[:len(b)-1] },
 		"garbage":   func(b []byte) []byte { return bytes.Repeat([]byte("garbage!"), len(b)/8+1) },
 	}
-	for i, n := 0, campaign(2, 60); i < n; i++ {
+	for i, n := 0, campaign(1, 60); i < n; i++ {
 		damages[fmt.Sprintf("cut at %d/%d", i+1, n+1)] = func(b []byte) []byte { return b[:len(b)*(i+1)/(n+1)] }
-		damages[fmt.Sprintf("flipped at %d/%d", i, n)] = func(b []byte) []byte {
+		damages[fmt.Sprintf("flipped at %d/%d", i+1, n+1)] = func(b []byte) []byte {
 			b = slices.Clone(b)
-			b[len(b)*i/n] ^= 0x40
+			b[len(b)*(i+1)/(n+1)] ^= 0x40
 			return b
 		}
 	}

@@ -10,32 +10,36 @@ import (
 // the journal is next closed in order, and moves aside with a damaged journal.
 const evidenceDir = "evidence"
 
-// keepEvidence copies a generation. Tables never change and are linked where
-// that is possible.
+// keepEvidence copies a generation.
 func keepEvidence(dir, generation string) error {
 	if err := dropEvidence(dir); err != nil {
 		return err
 	}
-	to := filepath.Join(dir, evidenceDir)
-	if err := os.Mkdir(to, 0o700); err != nil {
-		return err
-	}
-	files, err := os.ReadDir(generation)
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		from, to := filepath.Join(generation, f.Name()), filepath.Join(to, f.Name())
-		if filepath.Ext(f.Name()) == ".sst" && os.Link(from, to) == nil {
-			continue
-		}
-		if err := copyFile(from, to); err != nil {
-			return err
-		}
-	}
-	return nil
+	return copyDatabase(generation, filepath.Join(dir, evidenceDir))
 }
 
 func dropEvidence(dir string) error {
 	return os.RemoveAll(filepath.Join(dir, evidenceDir))
+}
+
+// copyDatabase copies the files of a closed database. Tables never change and
+// are linked where that is possible.
+func copyDatabase(from, to string) error {
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		src, dst := filepath.Join(from, f.Name()), filepath.Join(to, f.Name())
+		if filepath.Ext(src) == ".sst" && os.Link(src, dst) == nil {
+			continue
+		}
+		if err := copyFile(src, dst); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -60,11 +60,14 @@ func readCurrent(dir string) (current, bool, error) {
 	var version struct {
 		Schema int `json:"schema"`
 	}
-	if err := json.Unmarshal(raw, &version); err != nil || version.Schema < 1 {
+	if err := json.Unmarshal(raw, &version); err != nil {
 		return current{}, false, fmt.Errorf("%w: %s is not readable: %.80q", ErrDamaged, currentFile, raw)
 	}
 	if version.Schema > Schema {
 		return current{}, false, fmt.Errorf("%w: its schema is %d and this one knows up to %d; install that release or choose another root", ErrNewerSchema, version.Schema, Schema)
+	}
+	if _, known := upgrades[version.Schema]; version.Schema != Schema && !known {
+		return current{}, false, fmt.Errorf("%w: %s names schema %d, which never was", ErrDamaged, currentFile, version.Schema)
 	}
 	var c current
 	if err := json.Unmarshal(raw, &c); err != nil || c.Generation == 0 {
@@ -98,13 +101,16 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// syncTree makes a generation durable: its files, then its directory.
+// syncTree makes the files in a directory durable, then the directory.
 func syncTree(dir string) error {
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range files {
+		if e.IsDir() {
+			continue
+		}
 		f, err := os.Open(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return err

@@ -65,6 +65,11 @@ func open(dir string, o Options) (_ *Journal, err error) {
 			return nil, err
 		}
 	}
+	if c.Schema < Schema {
+		if c, err = upgradeJournal(dir, c); err != nil {
+			return nil, err
+		}
+	}
 	j.current = c
 	if j.witness, err = openWitness(dir); err != nil {
 		return nil, err

@@ -3,8 +3,10 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +25,9 @@ const (
 	// ample is the free space with which badger may write as it likes: nobody
 	// fills that much while it flushes one log.
 	ample = 64 << 20
+
+	// freeingDelay is how long space may take to appear that was just freed.
+	freeingDelay = 500 * time.Millisecond
 )
 
 // unfit filesystems, by the f_type of statfs(2): they allocate a block again
@@ -98,6 +103,20 @@ func ReserveOf(dir string) (Reserve, error) {
 	return r, nil
 }
 
+// sizeOf adds up the blocks of all files in dir.
+func sizeOf(dir string) (size int64, err error) {
+	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		err = unix.Lstat(path, &st)
+		size += st.Blocks * 512
+		return err
+	})
+	return size, err
+}
+
 // allocate gives a file blocks for its first size bytes and leaves its length.
 func allocate(f *os.File, size int64) error {
 	var err error
@@ -120,13 +139,19 @@ func makeRoom(dir string) error {
 	if err != nil || free >= openRoom {
 		return err
 	}
-	if err := os.Remove(filepath.Join(dir, ballastFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// Truncated first: xfs frees the blocks of a removed file some time later.
+	name := filepath.Join(dir, ballastFile)
+	if err := errors.Join(os.Truncate(name, 0), os.Remove(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if free, err = freeBytes(dir); err != nil || free >= openRoom {
-		return err
+	for deadline := time.Now().Add(freeingDelay); ; time.Sleep(freeingDelay / 50) {
+		if free, err = freeBytes(dir); err != nil || free >= openRoom {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: %d bytes free, %d needed", ErrNoSpace, free, openRoom)
+		}
 	}
-	return fmt.Errorf("%w: %d bytes free, %d needed", ErrNoSpace, free, openRoom)
 }
 
 // fillBallast sets space aside again when there is some. Without it the journal
@@ -145,7 +170,10 @@ func fillBallast(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err = allocate(f, ballastSize); errors.Is(err, ErrNoSpace) {
+	if err = allocate(f, ballastSize); err == nil {
+		err = f.Truncate(ballastSize)
+	}
+	if errors.Is(err, ErrNoSpace) {
 		err = nil
 	}
 	return errors.Join(err, f.Close())

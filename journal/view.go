@@ -78,6 +78,9 @@ func tryView(dir string, said testimony) (*View, error) {
 	if !found {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, currentFile), os.ErrNotExist)
 	}
+	if c.Schema != Schema {
+		return nil, fmt.Errorf("it has schema %d and this release reads %d; the next run upgrades it", c.Schema, Schema)
+	}
 	if said.Generation != c.Generation {
 		said.Manifest = fingerprint{}
 	}

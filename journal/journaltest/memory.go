@@ -60,6 +60,13 @@ func (m *Memory) Reopen() {
 	m.failed, m.Fail = nil, nil
 }
 
+// Forget removes a task, as a prune does.
+func (m *Memory) Forget(task string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.tasks, task)
+}
+
 // Append is that of machine.Journal.
 func (m *Memory) Append(_ context.Context, e machine.Entry) (machine.Head, error) {
 	m.mu.Lock()
