@@ -1,9 +1,9 @@
 package run
 
 import (
-	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/deckhand/deckhand/internal/tes"
@@ -24,9 +24,9 @@ func newOutput(tree *worktree.Tree, index int, e tes.Executor) *output {
 	return &output{tree: tree, index: index, executor: e}
 }
 
-// stream copies the container's output from its first byte to its end. It
-// always starts over, so that nothing is doubled when it is called again.
-func (o *output) stream(ctx context.Context, e Engine, id string) error {
+// stream takes the container's output from its first byte to its end. It always
+// starts over, so that nothing is doubled when it is called again.
+func (o *output) stream(copyTo func(stdout, stderr io.Writer) error) error {
 	o.stdout, o.stderr = tail{}, tail{}
 	stdout, err := o.create("stdout")
 	if err != nil {
@@ -40,8 +40,11 @@ func (o *output) stream(ctx context.Context, e Engine, id string) error {
 	if o.merged() {
 		files[1] = stdout
 	}
-	err = e.Logs(ctx, id, io.MultiWriter(files[0], &o.stdout), io.MultiWriter(files[1], &o.stderr))
-	return errors.Join(err, stdout.Close(), stderr.Close())
+	err = copyTo(io.MultiWriter(files[0], &o.stdout), io.MultiWriter(files[1], &o.stderr))
+	if err := errors.Join(err, stdout.Close(), stderr.Close()); errors.As(err, new(*fs.PathError)) {
+		return machine.Faultf(machine.NodeFault, "cannot keep the output of executor %d: %w", o.index, err)
+	}
+	return err
 }
 
 // merged says whether both streams go to one file, interleaved as they come.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strconv"
 	"time"
 
@@ -27,6 +26,9 @@ type Engine interface {
 	WaitNext(ctx context.Context, id string) (<-chan engine.Exit, error)
 	Wait(ctx context.Context, id string) (engine.Exit, error)
 	Stop(ctx context.Context, id string, grace time.Duration) error
+	// Attach has every byte, Logs what Docker keeps of it for a process that was
+	// not there.
+	Attach(ctx context.Context, id string) (*engine.Attached, error)
 	Logs(ctx context.Context, id string, stdout, stderr io.Writer) error
 }
 
@@ -135,10 +137,14 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 	if err != nil {
 		return Result{}, err
 	}
-	var exits <-chan engine.Exit
+	f := following{container: c, began: began, out: newOutput(s.Tree(t.Attempt), i, s.Task.Executors[i])}
 	if c.State == engine.Created {
-		// Registered before the start: a command that ends at once is not missed.
-		if exits, err = s.Engine.WaitNext(ctx, c.ID); err != nil {
+		// Both before the start: a command that ends at once is not missed.
+		if f.attached, err = s.Engine.Attach(ctx, c.ID); err != nil {
+			return Result{}, err
+		}
+		defer f.attached.Close()
+		if f.exits, err = s.Engine.WaitNext(ctx, c.ID); err != nil {
 			return Result{}, err
 		}
 		if err := n.Intent(ctx, machine.Fact{What: WhatExecutor, Name: strconv.Itoa(i), Detail: map[string]string{"container": name}}); err != nil {
@@ -147,10 +153,7 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 		var refused *engine.StartError
 		switch err := s.Engine.Start(ctx, c.ID); {
 		case errors.As(err, &refused):
-			now := time.Now().UTC()
-			return s.ended(ctx, n, i, Result{Executor: i, Reason: refused.Error(), ExecutorLog: tes.ExecutorLog{
-				StartTime: now, EndTime: now, ExitCode: refused.ExitCode, Stderr: refused.Error() + "\n",
-			}})
+			return s.refused(ctx, n, f.out, refused)
 		case errors.Is(err, engine.ErrNotFound):
 			return Result{}, fmt.Errorf("container %s of executor %d is gone: %w", name, i, machine.ErrLost)
 		case err != nil:
@@ -159,11 +162,27 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 		s.Log.Info("executor started", "executor", i, "container", name)
 	} else {
 		s.Log.Info("executor found again", "executor", i, "container", name, "container_state", c.State)
-		if exits, err = s.waitAgain(ctx, c.ID); err != nil {
+		if f.exits, err = s.waitAgain(ctx, c.ID); err != nil {
 			return Result{}, err
 		}
 	}
-	return s.follow(ctx, t, n, i, c, exits, began)
+	return s.follow(ctx, n, i, f)
+}
+
+// refused is the end of an executor whose command cannot be started. Its files
+// are there all the same, with what a shell would have said.
+func (s *Step) refused(ctx context.Context, n machine.Notes, out *output, why *engine.StartError) (Result, error) {
+	now := time.Now().UTC()
+	err := out.stream(func(_, stderr io.Writer) error {
+		_, err := fmt.Fprintln(stderr, why)
+		return err
+	})
+	if err := errors.Join(err, out.place()); err != nil {
+		return Result{}, err
+	}
+	return s.ended(ctx, n, out.index, Result{Executor: out.index, Reason: why.Error(), ExecutorLog: tes.ExecutorLog{
+		StartTime: now, EndTime: now, ExitCode: why.ExitCode, Stderr: out.stderr.String(),
+	}})
 }
 
 // waitAgain waits for a container that was started by an earlier process.
@@ -179,21 +198,36 @@ func (s *Step) waitAgain(ctx context.Context, id string) (<-chan engine.Exit, er
 	return exits, nil
 }
 
-// follow copies an executor's output while it runs and waits for its end.
-func (s *Step) follow(ctx context.Context, t *machine.Task, n machine.Notes, i int, c engine.Container, exits <-chan engine.Exit, began time.Time) (Result, error) {
-	tree := s.Tree(t.Attempt)
-	out := newOutput(tree, i, s.Task.Executors[i])
-	streamed := make(chan error, 1)
-	go func() { streamed <- out.stream(ctx, s.Engine, c.ID) }()
+// following is an executor that has started.
+type following struct {
+	container engine.Container
+	began     time.Time        // of the first executor, zero when this is it
+	attached  *engine.Attached // nil when an earlier process started it
+	exits     <-chan engine.Exit
+	out       *output
+}
 
-	expired, stop := s.limit(c, began)
+// follow copies an executor's output while it runs and waits for its end.
+func (s *Step) follow(ctx context.Context, n machine.Notes, i int, f following) (Result, error) {
+	c, out := f.container, f.out
+	fromLogs := func(stdout, stderr io.Writer) error { return s.Engine.Logs(ctx, c.ID, stdout, stderr) }
+	streamed := make(chan error, 1)
+	go func() {
+		if f.attached != nil {
+			streamed <- out.stream(f.attached.Copy)
+		} else {
+			streamed <- out.stream(fromLogs)
+		}
+	}()
+
+	expired, stop := s.limit(c, f.began)
 	defer stop()
 	late := false
 	var exit engine.Exit
 wait:
 	for {
 		select {
-		case exit = <-exits:
+		case exit = <-f.exits:
 			break wait
 		case <-expired:
 			late = true
@@ -211,9 +245,13 @@ wait:
 	case exit.Err != nil:
 		return Result{}, exit.Err
 	}
-	if err := <-streamed; err != nil {
-		// The stream broke with the daemon; all of it is still there.
-		if err := out.stream(ctx, s.Engine, c.ID); err != nil {
+	cut := f.attached != nil && !exit.Unbroken
+	if cut {
+		f.attached.Close() // nothing may come through it any more
+	}
+	if err := <-streamed; err != nil || cut {
+		// The stream broke with the daemon; Docker's log still has all of it.
+		if err := out.stream(fromLogs); err != nil {
 			return Result{}, err
 		}
 	}
@@ -294,33 +332,14 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		r := Result{Executor: i, OOMKilled: c.OOMKilled, Reason: "stopped before its end", ExecutorLog: tes.ExecutorLog{
 			StartTime: c.Started, EndTime: c.Finished, ExitCode: c.ExitCode,
 		}}
-		if s.Task != nil {
-			tree := s.Tree(t.Attempt)
-			r.Stdout, r.Stderr = lastOf(tree.Log(i, "stdout")), lastOf(tree.Log(i, "stderr"))
+		var stdout, stderr tail
+		if err := s.Engine.Logs(ctx, name, &stdout, &stderr); err != nil {
+			s.Log.Warn("cannot read what a stopped executor had written", "executor", i, "error", err)
 		}
+		r.Stdout, r.Stderr = stdout.String(), stderr.String()
 		if err := n.Done(ctx, machine.Fact{What: WhatExecutor, Name: note.Name, Detail: r}); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// lastOf returns the end of a file that a stream was copied to, "" when there is none.
-func lastOf(file string) string {
-	f, err := os.Open(file)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = f.Close() }() // read-only
-	var t tail
-	if info, err := f.Stat(); err == nil && info.Size() > tailBytes {
-		if _, err := f.Seek(-tailBytes, 2); err != nil {
-			return ""
-		}
-		t.cut = true
-	}
-	if _, err := f.WriteTo(&t); err != nil {
-		return ""
-	}
-	return t.String()
 }
