@@ -399,7 +399,7 @@ func TestParseDuration(t *testing.T) {
 		"0": 0, "90s": 90 * time.Second, "1h30m": 90 * time.Minute, "7d": 7 * 24 * time.Hour,
 		"": -1, "d": -1, "1.5d": -1, "-1d": -1, "1d12h": -1, "ten": -1, "5": -1, fmt.Sprint(math.MaxInt64, "d"): -1,
 	} {
-		got, err := parseDuration(text)
+		got, err := ParseDuration(text)
 		if (err != nil) != (want < 0) || (err == nil && got != want) {
 			t.Errorf("%q: %v, %v", text, got, err)
 		}

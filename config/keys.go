@@ -30,7 +30,7 @@ var keys = []key{
 		doc:  "Directory of the journal and the task directories; on a disk of this node. Without a value: `$AZ_BATCH_NODE_SHARED_DIR/deckhand`, then the first of `$STATE_DIRECTORY`, then the default."},
 	{name: "docker.host", fallback: "unix:///var/run/docker.sock", flag: "docker-host", common: true, inherit: inheritDockerHost,
 		kind: dockerHost(func(c *Config) *string { return &c.Docker.Host }),
-		doc:  "Docker Engine to use. Without a value: `$DOCKER_HOST`, then the default."},
+		doc:  "The Docker Engine to use. Without a value: `$DOCKER_HOST`, then the default."},
 	{name: "log.format", fallback: "text", flag: "log-format", common: true,
 		kind: oneOf(func(c *Config) *string { return &c.Log.Format }, "text", "json"),
 		doc:  "Form of the log on standard error."},

@@ -107,7 +107,7 @@ func countOrNone(field func(*Config) *int) kind {
 
 func duration(field func(*Config) *time.Duration) kind {
 	return kind{"a duration such as 10s, 15m, 2h or 7d", "duration", func(c *Config, s string) error {
-		d, err := parseDuration(s)
+		d, err := ParseDuration(s)
 		if err != nil || d < 0 {
 			return errNotAllowed
 		}
@@ -121,8 +121,8 @@ func durationOrNone(field func(*Config) *time.Duration) kind {
 	return orNone(k, k.allowed, func(c *Config) { *field(c) = 0 })
 }
 
-// parseDuration is time.ParseDuration that knows whole days too.
-func parseDuration(s string) (time.Duration, error) {
+// ParseDuration is time.ParseDuration that knows whole days too, such as 7d.
+func ParseDuration(s string) (time.Duration, error) {
 	days, ok := strings.CutSuffix(s, "d")
 	if !ok {
 		return time.ParseDuration(s)

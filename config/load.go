@@ -80,7 +80,8 @@ func AddFlags(flags *pflag.FlagSet, names ...string) {
 
 func (k key) addFlag(flags *pflag.FlagSet) {
 	doc, _, _ := strings.Cut(strings.TrimSuffix(k.doc, "."), ". ")
-	flags.Var(&flagText{kind: k.kind.placeholder}, k.flag, strings.ReplaceAll(doc, "`", ""))
+	doc = strings.ToLower(doc[:1]) + strings.ReplaceAll(doc[1:], "`", "") // as cobra's own
+	flags.Var(&flagText{kind: k.kind.placeholder}, k.flag, doc)
 	// For the help only: the value stays empty, so that an untouched flag is no choice.
 	flags.Lookup(k.flag).DefValue = k.fallback
 }

@@ -16,7 +16,12 @@ func newCancelCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cancel TASK",
 		Short: "Stop a running task; it ends Canceled",
-		Args:  cobra.ExactArgs(1),
+		Long: `Cancel stops a running task as Ctrl-C does. It returns at once; the task ends
+Canceled when its container is gone and its directory removed.`,
+		Example: `  deckhand cancel task-7
+  deckhand cancel last`,
+		Args:              oneArgument("TASK"),
+		ValidArgsFunction: a.completeTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.cancel(cmd.Context(), args[0])
 		},
@@ -28,11 +33,19 @@ func (a *app) cancel(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if !alive {
+	if !alive || owner.Task == "" {
 		return usage("no task runs on %s; an unfinished one is rolled back by \"deckhand recover\"", a.conf.Root)
 	}
-	if name != "last" && !matches(owner.Task, name) {
-		return usage("task %s does not run on %s; process %d runs task %s", name, a.conf.Root, owner.PID, owner.Task)
+	// A prefix is looked up among all tasks: job-1 is not job-10, although only
+	// job-10 runs.
+	if name != owner.Task {
+		head, err := a.task(name)
+		if err != nil {
+			return err
+		}
+		if head.Task != owner.Task {
+			return usage("task %s does not run, it is %s; process %d on %s runs task %s", head.Task, head.State, owner.PID, a.conf.Root, owner.Task)
+		}
 	}
 	if err := askCancel(ctx, a.conf.Root, owner.Task); err != nil {
 		// It may be frozen, or too busy to answer: the signal waits for it.

@@ -36,7 +36,7 @@ func newDoctorCommand(a *app) *cobra.Command {
 		Use:   "doctor",
 		Short: "Check this node, with a fix for each thing that is wrong",
 		Long:  "Doctor checks this node and changes nothing. It exits 1 when something fails.",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			findings := a.examine(cmd.Context())
 			if err := printFindings(a.stdout, findings, asJSON); err != nil {

@@ -24,14 +24,14 @@ const (
 
 const exitCodesHelp = `Exit codes of "deckhand run":
 
-   0  Complete
-   1  ExecutorError: the task's own command failed; its code is in the result
-   2  bad command line, task document or configuration
-   3  SystemError: a staging, image or node failure that a retry will not mend
-   4  Canceled (SIGINT, "deckhand cancel")
-  70  a defect in deckhand; the journal is intact. Please report it
-  75  interrupted (SIGTERM), a transient failure, or the node is busy: run it again
-  78  this node is unfit (no Docker, disk full, journal unusable): run it elsewhere
+     0  Complete
+     1  ExecutorError: the task's own command failed; its code is in the result
+     2  bad command line, task document or configuration
+     3  SystemError: a staging, image or node failure that a retry will not mend
+     4  Canceled (SIGINT, "deckhand cancel")
+    70  a defect in deckhand; the journal is intact. Please report it
+    75  interrupted (SIGTERM), a passing failure, or the node is busy: run it again
+    78  this node is unfit (no Docker, disk full, journal unusable): run it elsewhere
 
 With --exit-policy=engine every final state that was reported exits 0.
 

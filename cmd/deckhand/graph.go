@@ -13,7 +13,7 @@ func newGraphCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "graph",
 		Short: "Draw the state machine",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			picture := ""
 			switch format {

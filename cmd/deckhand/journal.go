@@ -8,7 +8,7 @@ func newJournalCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "journal",
 		Short: "Read and check the journal; works while a run holds it",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 	}
 	cmd.AddCommand(newInspectCommand(a), newListCommand(a), newImagesCommand(a), newVerifyCommand(a), newExportCommand(a), newPruneCommand(a))
 	return cmd

@@ -8,7 +8,7 @@ func newExportCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "export",
 		Short: "Every record as JSON lines",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.inspect(cmd.Context(), nil, inspectOptions{json: true})
 		},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -27,7 +28,8 @@ func newInspectCommand(a *app) *cobra.Command {
 		Short: "The records of a task, or of all tasks, one line each",
 		Example: `  deckhand journal inspect last
   deckhand journal inspect --since 1h --json`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              optionalArgument("TASK"),
+		ValidArgsFunction: a.completeTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.inspect(cmd.Context(), args, o)
 		},
@@ -37,13 +39,16 @@ func newInspectCommand(a *app) *cobra.Command {
 	f.BoolVar(&o.follow, "follow", false, "go on with new records as they come")
 	f.BoolVar(&o.reverse, "reverse", false, "newest first")
 	f.IntVarP(&o.lines, "lines", "n", 0, "only the newest `N` records")
-	f.StringVar(&o.since, "since", "", "only records since a `time`: RFC 3339, or a duration such as 2h")
+	f.StringVar(&o.since, "since", "", "only records since a `time`: RFC 3339, or a duration such as 2h or 7d")
 	return cmd
 }
 
 func (a *app) inspect(ctx context.Context, args []string, o inspectOptions) error {
 	if o.follow && o.reverse {
 		return usage("--follow and --reverse exclude each other")
+	}
+	if o.lines < 0 {
+		return usage("--lines is %d; it must not be negative", o.lines)
 	}
 	since, err := parseSince(o.since)
 	if err != nil {
@@ -87,12 +92,12 @@ func parseSince(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	if d, err := time.ParseDuration(text); err == nil {
+	if d, err := config.ParseDuration(text); err == nil && d >= 0 {
 		return time.Now().Add(-d), nil
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return t, usage("--since is %q; it can be a time such as 2026-01-02T15:04:05Z or a duration such as 2h", text)
+		return t, usage("--since is %q; it can be a time such as 2026-01-02T15:04:05Z or a duration such as 2h or 7d", text)
 	}
 	return t, nil
 }
@@ -105,26 +110,24 @@ func (a *app) records(args []string) (records []machine.Record, err error) {
 	}
 	if !ok {
 		if len(args) > 0 {
-			return nil, unknownTask(args[0], a.conf.Root)
+			return nil, a.unknownTask(args[0])
 		}
 		return nil, nil
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	heads, err := v.Heads()
+	var heads []machine.Head
+	switch {
+	case len(args) == 0:
+		heads, err = v.Heads()
+	case args[0] == machine.NodeTask:
+		heads = []machine.Head{{Task: machine.NodeTask}}
+	default:
+		var head machine.Head
+		head, err = a.find(v, args[0])
+		heads = []machine.Head{head}
+	}
 	if err != nil {
 		return nil, err
-	}
-	if len(args) > 0 && args[0] != machine.NodeTask {
-		head, known, err := find(heads, args[0])
-		if err != nil {
-			return nil, err
-		}
-		if !known {
-			return nil, unknownTask(args[0], a.conf.Root)
-		}
-		heads = []machine.Head{head}
-	} else if len(args) > 0 {
-		heads = []machine.Head{{Task: machine.NodeTask}}
 	}
 	for _, h := range heads {
 		for r, err := range v.Records(h.Task) {
@@ -134,12 +137,11 @@ func (a *app) records(args []string) (records []machine.Record, err error) {
 			records = append(records, r)
 		}
 	}
+	if len(heads) == 1 {
+		return records, nil // in their own order, whatever the clock did
+	}
 	slices.SortStableFunc(records, func(x, y machine.Record) int { return x.Time.Compare(y.Time) })
 	return records, nil
-}
-
-func unknownTask(name, root string) error {
-	return &exit{statusUnknown, fmt.Errorf("no task %s on %s; \"deckhand journal list\" shows those that it knows", name, root)}
 }
 
 func (a *app) printRecord(r machine.Record, asJSON bool) error {

@@ -4,37 +4,58 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/journal"
 )
 
 func newPruneCommand(a *app) *cobra.Command {
-	var olderThan time.Duration
+	var olderThan string
 	var keep int
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove the history of finished tasks, by age and count",
-		Args:  cobra.NoArgs,
+		Example: `  deckhand journal prune --older-than 30d --dry-run
+  deckhand journal prune --keep 100`,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.prune(cmd.Context(), journal.Retention{Keep: keep, Age: olderThan}, dryRun)
+			r, err := retention(cmd, olderThan, keep)
+			if err != nil {
+				return err
+			}
+			return a.prune(cmd.Context(), r, dryRun)
 		},
 	}
 	f := cmd.Flags()
-	f.DurationVar(&olderThan, "older-than", 0, "remove tasks that ended longer ago than this `duration`")
+	f.StringVar(&olderThan, "older-than", "", "remove tasks that ended longer ago than this `duration`, such as 30d")
 	f.IntVar(&keep, "keep", 0, "keep the newest `N` finished tasks and remove the others")
 	f.BoolVar(&dryRun, "dry-run", false, "print what would go; remove nothing")
 	return cmd
 }
 
-func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) (err error) {
-	if r == (journal.Retention{}) {
-		return usage("say what to keep: --keep, --older-than or both")
+// retention is what the flags of prune ask for.
+func retention(cmd *cobra.Command, olderThan string, keep int) (r journal.Retention, err error) {
+	byAge, byCount := cmd.Flags().Changed("older-than"), cmd.Flags().Changed("keep")
+	if !byAge && !byCount {
+		return r, usage("say what to keep: --keep, --older-than or both")
 	}
+	if byCount && keep < 1 {
+		return r, usage("--keep is %d; it must be at least 1", keep)
+	}
+	if byAge {
+		if r.Age, err = config.ParseDuration(olderThan); err != nil || r.Age <= 0 {
+			return r, usage("--older-than is %q; write a duration such as 12h or 30d", olderThan)
+		}
+	}
+	r.Keep = keep
+	return r, nil
+}
+
+func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) (err error) {
 	if !exists(a.journalDir()) {
 		return nil
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,8 +26,11 @@ func newLogsCommand(a *app) *cobra.Command {
 	var stderr, follow bool
 	cmd := &cobra.Command{
 		Use:   "logs TASK",
-		Short: "What an executor has written: all of it while the task is on the node, its end afterwards",
-		Args:  cobra.ExactArgs(1),
+		Short: "What an executor has written: all of it while it runs, its end afterwards",
+		Example: `  deckhand logs last --follow
+  deckhand logs task-7 --executor 1 --stderr`,
+		Args:              oneArgument("TASK"),
+		ValidArgsFunction: a.completeTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stream := "stdout"
 			if stderr {
@@ -38,39 +41,45 @@ func newLogsCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().IntVar(&executor, "executor", 0, "`index` of the executor in the document, from 0")
 	cmd.Flags().BoolVar(&stderr, "stderr", false, "standard error instead of standard output")
-	cmd.Flags().BoolVar(&follow, "follow", false, "go on until the attempt ends")
+	cmd.Flags().BoolVar(&follow, "follow", false, "wait for it and go on until the executors have ended")
 	return cmd
 }
 
 func (a *app) logs(ctx context.Context, name string, executor int, stream string, follow bool) (err error) {
-	head, known, err := a.head(name)
-	if err != nil {
-		return err
-	}
-	if !known {
-		return &exit{statusUnknown, fmt.Errorf("no task %s on %s", name, a.conf.Root)}
-	}
-	tree := worktree.New(a.tasksDir()+"/"+taskDir(head.Task), head.Attempt, &tes.Task{})
-	f, err := os.Open(tree.Log(executor, stream))
-	if errors.Is(err, os.ErrNotExist) {
-		return a.recordedLog(head, executor, stream)
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }() // read-only
-	for {
-		if _, err := io.Copy(a.stdout, f); err != nil {
+	var f *os.File
+	defer func() {
+		if f != nil {
+			_ = f.Close() // read-only
+		}
+	}()
+	for attempt := 0; ; {
+		head, err := a.task(name)
+		if err != nil {
 			return err
 		}
-		if !follow {
-			return nil
+		if f != nil && head.Attempt != attempt {
+			return nil // the file was that of an attempt which has ended
 		}
-		if head, known, err = a.head(head.Task); err != nil || !known || head.State != machine.Run {
-			if err == nil {
-				_, err = io.Copy(a.stdout, f)
+		name, attempt = head.Task, head.Attempt
+		// Asked before reading, so that what was written last is read.
+		goesOn := follow && a.executes(head)
+		if f == nil {
+			tree := worktree.New(filepath.Join(a.tasksDir(), taskDir(name)), attempt, &tes.Task{})
+			f, err = os.Open(tree.Log(executor, stream))
+			if errors.Is(err, os.ErrNotExist) && !goesOn {
+				return a.recordedLog(head, executor, stream)
 			}
-			return err
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		if f != nil {
+			if _, err := io.Copy(a.stdout, f); err != nil {
+				return err
+			}
+		}
+		if !goesOn {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -80,24 +89,22 @@ func (a *app) logs(ctx context.Context, name string, executor int, stream string
 	}
 }
 
-// head reads a task's head from a copy of the journal.
-func (a *app) head(name string) (head machine.Head, known bool, err error) {
-	v, ok, err := a.view()
-	if err != nil || !ok {
-		return head, false, err
+// executes says whether a process is at work on a task whose executors have not
+// ended yet.
+func (a *app) executes(head machine.Head) bool {
+	switch head.State {
+	case machine.Accepted, machine.Scrub, machine.ImageCheck, machine.Download, machine.Run:
+	default:
+		return false
 	}
-	defer func() { err = errors.Join(err, v.Close()) }()
-	heads, err := v.Heads()
-	if err != nil {
-		return head, false, err
-	}
-	return find(heads, name)
+	owner, alive, err := a.owner()
+	return err == nil && alive && owner.Task == head.Task
 }
 
 // recordedLog prints the end of a stream that the journal has kept.
 func (a *app) recordedLog(head machine.Head, executor int, stream string) (err error) {
-	v, ok, err := a.view()
-	if err != nil || !ok {
+	v, head, err := a.viewTask(head.Task)
+	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
@@ -106,7 +113,7 @@ func (a *app) recordedLog(head machine.Head, executor int, stream string) (err e
 		return err
 	}
 	if !found {
-		return usage("executor %d of task %s has written nothing on this node", executor, head.Task)
+		return usage("executor %d of task %s has not ended on this node, or there is none; they count from 0 (--executor)", executor, head.Task)
 	}
 	text := result.Stdout
 	if stream == "stderr" {

@@ -26,7 +26,7 @@ func newRecoverCommand(a *app) *cobra.Command {
 		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
 running one alone. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.recover(cmd.Context())
 			if err != nil {

@@ -33,40 +33,25 @@ instant resumes the task or rolls it back.`,
 		Example: `  deckhand run task.json --result result.json
   deckhand status last
   deckhand journal inspect last`,
+		Version:       fullVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.HasSubCommands() {
+				return nil // it only shows its help
+			}
 			return a.configure(cmd)
 		},
 	}
 	config.AddCommonFlags(root.PersistentFlags())
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage("%w; see \"%s --help\"", err, cmd.CommandPath())
-	})
 	root.AddCommand(
 		newRunCommand(a), newScrubCommand(a), newRecoverCommand(a), newCancelCommand(a),
 		newStatusCommand(a), newLogsCommand(a), newJournalCommand(a), newValidateCommand(a),
 		newGraphCommand(a), newConfigCommand(a), newDoctorCommand(a), newVersionCommand(a), newManCommand(a),
 		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp},
 	)
-	refuseSilently(root)
+	finish(root)
 	return root
-}
-
-// refuseSilently makes every command answer wrong arguments with exit code 2.
-func refuseSilently(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usage("%w; see \"%s --help\"", err, cmd.CommandPath())
-			}
-			return nil
-		}
-	}
-	for _, c := range cmd.Commands() {
-		refuseSilently(c)
-	}
 }
 
 // configure settles the configuration and the log before a command runs.

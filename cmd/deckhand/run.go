@@ -31,12 +31,12 @@ func newRunCommand(a *app) *cobra.Command {
 		Short: "Run a TES task; resume it when it was begun",
 		Long: `Run takes a TES 1.1 task document (a file, - for standard input, or an http(s)
 URL) through Scrub, ImageCheck, Download, Run and Upload. A task that an earlier
-process left unfinished is resumed; one that is Complete is not run again.
-
-` + exitCodesHelp,
+process left unfinished is resumed; one that is Complete is not run again: its
+recorded result is written. "deckhand help exit-codes" says how it can end.`,
 		Example: `  deckhand run task.json --result result.json
+  deckhand run task.json --dry-run
   curl -s https://tes.example.org/task | deckhand run - --result -`,
-		Args: cobra.MaximumNArgs(1),
+		Args: optionalArgument("TASK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			source := ""
 			if len(args) > 0 {

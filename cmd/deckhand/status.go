@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -59,18 +57,22 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [TASK|prefix|last]",
 		Short: "Where a task stands; works while it runs",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Status tells where a task stands and what its next run would do. The task is
+given by its id, by a beginning that only it has, or as last. It exits 0 for a
+task that is Complete, 1 for one that ended otherwise, 3 while it is unfinished
+or running, 4 when it is unknown.`,
+		Example: `  deckhand status
+  deckhand status task-7 --json`,
+		Args:              optionalArgument("TASK"),
+		ValidArgsFunction: a.completeTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := last
 			if len(args) > 0 {
 				name = args[0]
 			}
-			s, known, err := a.status(cmd.Context(), name)
+			s, err := a.status(cmd.Context(), name)
 			if err != nil {
 				return err
-			}
-			if !known {
-				return &exit{statusUnknown, fmt.Errorf("no task %s on %s", name, a.conf.Root)}
 			}
 			if asJSON {
 				err = printJSON(a.stdout, s)
@@ -99,43 +101,18 @@ func (s status) exit() error {
 	}
 }
 
-// view opens a copy of the journal to read; false when nothing ever ran here.
-func (a *app) view() (*journal.View, bool, error) {
-	if !exists(a.journalDir()) {
-		return nil, false, nil
-	}
-	v, err := journal.OpenView(a.journalDir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
-	return v, err == nil, err
-}
-
-func exists(name string) bool {
-	_, err := os.Lstat(name)
-	return err == nil
-}
-
-func (a *app) status(ctx context.Context, name string) (s status, known bool, err error) {
-	v, ok, err := a.view()
-	if err != nil || !ok {
-		return s, false, err
+func (a *app) status(ctx context.Context, name string) (s status, err error) {
+	v, head, err := a.viewTask(name)
+	if err != nil {
+		return s, err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	heads, err := v.Heads()
-	if err != nil {
-		return s, false, err
-	}
-	head, known, err := find(heads, name)
-	if err != nil || !known {
-		return s, false, err
-	}
 	s = status{
 		Task: head.Task, State: head.State, Attempt: head.Attempt, Since: head.Since, Reason: head.Reason,
 		Next: machine.NextInWords(head), ResultState: string(tesStates[head.State]),
 	}
 	if err := s.addImage(v, head); err != nil {
-		return s, true, err
+		return s, err
 	}
 	owner, alive, err := a.owner()
 	if err != nil {
@@ -149,7 +126,7 @@ func (a *app) status(ctx context.Context, name string) (s status, known bool, er
 			a.log.Debug("the running process does not say how far its transfers are", "error", err)
 		}
 	}
-	return s, true, nil
+	return s, nil
 }
 
 // addImage takes the task's first image from its history.

@@ -11,7 +11,9 @@ func newValidateCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "validate [TASK]",
 		Short: "Check a task document; exits 0 or 2",
-		Args:  cobra.MaximumNArgs(1),
+		Example: `  deckhand validate task.json
+  deckhand validate https://tes.example.org/task`,
+		Args: optionalArgument("TASK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			source := ""
 			if len(args) > 0 {

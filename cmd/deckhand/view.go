@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/deckhand/deckhand/journal"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// last names the task with the newest record.
+const last = "last"
+
+// view opens a copy of the journal to read; false when nothing ever ran here.
+func (a *app) view() (*journal.View, bool, error) {
+	if !exists(a.journalDir()) {
+		return nil, false, nil
+	}
+	v, err := journal.OpenView(a.journalDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	return v, err == nil, err
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// viewTask opens a copy of the journal and finds the task that a name means.
+func (a *app) viewTask(name string) (*journal.View, machine.Head, error) {
+	v, ok, err := a.view()
+	if err != nil {
+		return nil, machine.Head{}, err
+	}
+	if !ok {
+		return nil, machine.Head{}, a.unknownTask(name)
+	}
+	head, err := a.find(v, name)
+	if err != nil {
+		return nil, head, errors.Join(err, v.Close())
+	}
+	return v, head, nil
+}
+
+// task finds the task that a name means.
+func (a *app) task(name string) (machine.Head, error) {
+	v, head, err := a.viewTask(name)
+	if err != nil {
+		return head, err
+	}
+	return head, v.Close()
+}
+
+// find returns the task that a name means: its id, a prefix that only it has,
+// or "last".
+func (a *app) find(v *journal.View, name string) (machine.Head, error) {
+	heads, err := v.Heads()
+	if err != nil {
+		return machine.Head{}, err
+	}
+	heads = tasksOnly(heads)
+	if name == last && len(heads) > 0 {
+		return heads[0], nil
+	}
+	var found []machine.Head
+	for _, h := range heads {
+		if h.Task == name {
+			return h, nil
+		}
+		if strings.HasPrefix(h.Task, name) {
+			found = append(found, h)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return machine.Head{}, a.unknownTask(name)
+	case 1:
+		return found[0], nil
+	}
+	var ids []string
+	for _, h := range found {
+		ids = append(ids, h.Task)
+	}
+	return machine.Head{}, usage("%q means several tasks: %s; give more of its id", name, strings.Join(ids, ", "))
+}
+
+func (a *app) unknownTask(name string) error {
+	if name == last {
+		return &exit{statusUnknown, fmt.Errorf("no task is known on %s; is that the root you mean (--root)?", a.conf.Root)}
+	}
+	return &exit{statusUnknown, fmt.Errorf("no task %s is known on %s; \"deckhand journal list\" shows those that are", name, a.conf.Root)}
+}
+
+// tasksOnly leaves out the account that the node keeps of itself.
+func tasksOnly(heads []machine.Head) []machine.Head {
+	var tasks []machine.Head
+	for _, h := range heads {
+		if h.Task != machine.NodeTask {
+			tasks = append(tasks, h)
+		}
+	}
+	return tasks
+}
+
+// completeTask offers the shell the ids of tasks, newest first.
+func (a *app) completeTask(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	const none = cobra.ShellCompDirectiveNoFileComp
+	if len(args) > 0 || a.configure(cmd) != nil {
+		return nil, none
+	}
+	v, ok, err := a.view()
+	if err != nil || !ok {
+		return nil, none
+	}
+	defer func() { _ = v.Close() }() // nobody to tell
+	heads, err := v.Heads()
+	if err != nil {
+		return nil, none
+	}
+	var ids []cobra.Completion
+	for _, h := range tasksOnly(heads) {
+		if strings.HasPrefix(h.Task, prefix) {
+			ids = append(ids, cobra.CompletionWithDesc(h.Task, fmt.Sprintf("%s since %s", h.State, h.Since.Local().Format(time.DateTime))))
+		}
+	}
+	return ids, none | cobra.ShellCompDirectiveKeepOrder
+}
