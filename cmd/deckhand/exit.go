@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
@@ -68,6 +70,9 @@ func exitCode(err error) int {
 	if errors.As(err, &own) {
 		return own.code
 	}
+	if errors.Is(err, node.ErrNetworkFilesystem) || errors.Is(err, node.ErrRootName) {
+		return exitUsage // another node would not do better
+	}
 	if journalUnusable(err) {
 		return exitUnfit
 	}
@@ -101,8 +106,15 @@ func headCode(h machine.Head) int {
 	}
 }
 
-// message is an error as people see it.
-func message(err error) string { return redact.Text(err.Error()) }
+// message is an error as people see it: without secrets, and without what
+// would move a terminal's cursor.
+func message(err error) string {
+	lines := strings.Split(redact.Text(err.Error()), "\n")
+	for i, line := range lines {
+		lines[i] = printable(strings.ReplaceAll(line, "\t", "    "))
+	}
+	return strings.Join(lines, "\n")
+}
 
 // protect turns a panic into exit code 70. Nothing is lost by it: the journal
 // holds what had happened, and the next start goes on from there.

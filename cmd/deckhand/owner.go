@@ -28,8 +28,8 @@ func (a *app) take(ctx context.Context, d *document, fresh bool) (*node.RootLock
 	if owner.Task != d.id {
 		a.log.Info("the node is busy", "owner", owner.PID, "task", owner.Task, "wait", a.conf.Lock.Wait)
 		lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
-		if ctx.Err() != nil {
-			return nil, &exit{exitRetry, context.Cause(ctx)}
+		if err != nil {
+			err = a.beforeStart(ctx, err)
 		}
 		return lock, err
 	}

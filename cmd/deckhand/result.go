@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -228,6 +230,27 @@ func encodeTask(t *tes.Task) ([]byte, error) {
 		return nil, fmt.Errorf("cannot encode the result: %w", err)
 	}
 	return b.Bytes(), nil
+}
+
+// checkResult refuses, before anything runs, a place that a result cannot be
+// written to.
+func checkResult(name string) error {
+	if name == "" || name == "-" {
+		return nil
+	}
+	info, err := os.Stat(name)
+	switch {
+	case err == nil && info.IsDir():
+		return usage("cannot write the result to %s: it is a directory; name a file in it (--result)", name)
+	case err == nil && !info.Mode().IsRegular():
+		return nil // a pipe or a terminal
+	}
+	// The file is replaced: what counts is its directory.
+	dir := filepath.Dir(name)
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return usage("cannot write the result to %s: %s: %w; name a file in a directory that exists and is writable (--result)", name, dir, err)
+	}
+	return nil
 }
 
 // replaceFile writes a whole file or leaves the old one. A file that is no

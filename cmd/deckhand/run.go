@@ -64,6 +64,9 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 	for _, w := range d.warnings {
 		a.log.Warn("task document", "warning", w)
 	}
+	if err := checkResult(o.result); err != nil {
+		return err
+	}
 	if o.dryRun {
 		return printPlan(a.stdout, a.conf, d)
 	}
@@ -78,9 +81,6 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 // an attempt that has ended.
 func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *document, o runOptions) (head machine.Head, err error) {
 	if err := node.CheckRoot(a.conf.Root); err != nil {
-		if errors.Is(err, node.ErrNetworkFilesystem) {
-			err = &exit{exitUsage, err}
-		}
 		return head, err
 	}
 	docker, err := a.connect(ctx)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 )
 
@@ -34,23 +36,53 @@ func (a *app) readDocument(ctx context.Context, source, encoded string) (*docume
 	}
 	task, err := tes.Decode(bytes.NewReader(text))
 	if err != nil {
-		return nil, usage("cannot read the task document %s: %w", name, err)
+		return nil, unusable(name, err)
 	}
-	hash := tes.DocumentHash(task, nil) // of the document as it came: Validate changes it
-	warnings, err := task.Validate()
-	if err != nil {
-		return nil, usage("the task document %s is not valid:\n%w", name, err)
+	d := &document{task: task, hash: tes.DocumentHash(task, nil)} // of the document as it came: Validate changes it
+	problems := checkURLs(task)
+	d.warnings, err = task.Validate()
+	var invalid tes.FieldErrors
+	if err != nil && !errors.As(err, &invalid) {
+		return nil, unusable(name, err)
 	}
-	d := &document{task: task, id: task.ID, hash: hash, warnings: warnings}
-	if d.id == "" {
+	if problems = append(invalid, problems...); len(problems) > 0 {
+		return nil, unusable(name, problems)
+	}
+	if task.ID == "" {
 		// The same document is the same task: a second run of it resumes.
-		d.id = "task-" + d.hash[:16]
+		task.ID = "task-" + d.hash[:16]
 	}
-	if err := tes.ValidID(d.id); err != nil {
-		return nil, usage("the task document %s is not valid:\nid: %w", name, err)
-	}
-	task.ID = d.id
+	d.id = task.ID
 	return d, nil
+}
+
+// unusable says what is wrong with a document, one field a line.
+func unusable(name string, err error) error {
+	var fields tes.FieldErrors
+	if errors.As(err, &fields) {
+		return usage("the task document %s is not valid:\n  %s", name, strings.ReplaceAll(fields.Error(), "\n", "\n  "))
+	}
+	return usage("cannot read the task document %s: %w", name, err)
+}
+
+// checkURLs refuses, before anything runs, what no transfer could do.
+func checkURLs(t *tes.Task) (problems tes.FieldErrors) {
+	check := func(list string, i int, err error) {
+		if err != nil {
+			problems = append(problems, tes.FieldError{Field: fmt.Sprintf("%s[%d].url", list, i), Problem: err.Error()})
+		}
+	}
+	for i, in := range t.Inputs {
+		if in.URL != "" && (in.Content == nil || *in.Content == "") { // else it is ignored
+			check("inputs", i, storage.CheckInput(in.URL, in.Type == tes.Directory))
+		}
+	}
+	for i, out := range t.Outputs {
+		if out.URL != "" {
+			check("outputs", i, storage.CheckOutput(out.URL))
+		}
+	}
+	return problems
 }
 
 func (a *app) documentText(ctx context.Context, source, encoded string) (text []byte, name string, err error) {
@@ -60,7 +92,7 @@ func (a *app) documentText(ctx context.Context, source, encoded string) (text []
 	case encoded != "":
 		text, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil {
-			return nil, "", usage("cannot read --task-base64: %w", err)
+			return nil, "", usage("cannot read --task-base64: it is no standard base64 text: %w; make it with \"base64 -w0 task.json\"", err)
 		}
 		return text, "of --task-base64", nil
 	case source == "":
@@ -68,7 +100,7 @@ func (a *app) documentText(ctx context.Context, source, encoded string) (text []
 	case source == "-":
 		text, err := readAll(a.stdin)
 		if err != nil {
-			return nil, "", usage("cannot read the task document from standard input: %w", err)
+			return nil, "", usage("cannot read the task document of standard input: %w", err)
 		}
 		return text, "of standard input", nil
 	case strings.HasPrefix(source, "http://"), strings.HasPrefix(source, "https://"):
@@ -77,15 +109,24 @@ func (a *app) documentText(ctx context.Context, source, encoded string) (text []
 	default:
 		f, err := os.Open(source)
 		if err != nil {
-			return nil, "", usage("cannot read the task document: %w", err)
+			return nil, "", usage("cannot read the task document %s: %w", source, cause(err))
 		}
 		defer func() { _ = f.Close() }() // read-only
 		text, err := readAll(f)
 		if err != nil {
-			return nil, "", usage("cannot read the task document: %w", err)
+			return nil, "", usage("cannot read the task document %s: %w", source, cause(err))
 		}
 		return text, source, nil
 	}
+}
+
+// cause is the error of a file without its name, which the caller tells.
+func cause(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
 
 func readAll(r io.Reader) ([]byte, error) {
@@ -103,7 +144,7 @@ func fetchDocument(ctx context.Context, source string) ([]byte, error) {
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, source, nil)
 	if err != nil {
-		return nil, usage("cannot read the task document: %w", err)
+		return nil, usage("cannot read the task document %s: it is no valid URL", redact.URL(source))
 	}
 	request.Header.Set("Accept", "application/json")
 	response, err := http.DefaultClient.Do(request)

@@ -17,6 +17,9 @@ import (
 // memory maps and durability are only promised by a local disk.
 var ErrNetworkFilesystem = errors.New("is on a network filesystem; choose a directory on a disk of this node (--root)")
 
+// ErrRootName refuses a root whose name no filesystem takes.
+var ErrRootName = errors.New("its name is too long; choose a shorter one (--root)")
+
 // networkFilesystems by the f_type of statfs(2).
 var networkFilesystems = map[uint32]string{
 	unix.AFS_SUPER_MAGIC:   "AFS",
@@ -76,6 +79,9 @@ func CheckRoot(root string) error {
 // checkRoot returns the nearest directory of root that exists.
 func checkRoot(root string) (at string, info os.FileInfo, err error) {
 	at, st, err := statfsNearest(root)
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return "", nil, ErrRootName
+	}
 	if err != nil {
 		return "", nil, err
 	}

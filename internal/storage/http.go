@@ -378,11 +378,18 @@ func excerpt(body io.Reader) string {
 	}, text))
 }
 
+func checkHTTP(url string) error {
+	_, _, err := parseHTTP(url)
+	return err
+}
+
+var errNoDirectories = errors.New("http has no directories; name each file, or use an archive")
+
 // List refuses: HTTP has no directories.
 func (h *httpStore) List(_ context.Context, url string) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		yield(Object{}, machine.Faultf(machine.TaskFault,
-			"cannot list %s: http has no directories; name each file, or use an archive", redact.URL(url)))
+			"cannot list %s: %w", redact.URL(url), errNoDirectories))
 	}
 }
 
@@ -424,7 +431,7 @@ func (b *httpBody) Read(p []byte) (int, error) {
 	b.watch.expect()
 	n, err := b.body.Read(p)
 	b.watch.rest()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.watch.cause(err)
 	}
 	return n, err

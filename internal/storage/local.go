@@ -61,6 +61,11 @@ func checkPath(path string) (string, error) {
 	return path, nil
 }
 
+func checkLocal(url string) error {
+	_, err := localPath(url)
+	return err
+}
+
 func (local) Stat(_ context.Context, url string) (Object, error) {
 	path, err := localPath(url)
 	if err != nil {

@@ -7,6 +7,7 @@ package storage
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"io/fs"
 	"iter"
@@ -104,14 +105,18 @@ type Options struct {
 type scheme struct {
 	name  string // as users write it
 	match func(url string) bool
-	store func(s *Storage) Store
+	// check says what is wrong with a URL that matches.
+	check func(url string) error
+	// directories can be listed, so that one can be an input.
+	directories bool
+	store       func(s *Storage) Store
 }
 
 // schemes holds every kind of URL; the first that matches is taken, so that a
 // service with URLs of its own may stand before http.
 var schemes = []scheme{
-	{"file", isLocal, newLocal},
-	{"http, https", hasScheme("http", "https"), newHTTP},
+	{"file", isLocal, checkLocal, true, newLocal},
+	{"http, https", hasScheme("http", "https"), checkHTTP, false, newHTTP},
 }
 
 // Storage moves files between the node and wherever URLs lead. It is safe for
@@ -168,21 +173,51 @@ func (s *Storage) Parallel() int { return s.opts.Parallel }
 
 // For returns the store of a URL. A URL that no store has is the task's fault.
 func (s *Storage) For(url string) (Store, error) {
+	i, err := schemeOf(url)
+	if err != nil {
+		return nil, machine.Faultf(machine.TaskFault, "cannot use URL %q: %w", redact.URL(url), err)
+	}
+	return s.stores[i], nil
+}
+
+// CheckInput says why nothing can be fetched from a URL, without asking
+// anybody: its scheme is not supported, or it is malformed, or it is a
+// directory where there are none.
+func CheckInput(url string, directory bool) error {
+	i, err := schemeOf(url)
+	if err != nil {
+		return err
+	}
+	if directory && !schemes[i].directories {
+		return errNoDirectories
+	}
+	return schemes[i].check(url)
+}
+
+// CheckOutput says why nothing can be published at a URL, without asking anybody.
+func CheckOutput(url string) error {
+	i, err := schemeOf(url)
+	if err != nil {
+		return err
+	}
+	return schemes[i].check(url)
+}
+
+// schemeOf finds the kind of a URL, as an index into schemes.
+func schemeOf(url string) (int, error) {
 	var known []string
 	for i, sch := range schemes {
 		if sch.match(url) {
-			return s.stores[i], nil
+			return i, nil
 		}
 		known = append(known, sch.name)
 	}
 	supported := strings.Join(known, ", ") + " and absolute paths"
 	name, _, ok := strings.Cut(url, ":")
 	if !ok || strings.ContainsAny(name, "/?#") {
-		return nil, machine.Faultf(machine.TaskFault, "cannot use URL %q: it has no scheme and is no absolute path; supported: %s",
-			redact.URL(url), supported)
+		return 0, fmt.Errorf("it has no scheme and is no absolute path; supported: %s", supported)
 	}
-	return nil, machine.Faultf(machine.TaskFault, "cannot use URL %q: scheme %q is not supported; supported: %s",
-		redact.URL(url), name, supported)
+	return 0, fmt.Errorf("scheme %q is not supported; supported: %s", name, supported)
 }
 
 // Stat describes what is at a URL at this moment. It gives no version: what is

@@ -27,10 +27,10 @@ const MaxBytes = 64 << 20
 func Decode(r io.Reader) (*Task, error) {
 	text, err := io.ReadAll(io.LimitReader(r, MaxBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the task document: %w", err)
+		return nil, err
 	}
 	if len(text) > MaxBytes {
-		return nil, fmt.Errorf("cannot read the task document: it is longer than %d MiB; give large inputs by url", MaxBytes>>20)
+		return nil, fmt.Errorf("it is longer than %d MiB; give large inputs by url", MaxBytes>>20)
 	}
 	tree, err := parse(text)
 	if err != nil {
@@ -38,7 +38,7 @@ func Decode(r io.Reader) (*Task, error) {
 	}
 	fields, ok := tree.(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("cannot read the task document: it must be a JSON object, not %s", nameOf(tree))
+		return nil, fmt.Errorf("it must be a JSON object, not %s", nameOf(tree))
 	}
 	for _, name := range []string{"state", "logs", "creation_time"} {
 		delete(fields, name)
@@ -65,13 +65,13 @@ func parse(text []byte) (any, error) {
 	var syntax *json.SyntaxError
 	switch {
 	case errors.Is(err, io.EOF):
-		return nil, errors.New("cannot read the task document: it is empty")
+		return nil, errors.New("it is empty")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, syntaxError(text, len(text), "the document ends too soon")
 	case errors.As(err, &syntax):
 		return nil, syntaxError(text, int(syntax.Offset)-1, syntax.Error())
 	case err != nil:
-		return nil, fmt.Errorf("cannot read the task document: %w", err)
+		return nil, err
 	}
 	end := int(dec.InputOffset())
 	if more := bytes.TrimLeft(text[end:], " \t\r\n"); len(more) > 0 {
@@ -98,7 +98,7 @@ func syntaxError(text []byte, offset int, problem string) error {
 	before := text[:min(max(offset, 0), len(text))]
 	line := bytes.Count(before, []byte("\n")) + 1
 	column := utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:]) + 1
-	return fmt.Errorf("cannot read the task document: line %d, column %d: %s", line, column, problem)
+	return fmt.Errorf("line %d, column %d: %s", line, column, problem)
 }
 
 // decoder fills Go values from a JSON tree, following their types, and collects

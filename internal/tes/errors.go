@@ -13,19 +13,16 @@ type FieldError struct {
 
 func (e FieldError) Error() string { return e.Field + ": " + e.Problem }
 
-// FieldErrors is everything that is wrong with a document, in its order.
+// FieldErrors is everything that is wrong with a document, in its order; as
+// text, one line each.
 type FieldErrors []FieldError
 
 func (e FieldErrors) Error() string {
-	if len(e) == 1 {
-		return "the task document is not valid: " + e[0].Error()
+	lines := make([]string, len(e))
+	for i, f := range e {
+		lines[i] = f.Error()
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "the task document is not valid (%d problems):", len(e))
-	for _, f := range e {
-		b.WriteString("\n  " + f.Error())
-	}
-	return b.String()
+	return strings.Join(lines, "\n")
 }
 
 // Unwrap makes each FieldError known to errors.As.

@@ -169,7 +169,7 @@ func outputs(list string) string {
 
 func TestFieldErrors(t *testing.T) {
 	_, err := decode(t, `{}`).Validate()
-	same(t, "error", err.Error(), "the task document is not valid: executors: must not be empty; name at least one image and command to run")
+	same(t, "error", err.Error(), "executors: must not be empty; name at least one image and command to run")
 	var field FieldError
 	if !errors.As(err, &field) || field.Field != "executors" {
 		t.Errorf("no FieldError in %#v", err)
