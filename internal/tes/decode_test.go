@@ -71,7 +71,7 @@ func TestDecodeErrors(t *testing.T) {
 		{"too large", `{"resources":{"ram_gb":1e999}}`, "must be a number that fits a double, not 1e999"},
 		{"list for a number", `{"resources":{"ram_gb":[1]}}`, "resources.ram_gb: must be a number, not a list"},
 		{"several", `{"name":1,"inputs":[{"path":2}],"volumes":[{}]}`,
-			"(3 problems):\n  name: must be a string, not a number\n  inputs[0].path: must be a string, not a number\n  volumes[0]: must be a string, not an object"},
+			"name: must be a string, not a number\ninputs[0].path: must be a string, not a number\nvolumes[0]: must be a string, not an object"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
