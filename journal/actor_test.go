@@ -58,10 +58,14 @@ func TestMain(m *testing.M) {
 
 // act is the process that the tests kill and take the disk away from. It opens
 // the journal, then does what it reads: "append TASK N", "cycle N" (open and
-// close around each task), "close". It prints what is acknowledged.
+// close around each task), "compact", "peak", "close". It prints what is acknowledged.
 func act(dir string) int {
 	if os.Getenv(unsyncVariable) != "" {
 		fdatasync = func(int) error { return nil }
+	}
+	if dir == noJournal {
+		fmt.Println("peak", peak())
+		return 0
 	}
 	j, err := Open(dir, Options{BootID: "actor"})
 	if err != nil {
@@ -78,6 +82,10 @@ func act(dir string) int {
 			err = actAppend(j, task, n)
 		case "cycle":
 			j, err = actCycle(j, dir, task, n)
+		case "compact":
+			err = actCompact(j)
+		case "peak":
+			fmt.Println("peak", peak())
 		case "close":
 			if err = j.Close(); err == nil {
 				fmt.Println("closed")
@@ -91,6 +99,33 @@ func act(dir string) int {
 		fmt.Println("did", in.Text())
 	}
 	return 0
+}
+
+// noJournal in place of a directory is for a process without a journal.
+const noJournal = "none"
+
+// peak is this process's peak memory so far, in KiB.
+func peak() int {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	kib := 0
+	_, _ = fmt.Sscan(rest, &kib)
+	return kib
+}
+
+// actCompact moves everything finished to the history.
+func actCompact(j *Journal) error {
+	f, err := j.finished()
+	if err == nil {
+		err = j.rewrite(f)
+	}
+	if err == nil {
+		err = j.begin()
+	}
+	return err
 }
 
 func class(err error) string {

@@ -126,7 +126,7 @@ func fillHistory(t testing.TB, dir string, n int) {
 	closeTest(t, j)
 }
 
-// A node's whole default history fits into 16 MiB.
+// Ten times the default history fits into 16 MiB.
 func TestDiskOfHistory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
 	fillHistory(t, dir, 10000)
@@ -141,6 +141,36 @@ func TestDiskOfHistory(t *testing.T) {
 	}
 	if heads, err := j.Heads(); err != nil || len(heads) != 10000 {
 		t.Errorf("%d heads, %v", len(heads), err)
+	}
+}
+
+// A run, and a compaction of the whole default history, take at most 16 MiB
+// more than the same process without a journal.
+func TestMemory(t *testing.T) {
+	peakOf := func(a *actor) (kib int) {
+		line := a.hear()
+		if n, _ := fmt.Sscanf(line, "peak %d", &kib); n != 1 || kib == 0 {
+			t.Fatal(line)
+		}
+		return kib
+	}
+	without := peakOf(startActor(t, noJournal))
+	dir := filepath.Join(t.TempDir(), "journal")
+	fillHistory(t, dir, DefaultRetention.Keep)
+	a := startActor(t, dir)
+	a.expect("open")
+	a.say("append run %d", taskOf500)
+	a.hear()
+	a.say("peak")
+	run := peakOf(a) - without
+	a.hear()
+	a.say("compact")
+	a.hear()
+	a.say("peak")
+	compact := peakOf(a) - without
+	t.Logf("on top of %d KiB: a run %d KiB, a compaction of %d tasks %d KiB", without, run, DefaultRetention.Keep, compact)
+	if run > 16<<10 || compact > 16<<10 {
+		t.Errorf("more than 16 MiB")
 	}
 }
 

@@ -26,7 +26,7 @@ type Retention struct {
 }
 
 // DefaultRetention is that of a journal whose options set none.
-var DefaultRetention = Retention{Keep: 10000, Age: 90 * 24 * time.Hour, Bytes: 8 << 20}
+var DefaultRetention = Retention{Keep: 1000, Age: 30 * 24 * time.Hour, Bytes: 8 << 20}
 
 // archiveSize is how many bytes of finished tasks the generation may hold
 // before they go into the history.

@@ -70,6 +70,7 @@ type Journal struct {
 
 	rootID  string
 	tip     tip
+	newest  storedHead // the one written last, empty before
 	current current
 	witness *witness
 	log     *logFile
@@ -126,9 +127,12 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	tx := j.db.NewTransaction(true)
 	defer tx.Discard()
 
-	before, _, err := j.head(tx, e.Record.Task)
-	if err != nil {
-		return machine.Head{}, err
+	before := j.newest
+	if before.Task != e.Record.Task {
+		var err error
+		if before, _, err = j.head(tx, e.Record.Task); err != nil {
+			return machine.Head{}, err
+		}
 	}
 	now := j.opts.Now().UTC().Round(0)
 	record := sealRecord(e.Record, before.Head, now, j.opts.BootID)
@@ -143,7 +147,8 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	var w batch
 	w.set(recordKey(record.Task, record.Seq), raw)
 	w.set(tipKey, next.encode())
-	w.setJSON(headKey(record.Task), storedHead{Head: head, Number: next.Count, At: now})
+	newest := storedHead{Head: head, Number: next.Count, At: now}
+	w.setJSON(headKey(record.Task), newest)
 	if e.Node != nil {
 		node := *e.Node
 		node.RootID = j.rootID
@@ -168,7 +173,7 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	if err := j.log.commit(); err != nil {
 		return machine.Head{}, err
 	}
-	j.tip = next
+	j.tip, j.newest = next, newest
 	return head, j.witness.acknowledge(next)
 }
 

@@ -216,7 +216,7 @@ func (j *Journal) openGeneration() error {
 	if err != nil {
 		return err
 	}
-	j.db, j.past = db, j.current.past(j.dir)
+	j.db, j.past, j.newest = db, j.current.past(j.dir), storedHead{}
 	if err := settle(path); err != nil {
 		return err
 	}
