@@ -93,9 +93,10 @@ type ImageRecord struct {
 	// Task used the image last.
 	Task  string    `json:"task"`
 	Since time.Time `json:"since"`
-	// Before is the image ID that Reference had on the node when a pull of it
-	// began; a pull that died did not bring that one.
-	Before string `json:"before,omitempty"`
+	// Before are the IDs of the images that were on the node when a pull began:
+	// the one that Reference named, and all that are not deckhand's. When the
+	// reference names one of them after the pull, the pull did not bring it.
+	Before []string `json:"before,omitempty"`
 	// Last marks the images of the last task: the last-image record.
 	Last bool `json:"last"`
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -66,55 +67,115 @@ func (a *app) hold(ctx context.Context) (*session, error) {
 	if err := a.own(lock, "", ""); err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
-	s, err := a.open(lock, docker)
+	s, err := a.open(ctx, lock, docker)
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	return s, nil
 }
 
-func (a *app) scrub(ctx context.Context, dryRun bool) (report scrub.Report, err error) {
+func (a *app) scrub(ctx context.Context, dryRun bool) (scrub.Report, error) {
+	if dryRun {
+		return a.wouldScrub(ctx)
+	}
 	s, err := a.hold(ctx)
 	if err != nil {
-		return report, err
+		return scrub.Report{}, err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	report, err := s.scrub(ctx)
+	return report, errors.Join(err, s.close())
+}
+
+func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
-	if report.FreeBytesBefore, err = freeBytes(a.conf.Root); err != nil {
+	if report.FreeBytesBefore, err = freeBytes(s.app.conf.Root); err != nil {
 		return report, err
-	}
-	if !dryRun {
-		if err := s.rollBackOther(ctx, "", "rolled back by scrub"); err != nil {
-			return report, err
-		}
 	}
 	cleaner, err := s.cleaner()
 	if err != nil {
 		return report, err
 	}
+	before, _, err := s.leftovers(ctx, cleaner)
+	if err != nil {
+		return report, err
+	}
+	if err := s.rollBackOther(ctx, "", "rolled back by scrub"); err != nil {
+		return report, err
+	}
+	gone, kept, err := s.leftovers(ctx, cleaner)
+	if err != nil {
+		return report, err
+	}
+	// What the roll-back has taken along was found just as well.
+	for _, i := range before {
+		if !slices.ContainsFunc(gone, i.Same) {
+			report.Removed = append(report.Removed, i)
+		}
+	}
+	report.Kept = append(report.Kept, kept...)
 	notes, err := machine.NodeNotes(s.journal)
 	if err != nil {
 		return report, err
-	}
-	images, err := ledger.Reconcile(ctx, s.docker, notes.Images())
-	if err != nil {
-		return report, err
-	}
-	gone, kept, err := cleaner.Find(ctx, nil, "", images)
-	if err != nil {
-		return report, err
-	}
-	report.Kept = append(report.Kept, kept...)
-	if dryRun {
-		report.Removed, report.FreeBytesAfter = append(report.Removed, gone...), report.FreeBytesBefore
-		return report, nil
 	}
 	for _, i := range gone {
 		if err := s.removeItem(ctx, cleaner, notes, i, &report); err != nil {
 			return report, err
 		}
 	}
-	report.FreeBytesAfter, err = freeBytes(a.conf.Root)
+	report.FreeBytesAfter, err = freeBytes(s.app.conf.Root)
+	return report, err
+}
+
+// leftovers lists what is to go and what stays.
+func (s *session) leftovers(ctx context.Context, c *scrub.Cleaner) (gone, kept []scrub.Item, err error) {
+	n, err := s.journal.Node()
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := ledger.Reconcile(ctx, s.docker, n.Images)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.Find(ctx, nil, "", images)
+}
+
+// wouldScrub says what a scrub would do. The journal is only read, and a root
+// that is not there is not made.
+func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
+	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
+	if err := node.CheckRoot(a.conf.Root); err != nil || !exists(a.conf.Root) {
+		return report, err
+	}
+	docker, err := a.connect(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer func() { err = errors.Join(err, docker.Close()) }()
+	lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
+	if err != nil {
+		return report, err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	if report.FreeBytesBefore, err = freeBytes(a.conf.Root); err != nil {
+		return report, err
+	}
+	report.FreeBytesAfter = report.FreeBytesBefore
+	v, known, err := a.view()
+	if err != nil || !known {
+		return report, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	n, err := v.Node()
+	if err != nil {
+		return report, err
+	}
+	images, err := ledger.Reconcile(ctx, docker, n.Images)
+	if err != nil {
+		return report, err
+	}
+	cleaner := &scrub.Cleaner{Engine: docker, RootID: n.RootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace}
+	gone, kept, err := cleaner.Find(ctx, nil, "", images)
+	report.Removed, report.Kept = append(report.Removed, gone...), append(report.Kept, kept...)
 	return report, err
 }
 

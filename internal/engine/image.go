@@ -52,6 +52,21 @@ func (d *Docker) Image(ctx context.Context, ref string) (Image, error) {
 	return found, explain(err, "inspect image %s", ref)
 }
 
+// ImageIDs returns the IDs of the images on this node, with or without a name;
+// those that serve as layers of others alone are left out.
+func (d *Docker) ImageIDs(ctx context.Context) ([]string, error) {
+	var ids []string
+	err := d.ask(ctx, func(ctx context.Context) error {
+		list, err := d.api.ImageList(ctx, image.ListOptions{})
+		ids = nil
+		for _, i := range list {
+			ids = append(ids, i.ID)
+		}
+		return err
+	})
+	return ids, explain(err, "list images")
+}
+
 // RemoveImage removes one name of an image and, with its last name, the image;
 // by ID it removes an image that has no more than one name. It touches no other
 // image and forces nothing: ErrInUse when a container or another name needs

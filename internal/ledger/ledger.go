@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
+
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -41,12 +43,13 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 			return nil, err
 		}
 		if r.Phase == machine.Pulling {
-			if img.ID == r.Before {
-				continue // the pull brought nothing; that image has its own record if it is ours
+			if slices.Contains(r.Before, img.ID) {
+				continue // the pull did not bring it; it has its own record if it is ours
 			}
 			r.ImageID, r.Digest, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), true, machine.Present
+			r.Before = nil
 		}
-		kept = append(kept, r)
+		kept = With(kept, r)
 	}
 	return kept, nil
 }
@@ -78,29 +81,42 @@ func Remove(ctx context.Context, n machine.Notes, e Engine, r machine.ImageRecor
 }
 
 func remove(ctx context.Context, e Engine, r machine.ImageRecord, img engine.Image) (int64, error) {
-	// The name goes first, and only while it still names this image.
-	if named, err := e.Image(ctx, r.Reference); err == nil && named.ID == r.ImageID {
-		if err := e.RemoveImage(ctx, r.Reference); err != nil && !errors.Is(err, engine.ErrNotFound) {
-			return 0, err
-		}
-	} else if err != nil && !errors.Is(err, engine.ErrNotFound) {
+	// The names that our pull gave it go one by one, and only while they still
+	// name this image. A name of somebody else's keeps it.
+	if err := untag(ctx, e, r.Reference, r.ImageID); err != nil {
 		return 0, err
 	}
 	left, err := e.Image(ctx, r.ImageID)
+	near := func(tag string) bool { return repository(tag) == repository(r.Reference) }
+	if err == nil && r.Digest != "" && !slices.ContainsFunc(left.Tags, near) {
+		// A tag that moved away has left the digest behind.
+		if err := untag(ctx, e, r.Digest, r.ImageID); err != nil {
+			return 0, err
+		}
+		left, err = e.Image(ctx, r.ImageID)
+	}
+	if err == nil && len(left.Tags)+len(left.Digests) > 0 {
+		return 0, nil
+	}
+	if err == nil {
+		err = e.RemoveImage(ctx, r.ImageID)
+	}
+	if err != nil && !errors.Is(err, engine.ErrNotFound) {
+		return 0, err
+	}
+	return img.Size, nil
+}
+
+// untag removes a name, if it names that image.
+func untag(ctx context.Context, e Engine, name, imageID string) error {
+	named, err := e.Image(ctx, name)
+	if err == nil && named.ID == imageID {
+		err = e.RemoveImage(ctx, name)
+	}
 	if errors.Is(err, engine.ErrNotFound) {
-		return img.Size, nil
+		return nil
 	}
-	if err != nil {
-		return 0, err
-	}
-	if len(left.Tags) > 0 {
-		return 0, nil // somebody else named it: it is theirs now
-	}
-	// A moved tag left it without a name.
-	if err := e.RemoveImage(ctx, r.ImageID); err != nil && !errors.Is(err, engine.ErrNotFound) {
-		return 0, err
-	}
-	return left.Size, nil
+	return err
 }
 
 // Same says whether two records are about one image under one name.
@@ -124,31 +140,42 @@ func Without(images []machine.ImageRecord, r machine.ImageRecord) []machine.Imag
 	return kept
 }
 
-// Ours says whether deckhand pulled the image with this ID, under any name.
-func Ours(images []machine.ImageRecord, imageID string) bool {
+// Pulled says whether deckhand pulled the image with this ID, under any name.
+func Pulled(images []machine.ImageRecord, imageID string) bool {
 	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {
 		return r.ImageID == imageID && r.PulledByUs
 	})
 }
 
+// Ours says whether this name of the image came with a pull of ours: the name
+// that was pulled, or the digest that came with it. Another name was given by
+// somebody else, and is not ours to remove.
+func Ours(images []machine.ImageRecord, name, digest, imageID string) bool {
+	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {
+		return r.ImageID == imageID && r.PulledByUs &&
+			(r.Reference == name || strings.Contains(name, "@") && r.Digest == digest)
+	})
+}
+
 // Surplus returns the images of ours that are to go when a task with these
 // references runs: all but the wanted ones and those of the keep-1 tasks that
-// used images most recently. wanted holds the image IDs that the task will use
-// and names the references that it asks for.
+// used images most recently. wanted holds the image IDs that the task uses and
+// names the references that it asks for: what such a reference named before
+// goes whatever keep is, because no task finds it again.
 func Surplus(images []machine.ImageRecord, wanted, names []string, keep int) []machine.ImageRecord {
 	recent := slices.Clone(images)
 	slices.SortStableFunc(recent, func(a, b machine.ImageRecord) int { return b.Since.Compare(a.Since) })
-	tasks := map[string]bool{}
+	kept := map[string]bool{} // tasks
 	var surplus []machine.ImageRecord
 	for _, r := range recent {
-		if r.Phase == machine.Pulling || !r.PulledByUs || slices.Contains(wanted, r.ImageID) ||
-			slices.Contains(names, r.Reference) {
+		if r.Phase == machine.Pulling || !r.PulledByUs || slices.Contains(wanted, r.ImageID) {
 			continue
 		}
-		if !tasks[r.Task] && len(tasks) < keep-1 {
-			tasks[r.Task] = true
+		stale := r.Phase == machine.Removing || slices.Contains(names, r.Reference)
+		if !stale && len(kept) < keep-1 {
+			kept[r.Task] = true
 		}
-		if !tasks[r.Task] || r.Phase == machine.Removing {
+		if stale || !kept[r.Task] {
 			surplus = append(surplus, r)
 		}
 	}
@@ -157,21 +184,20 @@ func Surplus(images []machine.ImageRecord, wanted, names []string, keep int) []m
 
 // RepoDigest returns the digest under which the image came from the registry
 // that reference names, or "".
-func RepoDigest(img engine.Image, reference string) string {
-	name := repository(reference)
+func RepoDigest(img engine.Image, name string) string {
 	for _, d := range img.Digests {
-		if at := strings.IndexByte(d, '@'); at > 0 && repository(d) == name {
+		if r := repository(d); r != "" && r == repository(name) {
 			return d
 		}
 	}
 	return ""
 }
 
-// repository is a reference without tag and digest.
-func repository(reference string) string {
-	name, _, _ := strings.Cut(reference, "@")
-	if colon := strings.LastIndexByte(name, ':'); colon > strings.LastIndexByte(name, '/') {
-		name = name[:colon]
+// repository is a reference without tag and digest, in full; "" for none.
+func repository(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return ""
 	}
-	return name
+	return named.Name()
 }

@@ -4,6 +4,7 @@ package imagecheck
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 // Engine is what this step asks of Docker.
 type Engine interface {
 	ledger.Engine
+	ImageIDs(ctx context.Context) ([]string, error)
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
 }
@@ -55,7 +57,11 @@ const (
 // WhatImage is the kind of fact that says which image an executor runs.
 const WhatImage = "image"
 
-// Image is the detail of that fact.
+// WhatImages is the kind of fact that says what the task is about to pull, or
+// how its pulls were settled; the image ledger changes with it.
+const WhatImages = "images"
+
+// Image is the detail of a WhatImage.
 type Image struct {
 	Reference string `json:"reference"`
 	ImageID   string `json:"image_id"`
@@ -96,6 +102,11 @@ type want struct {
 	ref   string
 	local engine.Image // ID is empty when it is not on disk
 	pull  bool
+	// before is machine.ImageRecord.Before, of an image that is to be pulled.
+	before []string
+	// came says that the pull has ended already: a process before this one died
+	// before it could journal that.
+	came bool
 }
 
 // Do implements machine.Step.
@@ -118,16 +129,26 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := s.evict(ctx, n, wants); err != nil {
 		return err
 	}
+	moved := false
 	for _, w := range wants {
+		before := w.local.ID
 		if err := s.provide(ctx, t, n, w); err != nil {
 			return err
 		}
+		moved = moved || before != "" && before != w.local.ID
+	}
+	if moved {
+		// What a tag named before goes now, when no image of the task is that one.
+		return s.evict(ctx, n, wants)
 	}
 	return nil
 }
 
 // decide looks for one image on disk and, where the policy says so, in the registry.
 func (s *Step) decide(ctx context.Context, n machine.Notes, ref string) (*want, error) {
+	if w, err := s.settled(ctx, n, ref); w != nil || err != nil {
+		return w, err
+	}
 	w := &want{ref: ref}
 	local, err := s.Engine.Image(ctx, ref)
 	switch {
@@ -139,8 +160,9 @@ func (s *Step) decide(ctx context.Context, n machine.Notes, ref string) (*want, 
 	missing := w.local.ID == ""
 	switch {
 	case s.Policy == Never && missing:
-		return nil, machine.Faultf(machine.TaskFault,
-			"cannot use image %s: it is not on this node, and image.pull is \"never\"; load it first or set image.pull to \"missing\"", ref)
+		return nil, absent(ref)
+	case !missing && cutOff(n.Images(), ref, w.local.ID):
+		w.pull, w.came = true, true
 	case s.Policy == Never:
 	case missing || s.Policy == Always:
 		w.pull = true
@@ -153,6 +175,38 @@ func (s *Step) decide(ctx context.Context, n machine.Notes, ref string) (*want, 
 		w.pull = moved
 	}
 	return w, nil
+}
+
+func absent(ref string) error {
+	return machine.Faultf(machine.TaskFault,
+		"cannot use image %s: it is not on this node, and image.pull is \"never\"; load it first or set image.pull to \"missing\"", ref)
+}
+
+// settled returns the image that this attempt has made ready already, nil when
+// it has none or the image has gone since. Its container may exist: the attempt
+// stays with it, also when the tag names another image by now.
+func (s *Step) settled(ctx context.Context, n machine.Notes, ref string) (*want, error) {
+	note, ok := n.Get(WhatImage, ref)
+	if !ok || note.Kind != machine.KindDone {
+		return nil, nil
+	}
+	var had Image
+	if err := json.Unmarshal(note.Detail, &had); err != nil {
+		return nil, fmt.Errorf("the journaled image %s cannot be read: %w", ref, err)
+	}
+	local, err := s.Engine.Image(ctx, had.ImageID)
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil, nil
+	}
+	return &want{ref: ref, local: local}, err
+}
+
+// cutOff says whether this attempt had begun the pull that brought the image,
+// in a process that died before it could journal the end.
+func cutOff(images []machine.ImageRecord, ref, imageID string) bool {
+	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {
+		return r.Phase == machine.Pulling && r.Reference == ref && !slices.Contains(r.Before, imageID)
+	})
 }
 
 // moved asks the registry whether a tag names another image than the one on disk.
@@ -169,29 +223,47 @@ func (s *Step) moved(ctx context.Context, n machine.Notes, ref string, local eng
 
 // announce journals in one transaction, before anything is pulled or deleted,
 // what the ledger becomes: these images are the last ones from now on.
-func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, images []machine.ImageRecord, wants []*want) error {
+func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, images []machine.ImageRecord, wants []*want) (err error) {
 	now := time.Now().UTC()
 	// What others brought is of no more concern than while a task uses it.
 	images = slices.DeleteFunc(images, func(r machine.ImageRecord) bool { return !r.PulledByUs })
 	for i := range images {
 		images[i].Last = false
 	}
+	pulled := slices.Clone(images)
 	var refs []string
 	for _, w := range wants {
 		refs = append(refs, w.ref)
-		r := machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Before: w.local.ID}
+		if w.pull && !w.came { // what came, a process after this one finds as this one did
+			if w.before, err = s.before(ctx, pulled, w); err != nil {
+				return err
+			}
+		}
+		r := machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Before: w.before}
 		if !w.pull {
+			digest := ledger.RepoDigest(w.local, w.ref)
 			r = machine.ImageRecord{
-				Reference: w.ref, ImageID: w.local.ID, Digest: ledger.RepoDigest(w.local, w.ref),
-				PulledByUs: ledger.Ours(images, w.local.ID), Phase: machine.Present,
+				Reference: w.ref, ImageID: w.local.ID, Digest: digest,
+				PulledByUs: ledger.Ours(pulled, w.ref, digest, w.local.ID), Phase: machine.Present,
 			}
 		}
 		r.Task, r.Since, r.Last = t.ID, now, true
 		images = ledger.With(images, r)
 	}
-	return n.Intent(ctx, machine.Fact{
-		What: "images", Name: strings.Join(refs, " "), Images: images,
-	})
+	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: strings.Join(refs, " "), Images: images})
+}
+
+// before returns what is on the node before a pull, see machine.ImageRecord.
+func (s *Step) before(ctx context.Context, images []machine.ImageRecord, w *want) ([]string, error) {
+	ids, err := s.Engine.ImageIDs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ids = slices.DeleteFunc(ids, func(id string) bool { return ledger.Pulled(images, id) || id == w.local.ID })
+	if w.local.ID != "" {
+		ids = append(ids, w.local.ID)
+	}
+	return ids, nil
 }
 
 // evict deletes the images that this task does not use, before anything is
@@ -205,24 +277,16 @@ func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want) error 
 		}
 	}
 	for _, r := range ledger.Surplus(n.Images(), ids, names, s.Keep) {
-		if err := s.remove(ctx, n, r); err != nil {
+		freed, err := ledger.Remove(ctx, n, s.Engine, r)
+		switch {
+		case errors.Is(err, engine.ErrInUse):
+			s.Log.Info("image is in use; the next scrub tries again to delete it", "image", r.Reference, "id", r.ImageID)
+		case err != nil:
 			return err
+		default:
+			s.Log.Info("deleted the image", "image", r.Reference, "id", r.ImageID, "bytes", freed)
 		}
 	}
-	return nil
-}
-
-// remove deletes one image; one that Docker refuses to delete waits for the next scrub.
-func (s *Step) remove(ctx context.Context, n machine.Notes, r machine.ImageRecord) error {
-	freed, err := ledger.Remove(ctx, n, s.Engine, r)
-	if errors.Is(err, engine.ErrInUse) {
-		s.Log.Info("image is in use; its deletion is pending", "image", r.Reference, "id", r.ImageID)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	s.Log.Info("deleted the image", "image", r.Reference, "id", r.ImageID, "bytes", freed)
 	return nil
 }
 
@@ -231,16 +295,29 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 	// Somebody else may delete the image between the pull and the creation.
 	const tries = 3
 	for try := 1; ; try++ {
-		img, err := s.bring(ctx, t, n, w)
-		if err != nil {
+		if err := s.bring(ctx, t, n, w); err != nil {
 			return err
 		}
-		err = s.create(ctx, t, n, w.ref, img)
-		if !errors.Is(err, engine.ErrNotFound) || try == tries {
+		err := s.create(ctx, t, n, w.ref, w.local)
+		switch {
+		case !errors.Is(err, engine.ErrNotFound), try == tries:
 			return err
+		case s.Policy == Never:
+			return absent(w.ref)
 		}
 		s.Log.Warn("the image went away before its container was made; pulling again", "image", w.ref)
-		w.local, w.pull = engine.Image{}, true
+		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
+		w.local, w.pull, w.came = engine.Image{}, true, false
+		images := ledger.Without(n.Images(), gone)
+		if w.before, err = s.before(ctx, images, w); err != nil {
+			return err
+		}
+		images = ledger.With(images, machine.ImageRecord{
+			Reference: w.ref, Phase: machine.Pulling, Before: w.before, Task: t.ID, Since: time.Now().UTC(), Last: true,
+		})
+		if err := n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: images}); err != nil {
+			return err
+		}
 	}
 }
 
@@ -257,47 +334,45 @@ func (s *Step) create(ctx context.Context, t *machine.Task, n machine.Notes, ref
 }
 
 // bring pulls an image when that was decided, and journals what is there now.
-func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *want) (engine.Image, error) {
-	images := n.Images()
+func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *want) error {
 	if !w.pull {
-		pull := Present
-		if ledger.Ours(images, w.local.ID) {
-			pull = Reused
+		if note, ok := n.Get(WhatImage, w.ref); ok && note.Kind == machine.KindDone {
+			return nil // how it came was journaled then
 		}
+		pull := origin(n.Images(), w.local.ID)
 		s.Log.Info("image is on the node", "image", w.ref, "pull", pull)
-		return w.local, s.ready(ctx, n, w, w.local, pull, nil)
+		return s.ready(ctx, n, w, pull, nil)
 	}
-	if err := s.pull(ctx, w.ref); err != nil {
-		return engine.Image{}, err
+	if !w.came {
+		if err := s.pull(ctx, w.ref); err != nil {
+			return err
+		}
 	}
 	img, err := s.Engine.Image(ctx, w.ref)
 	if err != nil {
-		return engine.Image{}, err
+		return err
 	}
+	images := n.Images()
 	r := machine.ImageRecord{
 		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), PulledByUs: true,
 		Phase: machine.Present, Task: t.ID, Since: time.Now().UTC(), Last: true,
 	}
-	if img.ID == w.local.ID {
-		r.PulledByUs = ledger.Ours(images, img.ID) // the registry had nothing newer
+	pull := Pulled
+	if slices.Contains(w.before, img.ID) { // nothing came: it was there, under whatever name
+		r.PulledByUs = ledger.Ours(images, w.ref, r.Digest, img.ID)
+		pull = origin(images, img.ID)
 	}
+	w.local = img
 	images = ledger.Without(images, machine.ImageRecord{Reference: w.ref}) // the pulling record has no ID
-	if err := s.ready(ctx, n, w, img, Pulled, ledger.With(images, r)); err != nil {
-		return engine.Image{}, err
-	}
-	return img, s.removeMoved(ctx, n, img.ID, w.ref)
+	return s.ready(ctx, n, w, pull, ledger.With(images, r))
 }
 
-// removeMoved deletes what the tag named before, when that was ours.
-func (s *Step) removeMoved(ctx context.Context, n machine.Notes, now, ref string) error {
-	for _, r := range n.Images() {
-		if r.Reference == ref && r.ImageID != now && r.PulledByUs {
-			if err := s.remove(ctx, n, r); err != nil {
-				return err
-			}
-		}
+// origin says how an image that is on disk had come there.
+func origin(images []machine.ImageRecord, imageID string) string {
+	if ledger.Pulled(images, imageID) {
+		return Reused
 	}
-	return nil
+	return Present
 }
 
 func (s *Step) pull(ctx context.Context, ref string) error {
@@ -311,12 +386,9 @@ func (s *Step) pull(ctx context.Context, ref string) error {
 	})
 }
 
-func (s *Step) ready(ctx context.Context, n machine.Notes, w *want, img engine.Image, pull string, images []machine.ImageRecord) error {
-	if old, ok := n.Get(WhatImage, w.ref); ok && images == nil && old.Kind == machine.KindDone {
-		return nil // a resumed step: how the image came was journaled the first time
-	}
+func (s *Step) ready(ctx context.Context, n machine.Notes, w *want, pull string, images []machine.ImageRecord) error {
 	return n.Done(ctx, machine.Fact{What: WhatImage, Name: w.ref, Images: images, Detail: Image{
-		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), Pull: pull,
+		Reference: w.ref, ImageID: w.local.ID, Digest: ledger.RepoDigest(w.local, w.ref), Pull: pull,
 	}})
 }
 
@@ -334,5 +406,5 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	if err != nil {
 		return err
 	}
-	return n.Done(ctx, machine.Fact{What: "images", Name: "settled", Images: settled})
+	return n.Done(ctx, machine.Fact{What: WhatImages, Name: "settled", Images: settled})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -51,6 +52,9 @@ type Item struct {
 	id    string              // how Docker is asked for it
 	image machine.ImageRecord // of an Image
 }
+
+// Same says whether two findings are of one thing.
+func (i Item) Same(other Item) bool { return i.Kind == other.Kind && i.Name == other.Name }
 
 // Report is what a scrub did, or would do. Its JSON form is public.
 type Report struct {
@@ -124,21 +128,44 @@ func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, i
 		}
 		gone = append(gone, older...)
 	}
-	for _, r := range images {
-		i := Item{Kind: Image, Name: r.Reference, image: r}
-		if r.Phase == machine.Removing {
-			i.Why = "its deletion was pending"
-			gone = append(gone, i)
-			continue
+	old, used, err := c.images(ctx, gone, images)
+	return append(gone, old...), append(kept, used...), err
+}
+
+// images sorts the images of the ledger into those that go and those that stay,
+// when the containers among gone are no more.
+func (c *Cleaner) images(ctx context.Context, gone []Item, images []machine.ImageRecord) (old, kept []Item, err error) {
+	users := map[string]string{} // name of a container that stays, by image ID
+	if slices.ContainsFunc(images, pending) {
+		all, err := c.Engine.Containers(ctx, nil)
+		if err != nil {
+			return nil, nil, err
 		}
-		i.Why = "used by task " + r.Task
-		if r.Last {
+		for _, x := range all {
+			if !slices.ContainsFunc(gone, func(i Item) bool { return i.Kind == Container && i.id == x.ID }) {
+				users[x.ImageID] = x.Name
+			}
+		}
+	}
+	for _, r := range images {
+		i := Item{Kind: Image, Name: r.Reference, Why: "used by task " + r.Task, image: r}
+		user, used := users[r.ImageID]
+		switch {
+		case r.Last:
 			i.Why = "the last image used"
+		case pending(r) && used:
+			i.Why = "its deletion is pending until container " + user + " is gone"
+		case pending(r):
+			i.Why = "its deletion was pending"
+			old = append(old, i)
+			continue
 		}
 		kept = append(kept, i)
 	}
-	return gone, kept, nil
+	return old, kept, nil
 }
+
+func pending(r machine.ImageRecord) bool { return r.Phase == machine.Removing }
 
 // olderAttempts lists the work trees of the task's own earlier attempts.
 func (c *Cleaner) olderAttempts(dir string, attempt int) ([]Item, error) {

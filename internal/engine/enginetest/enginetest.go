@@ -27,6 +27,7 @@ type Engine interface {
 	Info(ctx context.Context) (engine.Info, error)
 
 	Image(ctx context.Context, ref string) (engine.Image, error)
+	ImageIDs(ctx context.Context) ([]string, error)
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
 	RemoveImage(ctx context.Context, refOrID string) error
@@ -293,6 +294,11 @@ func movedTag(b *bench) {
 	old, err := b.Engine.Image(b.ctx, first)
 	b.must(err)
 	b.equal("tags of the old image", len(old.Tags), 0)
+	ids, err := b.Engine.ImageIDs(b.ctx)
+	b.must(err)
+	if !slices.Contains(ids, first) || !slices.Contains(ids, second) {
+		b.Errorf("the list of images %v lacks %s or %s", ids, first, second)
+	}
 	b.must(b.Engine.RemoveImage(b.ctx, first))
 	_, err = b.Engine.Image(b.ctx, first)
 	b.is(err, engine.ErrNotFound)

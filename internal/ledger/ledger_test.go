@@ -1,0 +1,261 @@
+package ledger_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ledger"
+	"github.com/deckhand/deckhand/internal/ledger/ledgertest"
+	"github.com/deckhand/deckhand/journal/journaltest"
+	"github.com/deckhand/deckhand/machine"
+)
+
+const (
+	tag   = "registry.test/app:1"
+	other = "site.test/mirror:1"
+)
+
+func digestOf(name, content string) string {
+	return ledgertest.Repository(name) + "@" + ledgertest.ID(content)
+}
+
+// record is what the ledger holds about content that deckhand pulled as ref.
+func record(ref, content string) machine.ImageRecord {
+	return machine.ImageRecord{
+		Reference: ref, ImageID: ledgertest.ID(content), Digest: digestOf(ref, content),
+		PulledByUs: true, Phase: machine.Present, Task: "t1",
+	}
+}
+
+// notes are those of a node whose ledger holds images.
+func notes(t *testing.T, images ...machine.ImageRecord) machine.Notes {
+	t.Helper()
+	n, err := machine.NodeNotes(journaltest.NewMemory())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Done(t.Context(), machine.Fact{What: "test", Name: "begin", Images: append([]machine.ImageRecord{}, images...)}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestRemove(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		record  machine.ImageRecord
+		node    func(*ledgertest.Store)
+		gone    bool
+		names   []string // left
+		pending bool
+	}{
+		{name: "by its tag", record: record(tag, "x"), gone: true,
+			node: func(s *ledgertest.Store) { s.Load(tag, "x") }},
+		{name: "by its digest", record: record(digestOf(tag, "x"), "x"), gone: true,
+			node: func(s *ledgertest.Store) { s.Load(digestOf(tag, "x"), "x") }},
+		{name: "gone already", record: record(tag, "x"), gone: true,
+			node: func(*ledgertest.Store) {}},
+		{name: "the tag has moved", record: record(tag, "x"), gone: true,
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Load(tag, "y") }},
+		{name: "somebody tagged it", record: record(tag, "x"), names: []string{other},
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Tag("x", other) }},
+		{name: "somebody tagged it in the same repository", record: record(tag, "x"),
+			names: []string{"registry.test/app:mine", digestOf(tag, "x")},
+			node:  func(s *ledgertest.Store) { s.Load(tag, "x"); s.Tag("x", "registry.test/app:mine") }},
+		{name: "somebody pulled it by digest from elsewhere", record: record(tag, "x"), names: []string{digestOf(other, "x")},
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Load(digestOf(other, "x"), "x") }},
+		{name: "the tag has moved and somebody pulled it by digest from elsewhere", record: record(tag, "x"),
+			names: []string{digestOf(other, "x")},
+			node: func(s *ledgertest.Store) {
+				s.Load(tag, "x")
+				s.Load(digestOf(other, "x"), "x")
+				s.Load(tag, "y")
+			}},
+		{name: "in use", record: record(tag, "x"), pending: true, names: []string{tag, digestOf(tag, "x")},
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Use("x", true) }},
+		{name: "in use under a tag that has moved", record: record(tag, "x"), pending: true, names: []string{digestOf(tag, "x")},
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Use("x", true); s.Load(tag, "y") }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := ledgertest.NewStore()
+			test.node(s)
+			n := notes(t, test.record)
+			freed, err := ledger.Remove(t.Context(), n, s, test.record)
+			if errors.Is(err, engine.ErrInUse) != test.pending || !test.pending && err != nil {
+				t.Fatalf("error %v, want pending %v", err, test.pending)
+			}
+			if s.Has("x") == test.gone {
+				t.Errorf("the image is there: %v", s.Has("x"))
+			}
+			slices.Sort(test.names)
+			if names := s.Names("x"); !slices.Equal(names, test.names) {
+				t.Errorf("names left: %v, want %v", names, test.names)
+			}
+			if !test.gone && freed != 0 {
+				t.Errorf("%d bytes freed by an image that stays", freed)
+			}
+			images := n.Images()
+			if pending := len(images) == 1 && images[0].Phase == machine.Removing; pending != test.pending || !pending && len(images) > 0 {
+				t.Errorf("ledger: %+v, want pending %v", images, test.pending)
+			}
+			if s.Names("y") != nil && !s.Has("y") {
+				t.Error("the image that the tag names now went as well")
+			}
+		})
+	}
+}
+
+// An engine that does not answer deletes nothing and changes nothing.
+func TestRemoveWithoutEngine(t *testing.T) {
+	n := notes(t, record(tag, "x"))
+	if _, err := ledger.Remove(t.Context(), n, silent{}, record(tag, "x")); machine.FaultOf(err) != machine.EngineFault {
+		t.Errorf("error %v, want the engine's fault", err)
+	}
+	if images := n.Images(); len(images) != 1 || images[0].Phase != machine.Present {
+		t.Errorf("ledger: %+v", images)
+	}
+}
+
+type silent struct{}
+
+func (silent) Image(context.Context, string) (engine.Image, error) {
+	return engine.Image{}, machine.Faultf(machine.EngineFault, "no answer")
+}
+func (silent) RemoveImage(context.Context, string) error {
+	return machine.Faultf(machine.EngineFault, "no answer")
+}
+
+func TestReconcile(t *testing.T) {
+	pulling := machine.ImageRecord{Reference: tag, Phase: machine.Pulling, Task: "t1", Last: true}
+	replacing := pulling
+	replacing.Before = []string{ledgertest.ID("x")}
+	foreign := record(tag, "x")
+	foreign.PulledByUs = false
+	for _, test := range []struct {
+		name   string
+		images []machine.ImageRecord
+		load   []string // contents, as tag
+		want   []string // reference, content and phase
+	}{
+		{"still there", []machine.ImageRecord{record(tag, "x")}, []string{"x"}, []string{tag + " x present"}},
+		{"gone", []machine.ImageRecord{record(tag, "x")}, nil, nil},
+		{"the pull had ended", []machine.ImageRecord{pulling}, []string{"x"}, []string{tag + " x present"}},
+		{"the pull had not ended", []machine.ImageRecord{pulling}, nil, nil},
+		{"the pull had not replaced ours", []machine.ImageRecord{record(tag, "x"), replacing}, []string{"x"}, []string{tag + " x present"}},
+		{"the pull had not replaced another's", []machine.ImageRecord{replacing}, []string{"x"}, nil},
+		{"the pull had replaced ours", []machine.ImageRecord{record(tag, "x"), replacing}, []string{"x", "y"}, []string{tag + " x present", tag + " y present"}},
+		{"the pull had brought what we had", []machine.ImageRecord{record(tag, "x"), pulling}, []string{"x"}, []string{tag + " x present"}},
+		{"another's", []machine.ImageRecord{foreign}, []string{"x"}, []string{tag + " x present"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := ledgertest.NewStore()
+			for _, content := range test.load {
+				s.Load(tag, content)
+			}
+			got, err := ledger.Reconcile(t.Context(), s, test.images)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var found []string
+			for _, r := range got {
+				for _, content := range []string{"x", "y"} {
+					if r.ImageID == ledgertest.ID(content) {
+						found = append(found, r.Reference+" "+content+" "+string(r.Phase))
+					}
+				}
+				if want := test.name != "another's"; r.PulledByUs != want || r.Digest == "" {
+					t.Errorf("%+v: pulled by us should be %v, and the digest known", r, want)
+				}
+			}
+			if !slices.Equal(found, test.want) {
+				t.Errorf("ledger %v, want %v", found, test.want)
+			}
+			if len(s.Removed) > 0 {
+				t.Errorf("it removed %v", s.Removed)
+			}
+		})
+	}
+	if _, err := ledger.Reconcile(t.Context(), silent{}, []machine.ImageRecord{pulling}); machine.FaultOf(err) != machine.EngineFault {
+		t.Errorf("without an engine: %v", err)
+	}
+}
+
+func TestSurplus(t *testing.T) {
+	at := func(r machine.ImageRecord, task string, minute int) machine.ImageRecord {
+		r.Task, r.Since = task, time.Unix(int64(minute)*60, 0)
+		return r
+	}
+	a, b, c := at(record("r.test/a:1", "a"), "t1", 1), at(record("r.test/b:1", "b"), "t2", 2), at(record("r.test/c:1", "c"), "t3", 3)
+	b2 := at(record("r.test/b2:1", "b2"), "t2", 2)
+	foreign := a
+	foreign.PulledByUs = false
+	pending := c
+	pending.Phase = machine.Removing
+	pulling := machine.ImageRecord{Reference: "r.test/a:1", Phase: machine.Pulling}
+	moved := at(record("r.test/b:1", "old b"), "t3", 3)
+	all := []machine.ImageRecord{a, b, b2, c}
+	for _, test := range []struct {
+		name   string
+		images []machine.ImageRecord
+		wanted []machine.ImageRecord
+		keep   int
+		want   []machine.ImageRecord
+	}{
+		{"nothing", nil, nil, 1, nil},
+		{"one task's stay", all, []machine.ImageRecord{a}, 1, []machine.ImageRecord{c, b, b2}},
+		{"two tasks' stay", all, []machine.ImageRecord{a}, 2, []machine.ImageRecord{b, b2}},
+		{"a set stays whole", all, []machine.ImageRecord{a}, 3, nil},
+		{"another's and a pull are no surplus", []machine.ImageRecord{foreign, pulling}, []machine.ImageRecord{b}, 1, nil},
+		{"a pending one goes and takes no place", []machine.ImageRecord{a, b, pending}, []machine.ImageRecord{a}, 2, []machine.ImageRecord{pending}},
+		{"a pending one that is wanted stays", []machine.ImageRecord{pending}, []machine.ImageRecord{c}, 1, nil},
+		{"what a wanted tag named before goes and takes no place", []machine.ImageRecord{a, b, moved}, []machine.ImageRecord{b}, 2, []machine.ImageRecord{moved}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var ids, names []string
+			for _, w := range test.wanted {
+				ids, names = append(ids, w.ImageID), append(names, w.Reference)
+			}
+			got := ledger.Surplus(test.images, ids, names, test.keep)
+			if !reflect.DeepEqual(got, test.want) {
+				t.Errorf("%+v\nwant %+v", got, test.want)
+			}
+		})
+	}
+}
+
+func TestOurs(t *testing.T) {
+	images := []machine.ImageRecord{record(tag, "x")}
+	for _, test := range []struct {
+		name, ref, digest, content string
+		want                       bool
+	}{
+		{"the tag that was pulled", tag, digestOf(tag, "x"), "x", true},
+		{"the digest that came with it", digestOf(tag, "x"), digestOf(tag, "x"), "x", true},
+		{"a tag of somebody else's", other, "", "x", false},
+		{"a tag of somebody else's in the same repository", "registry.test/app:mine", digestOf(tag, "x"), "x", false},
+		{"a digest from elsewhere", digestOf(other, "x"), digestOf(other, "x"), "x", false},
+		{"another image under the tag", tag, digestOf(tag, "y"), "y", false},
+	} {
+		if got := ledger.Ours(images, test.ref, test.digest, ledgertest.ID(test.content)); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}
+
+func TestRepoDigest(t *testing.T) {
+	img := engine.Image{Digests: []string{"<none>@<none>", digestOf(other, "x"), digestOf("app", "x")}}
+	for name, want := range map[string]string{
+		"app": digestOf("app", "x"), "docker.io/library/app:2": digestOf("app", "x"), "index.docker.io/app": digestOf("app", "x"),
+		other: digestOf(other, "x"), digestOf(other, "x"): digestOf(other, "x"),
+		"somebody/app": "", "localhost:5000/app": "", "not a name": "",
+	} {
+		if got := ledger.RepoDigest(img, name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}

@@ -1,0 +1,658 @@
+package imagecheck_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ledger/ledgertest"
+	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/journal/journaltest"
+	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/steps/imagecheck"
+)
+
+// node is an engine's images, a registry and the containers of one task.
+type node struct {
+	*ledgertest.Store
+	registry map[string]string // reference -> content
+	asked    []string          // references that the registry was asked about or for
+	down     bool
+	pulling  func(ref string) error // called when a pull begins; its error ends it
+	make     func(img engine.Image) error
+}
+
+func newNode() *node { return &node{Store: ledgertest.NewStore(), registry: map[string]string{}} }
+
+func (e *node) RemoteDigest(_ context.Context, ref string) (string, error) {
+	e.asked = append(e.asked, ref)
+	if e.down {
+		return "", machine.Faultf(machine.RetryLater, "no answer")
+	}
+	return ledgertest.ID(e.registry[ref]), nil
+}
+
+func (e *node) Pull(_ context.Context, ref string, _ func(engine.PullProgress)) error {
+	e.asked = append(e.asked, ref)
+	if e.pulling != nil {
+		if err := e.pulling(ref); err != nil {
+			return err
+		}
+	}
+	content, ok := e.registry[ref]
+	switch {
+	case e.down:
+		return machine.Faultf(machine.RetryLater, "no answer")
+	case !ok:
+		return machine.Faultf(machine.TaskFault, "manifest unknown")
+	}
+	e.Load(ref, content)
+	return nil
+}
+
+// Create and Remove make node the containers of the task.
+func (e *node) Create(ctx context.Context, _ *machine.Task, _ machine.Notes, _ int, img engine.Image) error {
+	if e.make != nil {
+		if err := e.make(img); err != nil {
+			return err
+		}
+	}
+	_, err := e.Image(ctx, img.ID)
+	return err
+}
+
+func (e *node) Remove(context.Context, *machine.Task, machine.Notes) error { return nil }
+
+// world is a node and its journal.
+type world struct {
+	*node
+	memory *journaltest.Memory
+	policy imagecheck.Policy
+	keep   int
+	tasks  int
+}
+
+func newWorld() *world {
+	return &world{node: newNode(), memory: journaltest.NewMemory(), policy: imagecheck.Auto, keep: 1}
+}
+
+// tb is what testing.T and rapid.T have in common.
+type tb interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// task is one attempt at a task; it may be taken up by several processes.
+type task struct {
+	*world
+	machine.Task
+	step  *imagecheck.Step
+	notes machine.Notes
+}
+
+func (w *world) task(t tb, refs ...string) *task {
+	t.Helper()
+	w.tasks++
+	doc := &tes.Task{}
+	for _, r := range refs {
+		doc.Executors = append(doc.Executors, tes.Executor{Image: r, Command: []string{"true"}})
+	}
+	notes, err := machine.NodeNotes(w.memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &task{
+		world: w, Task: machine.Task{ID: fmt.Sprint("t", w.tasks), Attempt: 1}, notes: notes,
+		step: &imagecheck.Step{
+			Task: doc, Engine: w.node, Containers: w.node, Policy: w.policy, Keep: w.keep,
+			Meter: new(progress.Meter), Log: slog.New(slog.DiscardHandler),
+		},
+	}
+}
+
+func (k *task) do() error { return k.step.Do(context.Background(), &k.Task, k.notes) }
+
+// run does the step for a task with these images, which must succeed, and
+// returns how each came.
+func (w *world) run(t tb, refs ...string) string {
+	t.Helper()
+	k := w.task(t, refs...)
+	if err := k.do(); err != nil {
+		t.Fatalf("task with %v: %v", refs, err)
+	}
+	return k.came(t)
+}
+
+// came is how each image of the task came, in their order.
+func (k *task) came(t tb) string {
+	t.Helper()
+	var words []string
+	for _, note := range k.notes.All(imagecheck.WhatImage) {
+		var i imagecheck.Image
+		if err := json.Unmarshal(note.Detail, &i); err != nil {
+			t.Fatal(err)
+		}
+		words = append(words, i.Pull)
+	}
+	return strings.Join(words, " ")
+}
+
+// ledger describes the ledger, newest last: reference, phase, whose, last.
+func (w *world) ledger(t tb) []string {
+	t.Helper()
+	n, err := w.memory.Node()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, r := range n.Images {
+		line := r.Reference + " " + string(r.Phase)
+		if r.Phase == machine.Pulling != (r.ImageID == "") {
+			t.Errorf("%+v: only a pull has no image ID", r)
+		}
+		if r.PulledByUs {
+			line += " ours"
+		}
+		if r.Last {
+			line += " last"
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+func (w *world) wantLedger(t tb, want ...string) {
+	t.Helper()
+	if got := w.ledger(t); !slices.Equal(got, want) {
+		t.Errorf("ledger:\n %s\nwant:\n %s", strings.Join(got, "\n "), strings.Join(want, "\n "))
+	}
+}
+
+func want(t tb, what string, got, want any) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+const (
+	a    = "r.test/a:1"
+	b    = "r.test/b:1"
+	mine = "site.test/mine:1"
+)
+
+func digest(ref, content string) string {
+	return ledgertest.Repository(ref) + "@" + ledgertest.ID(content)
+}
+
+func TestSameImage(t *testing.T) {
+	w := newWorld()
+	w.registry[a], w.registry[digest(a, "x")] = "x", "x"
+	want(t, "first", w.run(t, a), "pulled")
+	want(t, "second", w.run(t, a), "reused")
+	want(t, "the registry was asked for", w.asked, []string{a, a})
+	w.asked = nil
+	want(t, "by digest", w.run(t, digest(a, "x")), "reused")
+	want(t, "the registry was asked for", w.asked, []string{})
+	w.wantLedger(t, a+" present ours", digest(a, "x")+" present ours last")
+}
+
+func TestOtherImageGoesBeforeThePull(t *testing.T) {
+	w := newWorld()
+	w.registry[a], w.registry[b] = "x", "y"
+	w.run(t, a)
+	w.pulling = func(string) error {
+		if w.Has("x") {
+			t.Error("the old image is there while the new one is pulled")
+		}
+		w.wantLedger(t, b+" pulling last")
+		return nil
+	}
+	want(t, "came", w.run(t, b), "pulled")
+	w.wantLedger(t, b+" present ours last")
+}
+
+func TestForeignImage(t *testing.T) {
+	w := newWorld()
+	w.registry[a], w.registry[b] = "x", "y"
+	w.Load(a, "x")
+	want(t, "came", w.run(t, a), "present")
+	w.wantLedger(t, a+" present last")
+	w.run(t, b)
+	if !w.Has("x") {
+		t.Error("another's image was deleted")
+	}
+	w.wantLedger(t, b+" present ours last")
+}
+
+// An image of ours under a name that somebody else gave it.
+func TestForeignName(t *testing.T) {
+	w := newWorld()
+	w.policy = imagecheck.Missing
+	w.registry[a], w.registry[b] = "x", "y"
+	w.run(t, a)
+	w.Tag("x", mine)
+	want(t, "came", w.run(t, mine), "reused")
+	w.wantLedger(t, a+" present ours", mine+" present last")
+	w.run(t, b)
+	want(t, "names left", w.Names("x"), []string{mine})
+	w.wantLedger(t, b+" present ours last")
+}
+
+func TestMovedTag(t *testing.T) {
+	t.Run("ours", func(t *testing.T) {
+		w := newWorld()
+		w.registry[a] = "x"
+		w.run(t, a)
+		w.registry[a] = "y"
+		w.pulling = func(string) error {
+			if !w.Has("x") {
+				t.Error("the old image went before the new one was there")
+			}
+			return nil
+		}
+		want(t, "came", w.run(t, a), "pulled")
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{false, true})
+		w.wantLedger(t, a+" present ours last")
+	})
+	t.Run("ours, with room for two tasks' images", func(t *testing.T) {
+		w := newWorld()
+		w.keep = 2
+		w.registry[a] = "x"
+		w.run(t, a)
+		w.registry[a] = "y"
+		w.run(t, a)
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{false, true})
+	})
+	t.Run("another's", func(t *testing.T) {
+		w := newWorld()
+		w.Load(a, "x")
+		w.registry[a] = "y"
+		want(t, "came", w.run(t, a), "pulled")
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{true, true})
+		w.wantLedger(t, a+" present ours last")
+	})
+	t.Run("moved on the node by somebody else", func(t *testing.T) {
+		w := newWorld()
+		w.policy = imagecheck.Missing
+		w.registry[a] = "x"
+		w.run(t, a)
+		w.Load(a, "y")
+		want(t, "came", w.run(t, a), "present")
+		want(t, "ours, theirs", []bool{w.Has("x"), w.Has("y")}, []bool{false, true})
+		w.wantLedger(t, a+" present last")
+	})
+	t.Run("old one is wanted by its digest", func(t *testing.T) {
+		w := newWorld()
+		w.registry[a] = "x"
+		w.run(t, a)
+		w.registry[a] = "y"
+		want(t, "came", w.run(t, a, digest(a, "x")), "pulled reused")
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{true, true})
+	})
+}
+
+func TestSets(t *testing.T) {
+	w := newWorld()
+	w.registry[a], w.registry[b] = "x", "y"
+	want(t, "both", w.run(t, a, b, a), "pulled pulled")
+	want(t, "one", w.run(t, a), "reused")
+	want(t, "a, b", []bool{w.Has("x"), w.Has("y")}, []bool{true, false})
+	want(t, "both again", w.run(t, b, a), "pulled reused")
+	w.wantLedger(t, a+" present ours last", b+" present ours last")
+}
+
+func TestInUse(t *testing.T) {
+	w := newWorld()
+	w.registry[a], w.registry[b] = "x", "y"
+	w.run(t, a)
+	w.Use("x", true)
+	w.run(t, b)
+	w.wantLedger(t, a+" removing ours", b+" present ours last")
+	w.run(t, a) // wanted again before it could go
+	w.wantLedger(t, a+" present ours last")
+	w.run(t, b)
+	w.Use("x", false)
+	w.run(t, b)
+	w.wantLedger(t, b+" present ours last")
+	want(t, "old", w.Has("x"), false)
+}
+
+func TestKeepTwo(t *testing.T) {
+	w := newWorld()
+	w.keep = 2
+	contents := []string{"x", "y", "z"}
+	for _, c := range contents {
+		w.registry["r.test/"+c+":1"] = c
+		w.run(t, "r.test/"+c+":1")
+	}
+	want(t, "x, y, z", []bool{w.Has("x"), w.Has("y"), w.Has("z")}, []bool{false, true, true})
+}
+
+func TestPolicies(t *testing.T) {
+	for _, test := range []struct {
+		policy imagecheck.Policy
+		ref    string
+		node   string // content on it under ref, by others
+		down   bool
+		asked  int
+		came   string
+		fault  machine.Fault
+	}{
+		{imagecheck.Auto, a, "", false, 1, "pulled", ""},
+		{imagecheck.Auto, a, "x", false, 1, "present", ""},
+		{imagecheck.Auto, a, "x", true, 1, "present", ""},
+		{imagecheck.Auto, a, "old", false, 2, "pulled", ""},
+		{imagecheck.Auto, digest(a, "x"), "x", false, 0, "present", ""},
+		{imagecheck.Auto, a, "", true, 1, "", machine.RetryLater},
+		{imagecheck.Auto, b, "", false, 1, "", machine.TaskFault},
+		{imagecheck.Always, a, "x", false, 1, "present", ""},
+		{imagecheck.Always, a, "old", false, 1, "pulled", ""},
+		{imagecheck.Always, a, "x", true, 1, "", machine.RetryLater},
+		{imagecheck.Missing, a, "old", false, 0, "present", ""},
+		{imagecheck.Missing, a, "", false, 1, "pulled", ""},
+		{imagecheck.Never, a, "old", false, 0, "present", ""},
+		{imagecheck.Never, a, "", false, 0, "", machine.TaskFault},
+	} {
+		t.Run(fmt.Sprintf("%s %s %q down=%v", test.policy, test.ref, test.node, test.down), func(t *testing.T) {
+			w := newWorld()
+			w.policy, w.down = test.policy, test.down
+			w.registry[a], w.registry[digest(a, "x")] = "x", "x"
+			if test.node != "" {
+				w.Load(test.ref, test.node)
+			}
+			k := w.task(t, test.ref)
+			err := k.do()
+			if test.fault != "" && (err == nil || machine.FaultOf(err) != test.fault) || test.fault == "" && err != nil {
+				t.Errorf("error %v, want fault %q", err, test.fault)
+			}
+			want(t, "came", k.came(t), test.came)
+			want(t, "requests", len(w.asked), test.asked)
+			want(t, "warnings", len(k.notes.All(machine.WhatWarning)), map[bool]int{true: 1}[test.down && test.came != ""])
+		})
+	}
+}
+
+// What was pulled stays when a later image of the set cannot be had; what was
+// being pulled leaves the ledger.
+func TestFailedPull(t *testing.T) {
+	w := newWorld()
+	w.registry[a] = "x"
+	k := w.task(t, a, b)
+	if err := k.do(); machine.FaultOf(err) != machine.TaskFault || err == nil {
+		t.Fatal(err)
+	}
+	w.wantLedger(t, b+" pulling last", a+" present ours last")
+	if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+		t.Fatal(err)
+	}
+	w.wantLedger(t, a+" present ours last")
+}
+
+// Somebody deletes the image between the pull and the container.
+func TestImageGoesAway(t *testing.T) {
+	for _, policy := range []imagecheck.Policy{imagecheck.Auto, imagecheck.Never} {
+		w := newWorld()
+		w.policy = policy
+		w.registry[a] = "x"
+		w.Load(a, "x")
+		w.make = func(engine.Image) error {
+			w.make = nil
+			return w.RemoveImage(t.Context(), a)
+		}
+		w.pulling = func(string) error {
+			w.wantLedger(t, a+" pulling last")
+			return nil
+		}
+		k := w.task(t, a)
+		if err := k.do(); (err != nil) != (policy == imagecheck.Never) {
+			t.Errorf("%s: %v", policy, err)
+		} else if err == nil {
+			want(t, "came", k.came(t), "pulled")
+			w.wantLedger(t, a+" present ours last")
+		}
+	}
+}
+
+var errKilled = errors.New("killed")
+
+// kill makes the journal fail at its nth write from now, as if the process had
+// been killed before it (n counts from 1).
+func (w *world) kill(n int) {
+	w.memory.Fail = func(machine.Entry) (bool, error) {
+		if n--; n < 0 {
+			return false, errKilled
+		}
+		return false, nil
+	}
+}
+
+// A task that is killed at any write of the journal, or in its pull, ends as it
+// would have ended, and says that it pulled.
+func TestResume(t *testing.T) {
+	ends := func(t *testing.T, w *world, k *task) {
+		t.Helper()
+		w.memory.Reopen()
+		w.pulling, w.make = nil, nil
+		k.notes = again(t, w, k)
+		if err := k.do(); err != nil {
+			t.Fatal(err)
+		}
+		want(t, "came", k.came(t), "pulled")
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{false, true})
+		w.wantLedger(t, k.step.Task.Images()[0]+" present ours last")
+	}
+	for _, next := range []string{a, b} { // the tag moves, or another image is wanted
+		for n := 0; ; n++ {
+			w := newWorld()
+			w.registry[a] = "x"
+			w.run(t, a)
+			w.registry[a], w.registry[b] = "y", "y"
+			k := w.task(t, next)
+			w.kill(n)
+			err := k.do()
+			if err == nil {
+				if n < 4 {
+					t.Errorf("%s: only %d writes", next, n)
+				}
+				break
+			}
+			if !errors.Is(err, errKilled) {
+				t.Fatal(err)
+			}
+			t.Run(fmt.Sprintf("%s write %d", next, n), func(t *testing.T) { ends(t, w, k) })
+		}
+		t.Run(next+" in the pull", func(t *testing.T) {
+			w := newWorld()
+			w.registry[a] = "x"
+			w.run(t, a)
+			w.registry[a], w.registry[b] = "y", "y"
+			k := w.task(t, next)
+			w.pulling = func(string) error { return errKilled }
+			if err := k.do(); !errors.Is(err, errKilled) {
+				t.Fatal(err)
+			}
+			ends(t, w, k)
+		})
+	}
+}
+
+// again is the notes of a task that another process takes up: those of its
+// journaled records, without what the dead one had in memory only.
+func again(t tb, w *world, k *task) machine.Notes {
+	t.Helper()
+	n, err := machine.NodeNotes(w.memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &resumed{Notes: n, before: k.notes}
+}
+
+// resumed has the notes of the process before it and its own.
+type resumed struct {
+	machine.Notes
+	before machine.Notes
+}
+
+func (r *resumed) Get(what, name string) (machine.Note, bool) {
+	if n, ok := r.Notes.Get(what, name); ok {
+		return n, true
+	}
+	return r.before.Get(what, name)
+}
+
+func (r *resumed) All(what string) []machine.Note {
+	all := r.Notes.All(what)
+	for _, n := range r.before.All(what) {
+		if _, ok := r.Notes.Get(what, n.Name); !ok {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
+// An image that is journaled as ready is the attempt's, wherever its tag points
+// when another process goes on.
+func TestResumeStaysWithTheImage(t *testing.T) {
+	w := newWorld()
+	w.registry[a] = "x"
+	k := w.task(t, a)
+	if err := k.do(); err != nil {
+		t.Fatal(err)
+	}
+	w.registry[a] = "y"
+	w.asked = nil
+	k.notes = again(t, w, k)
+	if err := k.do(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "came", k.came(t), "pulled")
+	want(t, "the registry was asked for", w.asked, []string{})
+	w.wantLedger(t, a+" present ours last")
+}
+
+// Whatever tasks, administrators and crashes do: what others brought or named
+// stays, and what we brought goes when the last task does not use it.
+func TestNothingForeignGoesNothingOfOursLeaks(t *testing.T) {
+	refs := []string{"r.test/a:1", "r.test/a:2", "r.test/b:1"}
+	contents := []string{"x", "y", "z"}
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld()
+		for _, r := range refs {
+			w.registry[r] = "x"
+		}
+		for _, r := range refs {
+			for _, c := range contents {
+				w.registry[digest(r, c)] = c
+			}
+		}
+		theirs := map[string]bool{}  // content that was there before we pulled it
+		named := map[string]string{} // names that others gave, to content
+		touched := map[string]bool{} // content that has had a name of others
+		ref := func(t *rapid.T) string {
+			r := rapid.SampledFrom(refs).Draw(t, "ref")
+			if rapid.Bool().Draw(t, "by digest") {
+				return digest(r, rapid.SampledFrom(contents).Draw(t, "content"))
+			}
+			return r
+		}
+		var running *task
+		var last []string
+		finish := func(t *rapid.T) {
+			if running == nil {
+				return
+			}
+			w.memory.Reopen()
+			running.notes = again(t, w, running)
+			if rapid.Bool().Draw(t, "resumed") {
+				if err := running.do(); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := running.step.Undo(context.Background(), &running.Task, running.notes); err != nil {
+				t.Fatal(err)
+			} else {
+				last = nil // what it used is whatever it had
+			}
+			running = nil
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"task": func(t *rapid.T) {
+				finish(t)
+				w.policy = rapid.SampledFrom([]imagecheck.Policy{imagecheck.Auto, imagecheck.Always, imagecheck.Missing}).Draw(t, "policy")
+				last = rapid.SliceOfN(rapid.Custom(ref), 1, 2).Draw(t, "images")
+				k := w.task(t, last...)
+				w.kill(rapid.IntRange(0, 12).Draw(t, "killed at"))
+				err := k.do()
+				w.memory.Fail = nil
+				if err != nil && !errors.Is(err, errKilled) {
+					t.Fatal(err)
+				}
+				if err != nil {
+					running = k
+				}
+			},
+			"tag moves": func(t *rapid.T) {
+				w.registry[rapid.SampledFrom(refs).Draw(t, "ref")] = rapid.SampledFrom(contents).Draw(t, "content")
+			},
+			"somebody pulls": func(t *rapid.T) {
+				finish(t) // one who pulls what we are pulling cannot be told from us
+				r := ref(t)
+				c := w.registry[r]
+				theirs[c] = theirs[c] || !w.Has(c)
+				touched[c] = true
+				w.Load(r, c)
+			},
+			"somebody tags": func(t *rapid.T) {
+				c := rapid.SampledFrom(contents).Draw(t, "content")
+				if w.Has(c) {
+					w.Tag(c, "site.test/"+c+":mine")
+					named["site.test/"+c+":mine"] = c
+					touched[c] = true
+				}
+			},
+			"somebody uses": func(t *rapid.T) {
+				if c := rapid.SampledFrom(contents).Draw(t, "content"); w.Has(c) {
+					w.Use(c, rapid.Bool().Draw(t, "used"))
+				}
+			},
+			"": func(t *rapid.T) {
+				for c := range theirs {
+					if theirs[c] && !w.Has(c) {
+						t.Fatalf("image %s was there before and is gone", c)
+					}
+				}
+				for name, c := range named {
+					if !slices.Contains(w.Names(c), name) {
+						t.Fatalf("somebody's name %s is gone", name)
+					}
+				}
+				if running != nil || last == nil {
+					return
+				}
+				n, err := w.memory.Node()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, c := range contents {
+					if !w.Has(c) || touched[c] {
+						continue
+					}
+					if !slices.ContainsFunc(n.Images, func(r machine.ImageRecord) bool { return r.ImageID == ledgertest.ID(c) && r.PulledByUs }) {
+						t.Fatalf("image %s of ours is not in the ledger: %+v", c, n.Images)
+					}
+				}
+			},
+		})
+	})
+}
