@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/journal"
@@ -66,6 +67,11 @@ func (a *app) logs(ctx context.Context, name string, executor int, stream string
 		if f == nil {
 			tree := worktree.New(filepath.Join(a.tasksDir(), taskDir(name)), attempt, &tes.Task{})
 			f, err = os.Open(tree.Log(executor, stream))
+			if errors.Is(err, os.ErrNotExist) && head.State == machine.Run {
+				if written, err := a.dockerLog(ctx, head, executor, stream, follow); written || err != nil {
+					return err
+				}
+			}
 			if errors.Is(err, os.ErrNotExist) && !goesOn {
 				return a.recordedLog(head, executor, stream)
 			}
@@ -87,6 +93,40 @@ func (a *app) logs(ctx context.Context, name string, executor int, stream string
 		case <-time.After(followEvery):
 		}
 	}
+}
+
+// dockerLog copies a stream that goes to no file from Docker's log. It is false
+// when the executor has not started.
+func (a *app) dockerLog(ctx context.Context, head machine.Head, executor int, stream string, follow bool) (_ bool, err error) {
+	v, head, err := a.viewTask(head.Task)
+	if err != nil {
+		return false, err
+	}
+	n, err := v.Node()
+	if err = errors.Join(err, v.Close()); err != nil {
+		return false, err
+	}
+	docker, err := a.connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, docker.Close()) }()
+	containers := run.Containers{RootID: n.RootID}
+	c, err := docker.Container(ctx, containers.Name(&machine.Task{ID: head.Task, Attempt: head.Attempt}, executor))
+	if errors.Is(err, engine.ErrNotFound) || err == nil && c.State == engine.Created {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	stdout, stderr := a.stdout, io.Discard
+	if stream == "stderr" {
+		stdout, stderr = stderr, stdout
+	}
+	if follow {
+		return true, docker.Logs(ctx, c.ID, stdout, stderr)
+	}
+	return true, docker.Log(ctx, c.ID, stdout, stderr)
 }
 
 // executes says whether a process is at work on a task whose executors have not

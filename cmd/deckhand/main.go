@@ -20,8 +20,8 @@ func main() { os.Exit(deckhand()) }
 // deckhand is the whole program; it returns the exit code.
 func deckhand() int {
 	// Inside a task's container nothing else of this program is wanted.
-	if len(os.Args) > 3 && os.Args[1] == run.StdinCommand {
-		return run.ExecStdin(os.Args[2], os.Args[3:], os.Stderr)
+	if len(os.Args) > 5 && os.Args[1] == run.StdioCommand {
+		return run.ExecStdio([3]string(os.Args[2:5]), os.Args[5:], os.Stderr)
 	}
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := protect(func() error { return newRootCommand(a).Execute() })

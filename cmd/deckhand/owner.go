@@ -43,6 +43,9 @@ func (a *app) take(ctx context.Context, d *document, fresh bool) (*node.RootLock
 		a.log.Warn("cannot tell the owner who comes after it; it will roll back", "error", err)
 		announced = func() error { return nil }
 	}
+	// From here on the task is this process's to end: a signal that comes now is
+	// for the attempt, once it is taken over.
+	ctx = context.WithoutCancel(ctx)
 	if err := node.Fence(ctx, owner.Process, a.conf.Run.StopGrace); err != nil {
 		if errors.Is(err, node.ErrElsewhere) {
 			return nil, machine.Faultf(machine.RetryLater, "cannot fence the owner of task %s: %w; wait for it or stop it there", d.id, err)

@@ -97,7 +97,7 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 	if err := a.own(lock, d.id, d.hash); err != nil {
 		return head, errors.Join(err, lock.Unlock(), docker.Close())
 	}
-	s, err := a.open(lock, docker)
+	s, err := a.open(ctx, lock, docker)
 	if err != nil {
 		return head, errors.Join(err, lock.Unlock(), docker.Close())
 	}

@@ -67,7 +67,7 @@ func (a *app) hold(ctx context.Context) (*session, error) {
 	if err := a.own(lock, "", ""); err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
-	s, err := a.open(lock, docker)
+	s, err := a.open(ctx, lock, docker)
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}

@@ -37,33 +37,71 @@ type session struct {
 }
 
 // open takes the journal of a root whose lock this process has.
-func (a *app) open(lock *node.RootLock, docker *engine.Docker) (*session, error) {
+func (a *app) open(ctx context.Context, lock *node.RootLock, docker *engine.Docker) (*session, error) {
 	boot, err := node.BootID()
 	if err != nil {
 		return nil, machine.Faultf(machine.NodeFault, "cannot tell this boot of the node from another: %w", err)
 	}
-	j, err := a.openJournal(boot)
+	j, err := a.openJournal(ctx, boot, docker)
 	if err != nil {
 		return nil, err
 	}
 	return &session{app: a, lock: lock, journal: j, docker: docker, boot: boot, meter: new(progress.Meter)}, nil
 }
 
-// openJournal opens the journal. A damaged one is moved aside, never deleted,
-// and a new one begun: what carries the root's label is then left over.
-func (a *app) openJournal(boot string) (*journal.Journal, error) {
+// openJournal opens the journal. On a full disk it first removes what dead
+// tasks have left, as a copy of the journal in memory tells it. A damaged
+// journal is moved aside, never deleted, and a new one begun.
+func (a *app) openJournal(ctx context.Context, boot string, docker *engine.Docker) (*journal.Journal, error) {
 	options := journal.Options{BootID: boot, Retention: journal.Retention{Keep: a.conf.History.Keep, Age: a.conf.History.Age}}
 	j, err := journal.Open(a.journalDir(), options)
-	if !errors.Is(err, journal.ErrDamaged) {
-		return j, err
+	switch {
+	case errors.Is(err, journal.ErrNoSpace):
+		a.log.Warn("no space to open the journal; removing what earlier tasks left", "error", err)
+		if err := a.freeSpace(ctx, docker); err != nil {
+			return nil, err
+		}
+		return journal.Open(a.journalDir(), options)
+	case errors.Is(err, journal.ErrDamaged):
+		moved, moveErr := journal.MoveAside(a.journalDir(), time.Now())
+		if moveErr != nil {
+			return nil, errors.Join(err, moveErr)
+		}
+		a.log.Error("the journal is damaged; it was moved aside and a new one begun, and what the old one had made counts as left over",
+			"error", err, "kept", moved)
+		return journal.Open(a.journalDir(), options)
 	}
-	moved, moveErr := journal.MoveAside(a.journalDir(), time.Now())
-	if moveErr != nil {
-		return nil, errors.Join(err, moveErr)
+	return j, err
+}
+
+// freeSpace removes the containers, volumes and directories of this root's
+// tasks, none of which is alive: this process holds the root. The journal, once
+// it can be opened, still has the task as unfinished; its roll-back finds
+// nothing left, or its resumption finds its container lost.
+func (a *app) freeSpace(ctx context.Context, docker *engine.Docker) (err error) {
+	v, known, err := a.view()
+	if err != nil || !known {
+		return err
 	}
-	a.log.Error("the journal is damaged; it was moved aside and a new one begun, and what the old one had made counts as left over",
-		"error", err, "kept", moved)
-	return journal.Open(a.journalDir(), options)
+	defer func() { err = errors.Join(err, v.Close()) }()
+	n, err := v.Node()
+	if err != nil {
+		return err
+	}
+	cleaner := a.cleaner(docker, n.RootID)
+	gone, _, err := cleaner.Find(ctx, nil, "", nil)
+	if err != nil {
+		return err
+	}
+	for _, i := range gone {
+		freed, err := cleaner.Remove(ctx, nil, i)
+		if err != nil {
+			a.log.Warn("cannot remove what an earlier task left", "kind", i.Kind, "name", i.Name, "error", err)
+			continue
+		}
+		a.log.Info("removed", "kind", i.Kind, "name", i.Name, "bytes", freed)
+	}
+	return nil
 }
 
 // close ends the hold.
@@ -79,13 +117,17 @@ func (s *session) rootID() (string, error) {
 // taskDir is the name of a task's directory below the tasks directory.
 func taskDir(task string) string { return tes.EncodeID(task) }
 
-// cleaner returns what scrubs this root.
+// cleaner returns what scrubs a root.
+func (a *app) cleaner(docker *engine.Docker, rootID string) *scrub.Cleaner {
+	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace}
+}
+
 func (s *session) cleaner() (*scrub.Cleaner, error) {
 	root, err := s.rootID()
 	if err != nil {
 		return nil, err
 	}
-	return &scrub.Cleaner{Engine: s.docker, RootID: root, TasksDir: s.app.tasksDir(), Grace: s.app.conf.Run.StopGrace}, nil
+	return s.app.cleaner(s.docker, root), nil
 }
 
 // machine builds the state machine of a task. Without its document it can only

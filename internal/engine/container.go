@@ -89,11 +89,10 @@ type Container struct {
 	Error     string    // why it could not be started
 }
 
-// wholeLog keeps the whole log of a container, as bytes: json-file, the usual
-// driver, replaces what is not UTF-8. The daemon's own defaults are merged in
-// where these are missing, so each that would lose a part is named: rotation
-// cannot be switched off, but it can be put out of reach.
-var wholeLog = container.LogConfig{Type: "local", Config: map[string]string{
+// wholeLog keeps the whole log of a container. The daemon's own defaults are
+// merged in where these are missing, so each that would lose a part is named:
+// rotation cannot be switched off, but it can be put out of reach.
+var wholeLog = container.LogConfig{Type: "json-file", Config: map[string]string{
 	"max-size": "1000000t", "max-file": "1", "compress": "false", "mode": "blocking",
 }}
 

@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"io"
 
 	"github.com/docker/docker/api/types/container"
@@ -14,9 +12,7 @@ import (
 // returns when the container has ended and all of it is written. It goes on
 // where it was when the connection breaks.
 //
-// Docker keeps logs by the line. One doubt remains up to 20.10: whether the
-// last line of a stream, when it is longer than 16 KiB, ended with a newline. It
-// is given one. Attach has no such doubt.
+// Docker keeps logs as text: bytes that are not UTF-8 come out as U+FFFD.
 func (d *Docker) Logs(ctx context.Context, id string, stdout, stderr io.Writer) error {
 	out, errs := &resumed{to: stdout}, &resumed{to: stderr}
 	passes := []bool{true}
@@ -41,68 +37,31 @@ func (d *Docker) Logs(ctx context.Context, id string, stdout, stderr io.Writer) 
 	return nil
 }
 
+// Log copies what a container has written so far. Docker keeps it as text, as
+// for Logs.
+func (d *Docker) Log(ctx context.Context, id string, stdout, stderr io.Writer) error {
+	out, errs := &resumed{to: stdout}, &resumed{to: stderr}
+	err := d.ask(ctx, func(ctx context.Context) error { return d.copyLogs(ctx, id, false, out, errs) })
+	for _, w := range []*resumed{out, errs} {
+		if w.err != nil {
+			return w.err
+		}
+	}
+	return explain(err, "read the logs of container %s", id)
+}
+
 func (d *Docker) copyLogs(ctx context.Context, id string, follow bool, out, errs *resumed) error {
-	old := d.older("1.42")
-	body, err := d.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: old})
+	body, err := d.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	out.at, errs.at = 0, 0
-	if old {
-		err = copyLines(out, errs, body, follow)
-	} else {
-		_, err = stdcopy.StdCopy(out, errs, body)
-	}
+	_, err = stdcopy.StdCopy(out, errs, body)
 	if err != nil && out.err == nil && errs.err == nil {
 		return broken{err}
 	}
 	return nil
-}
-
-// copyLines is StdCopy for the logs of Docker up to 20.10.
-func copyLines(stdout, stderr io.Writer, body io.Reader, more bool) error {
-	out, errs := &lines{to: stdout}, &lines{to: stderr}
-	if _, err := stdcopy.StdCopy(out, errs, body); err != nil || more {
-		return err
-	}
-	return errors.Join(out.end(), errs.end())
-}
-
-// piece is how much of a longer line Docker logs at a time, in bytes
-// (daemon/logger/copier.go: defaultBufSize).
-const piece = 16 << 10
-
-// lines is a writer that gets each piece of a log in one Write, with a timestamp
-// in front, and gives long lines the newline back that the local driver of Docker
-// up to 20.10 forgets (daemon/logger/local/read.go). All pieces of a line are full
-// but the last one, which may be empty: only its timestamp makes Docker send it.
-type lines struct {
-	to   io.Writer
-	long bool // in a line of several pieces
-	owed bool // it has ended
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	if err := l.end(); err != nil {
-		return 0, err
-	}
-	_, text, _ := bytes.Cut(p, []byte(" "))
-	ended := bytes.HasSuffix(text, []byte("\n"))
-	l.owed = l.long && !ended && len(text) < piece
-	l.long = !ended
-	_, err := l.to.Write(text)
-	return len(p), err
-}
-
-// end writes the newline that is owed.
-func (l *lines) end() error {
-	if !l.owed {
-		return nil
-	}
-	l.owed, l.long = false, false
-	_, err := l.to.Write([]byte("\n"))
-	return err
 }
 
 // resumed is a writer to which a stream is written again from its beginning,

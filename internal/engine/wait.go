@@ -18,9 +18,6 @@ import (
 // Exit is how a container ended.
 type Exit struct {
 	Code int
-	// Unbroken: one daemon was there from the registration of the wait to the
-	// end, so that what was attached before has had all of the output.
-	Unbroken bool
 	// Err, when not nil, says why no exit code is known: ErrNotFound when the
 	// container was removed, machine.ErrLost when the daemon went away and took
 	// the container with it, machine.EngineFault when Docker does not answer.
@@ -83,15 +80,13 @@ func (d *Docker) register(ctx context.Context, id string) (waiting, error) {
 
 // await follows a wait to the end of the container, over connections that break.
 func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
-	for unbroken := true; ; unbroken = false {
+	for {
 		var err error
 		select {
 		case r := <-w.result:
 			if r.Error == nil && r.StatusCode >= 0 {
 				w.stop()
-				exit := d.confirm(ctx, id, int(r.StatusCode))
-				exit.Unbroken = exit.Unbroken && unbroken
-				return exit
+				return d.confirm(ctx, id, int(r.StatusCode))
 			}
 		case err = <-w.errs:
 		}
@@ -131,7 +126,7 @@ func (d *Docker) confirm(ctx context.Context, id string, code int) Exit {
 	case saw, err != nil && !unanswered(err) && !errors.Is(err, errSilent):
 		// The second is an answer as well, such as ErrNotFound: it ended, and
 		// somebody else removed it.
-		return Exit{Code: code, Unbroken: true}
+		return Exit{Code: code}
 	}
 	d.log.Warn("Docker went away as a container ended", "container", id, "exit_code", code, "error", err)
 	c, err := d.Container(ctx, id)

@@ -19,8 +19,9 @@ import (
 //
 //	dirs/N      directories mounted into every executor
 //	files/N     single files mounted into every executor
-//	logs/       the executors' output as it arrives, out of their reach
-//	captured/   what was fetched from ended containers, at its container path
+//	logs/       the executors' streams that go to files, until they have ended
+//	captured/   what was fetched from ended containers, at its container path,
+//	            with an empty place for each mount
 type Tree struct {
 	Dir  string // absolute
 	Plan Plan
@@ -41,22 +42,25 @@ func (t *Tree) Prepare() error {
 		}
 	}
 	for _, m := range t.Plan.Mounts {
-		source := filepath.Join(t.Dir, m.Source)
-		if !m.File {
-			if err := mkdirOpen(source); err != nil {
-				return err
-			}
-			continue
+		make, place := mkdirOpen, filepath.Join(t.Dir, "captured", m.Target)
+		if m.File {
+			make = createOpen
 		}
-		f, err := os.OpenFile(source, os.O_CREATE|os.O_WRONLY, 0o666)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(f.Chmod(0o666), f.Close()); err != nil {
+		err := os.MkdirAll(filepath.Dir(place), 0o700)
+		if err := errors.Join(err, make(place), make(t.Source(m))); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// createOpen makes an empty file that every user may write to.
+func createOpen(name string) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o666)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(0o666), f.Close())
 }
 
 // mkdirOpen makes a directory that every user may write to: executors run as
@@ -112,6 +116,11 @@ func (t *Tree) Where(container string) Place {
 // maxLinks bounds the symbolic links that one path may pass, as Linux does.
 const maxLinks = 40
 
+// Captured says whether a container path lies in no mount.
+func (t *Tree) Captured(container string) bool {
+	return t.Where(container).Base == filepath.Join(t.Dir, "captured")
+}
+
 // Resolve follows symbolic links as the container would see them: an absolute
 // target starts at the container's root, and nothing leads out of the tree. It
 // must not run while a container of the task does. The error is fs.ErrNotExist
@@ -141,12 +150,6 @@ func (t *Tree) resolve(container string, last bool) (Place, fs.FileInfo, error) 
 		next := path.Join(at, name)
 		p := t.Where(next)
 		fi, err := lstat(p)
-		if errors.Is(err, fs.ErrNotExist) && t.aboveMount(next) {
-			// A directory that exists in the container only because something
-			// is mounted below it.
-			at, place, info = next, p, nil
-			continue
-		}
 		if err != nil {
 			return Place{}, nil, err
 		}
@@ -174,16 +177,6 @@ func (t *Tree) resolve(container string, last bool) (Place, fs.FileInfo, error) 
 		info = fi
 	}
 	return place, info, nil
-}
-
-// aboveMount says whether something is mounted below a container path.
-func (t *Tree) aboveMount(container string) bool {
-	for _, m := range t.Plan.Mounts {
-		if within(m.Target, container) {
-			return true
-		}
-	}
-	return false
 }
 
 // components splits a path; "." and empty components are left out.

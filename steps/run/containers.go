@@ -31,10 +31,13 @@ type ContainerEngine interface {
 // its own container. Large thread pools fit.
 const pidLimit = 16384
 
-// stdinHelper is where the deckhand binary is mounted in a container whose
-// executor has a stdin: it opens the file as standard input and becomes the
-// command. Feeding the file through Docker would lose it with this process.
-const stdinHelper = "/.deckhand"
+// Where the deckhand binary and the files of an executor's streams are mounted
+// in a container whose executor names files for them.
+const (
+	helperTarget = "/.deckhand/exec"
+	stdoutTarget = "/.deckhand/stdout"
+	stderrTarget = "/.deckhand/stderr"
+)
 
 // Limits are the node's own bounds on a container.
 type Limits struct {
@@ -140,20 +143,59 @@ func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engi
 	if c.ClearEntrypoint {
 		s.Entrypoint = []string{}
 	}
-	if e.Stdin != "" {
-		helper, err := installHelper(tree)
-		if err != nil {
+	if e.Stdin != "" || e.Stdout != "" || e.Stderr != "" {
+		if err := c.redirect(&s, tree, executor, img); err != nil {
 			return s, err
 		}
-		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: helper, Target: stdinHelper, ReadOnly: true})
-		command := e.Command
-		if !c.ClearEntrypoint {
-			command = slices.Concat(img.Entrypoint, e.Command)
-		}
-		s.Entrypoint = []string{stdinHelper}
-		s.Command = slices.Concat([]string{StdinCommand, e.Stdin}, command)
 	}
 	return s, nil
+}
+
+// redirect makes the executor's streams files.
+func (c *Containers) redirect(s *engine.Spec, tree *worktree.Tree, executor int, img engine.Image) error {
+	e := c.Task.Executors[executor]
+	helper, err := installHelper(tree)
+	if err != nil {
+		return err
+	}
+	s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: helper, Target: helperTarget, ReadOnly: true})
+	files := [3]string{0: e.Stdin}
+	if e.Stdout != "" {
+		files[1] = stdoutTarget
+		if err := mountStream(s, tree.Log(executor, "stdout"), stdoutTarget); err != nil {
+			return err
+		}
+	}
+	switch e.Stderr {
+	case "":
+	case e.Stdout:
+		files[2] = stdoutTarget
+	default:
+		files[2] = stderrTarget
+		if err := mountStream(s, tree.Log(executor, "stderr"), stderrTarget); err != nil {
+			return err
+		}
+	}
+	command := e.Command
+	if !c.ClearEntrypoint {
+		command = slices.Concat(img.Entrypoint, e.Command)
+	}
+	s.Entrypoint = []string{helperTarget}
+	s.Command = slices.Concat([]string{StdioCommand}, files[:], command)
+	return nil
+}
+
+// mountStream makes an empty file that any user may write to, and mounts it.
+func mountStream(s *engine.Spec, source, target string) error {
+	f, err := os.OpenFile(source, os.O_CREATE|os.O_WRONLY, 0o666)
+	if err == nil {
+		err = errors.Join(f.Chmod(0o666), f.Close()) // whatever the umask
+	}
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot make a file for the output of container %s: %w", s.Name, err)
+	}
+	s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: source, Target: target})
+	return nil
 }
 
 // installHelper puts this binary into the work tree, where Docker can mount it
@@ -170,11 +212,11 @@ func installHelper(tree *worktree.Tree) (string, error) {
 	defer func() { _ = self.Close() }() // read-only
 	part, err := os.OpenFile(helper+".part", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
 	if err != nil {
-		return "", machine.Faultf(machine.NodeFault, "cannot install the stdin helper: %w", err)
+		return "", machine.Faultf(machine.NodeFault, "cannot install the helper for standard streams: %w", err)
 	}
 	_, err = io.Copy(part, self)
 	if err := errors.Join(err, part.Chmod(0o755), part.Close()); err != nil {
-		return "", machine.Faultf(machine.NodeFault, "cannot install the stdin helper: %w", err)
+		return "", machine.Faultf(machine.NodeFault, "cannot install the helper for standard streams: %w", err)
 	}
 	return helper, os.Rename(part.Name(), helper)
 }

@@ -1,9 +1,9 @@
 package run
 
 import (
+	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 
 	"github.com/deckhand/deckhand/internal/tes"
@@ -11,56 +11,37 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// output is one executor's standard output and error: kept whole in files of
-// the attempt's own, out of the executor's reach, and their ends in memory.
+// output is what one executor wrote: in files of the attempt, for the streams
+// that the document names files for, and in Docker's log.
 type output struct {
-	tree           *worktree.Tree
-	index          int
-	executor       tes.Executor
-	stdout, stderr tail
+	tree     *worktree.Tree
+	index    int
+	executor tes.Executor
 }
 
-func newOutput(tree *worktree.Tree, index int, e tes.Executor) *output {
-	return &output{tree: tree, index: index, executor: e}
-}
-
-// stream takes the container's output from its first byte to its end. It always
-// starts over, so that nothing is doubled when it is called again.
-func (o *output) stream(copyTo func(stdout, stderr io.Writer) error) error {
-	o.stdout, o.stderr = tail{}, tail{}
-	stdout, err := o.create("stdout")
-	if err != nil {
-		return err
+// ends returns the ends of both streams of a container that does not run.
+func (o *output) ends(ctx context.Context, e Engine, id string) (stdout, stderr string, err error) {
+	var out, errs tail
+	if err := e.Log(ctx, id, &out, &errs); err != nil {
+		return "", "", err
 	}
-	stderr, err := o.create("stderr")
-	if err != nil {
-		return errors.Join(err, stdout.Close())
+	// In Docker's log there is then only what kept the command from starting.
+	if o.executor.Stdout != "" {
+		if err := out.after(o.tree.Log(o.index, "stdout")); err != nil {
+			return "", "", err
+		}
 	}
-	files := []*os.File{stdout, stderr}
-	if o.merged() {
-		files[1] = stdout
+	if o.executor.Stderr != "" && !o.merged() {
+		if err := errs.after(o.tree.Log(o.index, "stderr")); err != nil {
+			return "", "", err
+		}
 	}
-	err = copyTo(io.MultiWriter(files[0], &o.stdout), io.MultiWriter(files[1], &o.stderr))
-	if err := errors.Join(err, stdout.Close(), stderr.Close()); errors.As(err, new(*fs.PathError)) {
-		return machine.Faultf(machine.NodeFault, "cannot keep the output of executor %d: %w", o.index, err)
-	}
-	return err
+	return out.String(), errs.String(), nil
 }
 
 // merged says whether both streams go to one file, interleaved as they come.
 func (o *output) merged() bool {
 	return o.executor.Stdout != "" && o.executor.Stdout == o.executor.Stderr
-}
-
-func (o *output) create(name string) (*os.File, error) {
-	f, err := os.OpenFile(o.tree.Log(o.index, name), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
-	if err != nil {
-		return nil, machine.Faultf(machine.NodeFault, "cannot keep the %s of executor %d: %w", name, o.index, err)
-	}
-	if err := f.Chmod(0o666); err != nil { // later executors may run as any user
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }
 
 // place puts the streams where the document wants them, after the end of the
@@ -75,4 +56,30 @@ func (o *output) place() error {
 		}
 	}
 	return nil
+}
+
+// after puts the end of a file before what the tail holds.
+func (t *tail) after(file string) error {
+	f, err := os.Open(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // read-only
+	rest := *t
+	*t = tail{}
+	if info, err := f.Stat(); err == nil && info.Size() > tailBytes {
+		if _, err := f.Seek(-tailBytes, io.SeekEnd); err != nil {
+			return err
+		}
+		t.cut = true
+	}
+	// The executor may still write, when it could not be stopped.
+	if _, err := io.Copy(t, io.LimitReader(f, tailBytes)); err != nil {
+		return err
+	}
+	_, err = t.Write(rest.buf)
+	return err
 }

@@ -26,10 +26,7 @@ type Engine interface {
 	WaitNext(ctx context.Context, id string) (<-chan engine.Exit, error)
 	Wait(ctx context.Context, id string) (engine.Exit, error)
 	Stop(ctx context.Context, id string, grace time.Duration) error
-	// Attach has every byte, Logs what Docker keeps of it for a process that was
-	// not there.
-	Attach(ctx context.Context, id string) (*engine.Attached, error)
-	Logs(ctx context.Context, id string, stdout, stderr io.Writer) error
+	Log(ctx context.Context, id string, stdout, stderr io.Writer) error
 }
 
 // WhatExecutor is the kind of fact that says how an executor ended; its detail
@@ -137,13 +134,9 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 	if err != nil {
 		return Result{}, err
 	}
-	f := following{container: c, began: began, out: newOutput(s.Tree(t.Attempt), i, s.Task.Executors[i])}
+	f := following{container: c, began: began, out: s.output(t, i)}
 	if c.State == engine.Created {
-		// Both before the start: a command that ends at once is not missed.
-		if f.attached, err = s.Engine.Attach(ctx, c.ID); err != nil {
-			return Result{}, err
-		}
-		defer f.attached.Close()
+		// Before the start: a command that ends at once is not missed.
 		if f.exits, err = s.Engine.WaitNext(ctx, c.ID); err != nil {
 			return Result{}, err
 		}
@@ -169,19 +162,24 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 	return s.follow(ctx, n, i, f)
 }
 
+// output is what an executor writes; the document may not be at hand.
+func (s *Step) output(t *machine.Task, i int) *output {
+	o := &output{tree: s.Tree(t.Attempt), index: i}
+	if i < len(s.Task.Executors) {
+		o.executor = s.Task.Executors[i]
+	}
+	return o
+}
+
 // refused is the end of an executor whose command cannot be started. Its files
-// are there all the same, with what a shell would have said.
+// are there all the same.
 func (s *Step) refused(ctx context.Context, n machine.Notes, out *output, why *engine.StartError) (Result, error) {
-	now := time.Now().UTC()
-	err := out.stream(func(_, stderr io.Writer) error {
-		_, err := fmt.Fprintln(stderr, why)
-		return err
-	})
-	if err := errors.Join(err, out.place()); err != nil {
+	if err := out.place(); err != nil {
 		return Result{}, err
 	}
+	now := time.Now().UTC()
 	return s.ended(ctx, n, out.index, Result{Executor: out.index, Reason: why.Error(), ExecutorLog: tes.ExecutorLog{
-		StartTime: now, EndTime: now, ExitCode: why.ExitCode, Stderr: out.stderr.String(),
+		StartTime: now, EndTime: now, ExitCode: why.ExitCode, Stderr: why.Error() + "\n",
 	}})
 }
 
@@ -201,25 +199,14 @@ func (s *Step) waitAgain(ctx context.Context, id string) (<-chan engine.Exit, er
 // following is an executor that has started.
 type following struct {
 	container engine.Container
-	began     time.Time        // of the first executor, zero when this is it
-	attached  *engine.Attached // nil when an earlier process started it
+	began     time.Time // of the first executor, zero when this is it
 	exits     <-chan engine.Exit
 	out       *output
 }
 
-// follow copies an executor's output while it runs and waits for its end.
+// follow waits for the end of an executor and takes down what came of it.
 func (s *Step) follow(ctx context.Context, n machine.Notes, i int, f following) (Result, error) {
-	c, out := f.container, f.out
-	fromLogs := func(stdout, stderr io.Writer) error { return s.Engine.Logs(ctx, c.ID, stdout, stderr) }
-	streamed := make(chan error, 1)
-	go func() {
-		if f.attached != nil {
-			streamed <- out.stream(f.attached.Copy)
-		} else {
-			streamed <- out.stream(fromLogs)
-		}
-	}()
-
+	c := f.container
 	expired, stop := s.limit(c, f.began)
 	defer stop()
 	late := false
@@ -245,28 +232,21 @@ wait:
 	case exit.Err != nil:
 		return Result{}, exit.Err
 	}
-	cut := f.attached != nil && !exit.Unbroken
-	if cut {
-		f.attached.Close() // nothing may come through it any more
-	}
-	if err := <-streamed; err != nil || cut {
-		// The stream broke with the daemon; Docker's log still has all of it.
-		if err := out.stream(fromLogs); err != nil {
-			return Result{}, err
-		}
-	}
 	ended, err := s.Engine.Container(ctx, c.ID)
 	if err != nil {
 		return Result{}, err
 	}
+	stdout, stderr, err := f.out.ends(ctx, s.Engine, c.ID)
+	if err != nil {
+		return Result{}, err
+	}
 	r := Result{Executor: i, OOMKilled: ended.OOMKilled, Reason: reason(ended, late, s.TimeLimit), ExecutorLog: tes.ExecutorLog{
-		StartTime: ended.Started, EndTime: ended.Finished, ExitCode: exit.Code,
-		Stdout: out.stdout.String(), Stderr: out.stderr.String(),
+		StartTime: ended.Started, EndTime: ended.Finished, ExitCode: exit.Code, Stdout: stdout, Stderr: stderr,
 	}}
 	if late && r.ExitCode == 0 {
 		r.ExitCode = terminated // the command took the SIGTERM for a reason to end well; it did not end its work
 	}
-	if err := out.place(); err != nil {
+	if err := f.out.place(); err != nil {
 		return Result{}, err
 	}
 	return s.ended(ctx, n, i, r)
@@ -332,11 +312,9 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		r := Result{Executor: i, OOMKilled: c.OOMKilled, Reason: "stopped before its end", ExecutorLog: tes.ExecutorLog{
 			StartTime: c.Started, EndTime: c.Finished, ExitCode: c.ExitCode,
 		}}
-		var stdout, stderr tail
-		if err := s.Engine.Logs(ctx, name, &stdout, &stderr); err != nil {
+		if r.Stdout, r.Stderr, err = s.output(t, i).ends(ctx, s.Engine, name); err != nil {
 			s.Log.Warn("cannot read what a stopped executor had written", "executor", i, "error", err)
 		}
-		r.Stdout, r.Stderr = stdout.String(), stderr.String()
 		if err := n.Done(ctx, machine.Fact{What: WhatExecutor, Name: note.Name, Detail: r}); err != nil {
 			return err
 		}

@@ -40,10 +40,11 @@ type Engine interface {
 	Wait(ctx context.Context, id string) (engine.Exit, error)
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	Remove(ctx context.Context, id string) error
-	Attach(ctx context.Context, id string) (*engine.Attached, error)
 	Logs(ctx context.Context, id string, stdout, stderr io.Writer) error
+	Log(ctx context.Context, id string, stdout, stderr io.Writer) error
 	CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error)
 	CopyTo(ctx context.Context, id, dir string, tar io.Reader) error
+	Changes(ctx context.Context, id string) ([]string, error)
 
 	CreateVolume(ctx context.Context, name string, labels map[string]string) error
 	Volumes(ctx context.Context, labels map[string]string) ([]engine.Volume, error)
@@ -110,17 +111,14 @@ func Run(t *testing.T, factory func(t *testing.T) Subject) {
 		{"user that is not there", userMissing},
 		{"out of memory", outOfMemory},
 		{"logs", logs},
-		{"logs are bytes", logsBytes},
 		{"logs of a running container", logsFollow},
 		{"logs end whole", logsEnd},
 		{"logs to a broken writer", logsBrokenWriter},
-		{"attach", attach},
-		{"attach without a reader", attachWithoutReader},
-		{"attach to what is not there", attachMissing},
 		{"stop", stop},
 		{"remove", remove},
 		{"list by labels", list},
 		{"copy", copyFiles},
+		{"changes", changes},
 		{"volumes", volumes},
 		{"networks", networks},
 	} {
@@ -653,82 +651,6 @@ func logs(b *bench) {
 	b.equal("standard error", errs, lines.String()+"\n\nätsch\r\t\033[0m")
 }
 
-// streams are scripts and what they write: bytes that are no text, and lines
-// that do not fit into what Docker logs at a time.
-func streams() map[string]string {
-	line := func(n int) string { return fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x; ", n) }
-	x := func(n int) string { return strings.Repeat("x", n) }
-	return map[string]string{
-		"printf '\\377\\376\\200\\0\\n\\n\\303'": "\xff\xfe\x80\x00\n\n\xc3",
-		"true":                                   "",
-		"echo":                                   "\n",
-		"printf abc":                             "abc",
-		line(16383) + "echo":                     x(16383) + "\n",
-		line(16384) + "echo":                     x(16384) + "\n",
-		line(16385) + "echo; " + line(3):         x(16385) + "\n" + x(3),
-		line(16384) + "echo; echo; echo y":       x(16384) + "\n\ny\n",
-		line(32768) + "echo; echo":               x(32768) + "\n\n",
-		line(40000) + "echo; " + line(32768):     x(40000) + "\n" + x(32768),
-		"head -c 1000000 /dev/zero; echo end":    strings.Repeat("\x00", 1_000_000) + "end\n",
-	}
-}
-
-func logsBytes(b *bench) {
-	tag := b.pulled(Image{})
-	for script, want := range streams() {
-		if _, out, errs := b.ran(tag, "("+script+"); ("+script+") >&2", nil); out != want || errs != want {
-			b.Errorf("%s: %d and %d bytes, want %d; or they differ", script, len(out), len(errs), len(want))
-		}
-	}
-}
-
-func attach(b *bench) {
-	tag := b.pulled(Image{})
-	all := streams()
-	all["head -c 20000 /dev/zero"] = strings.Repeat("\x00", 20_000) // whose end the log may not tell
-	for script, want := range all {
-		id := b.container(tag, "("+script+"); ("+script+") >&2", nil)
-		attached, err := b.Engine.Attach(b.ctx, id)
-		b.must(err)
-		exits, err := b.Engine.WaitNext(b.ctx, id)
-		b.must(err)
-		b.must(b.Engine.Start(b.ctx, id))
-		var out, errs bytes.Buffer
-		b.must(attached.Copy(&out, &errs))
-		b.equal("exit", <-exits, engine.Exit{Unbroken: true})
-		if out.String() != want || errs.String() != want {
-			b.Errorf("%s: %d and %d bytes, want %d; or they differ", script, out.Len(), errs.Len(), len(want))
-		}
-	}
-}
-
-// attachWithoutReader: the container waits for one, and ends when there is none
-// any more.
-func attachWithoutReader(b *bench) {
-	for name, end := range map[string]func(*engine.Attached, context.CancelFunc){
-		"closed":    func(a *engine.Attached, _ context.CancelFunc) { a.Close(); a.Close() },
-		"cancelled": func(_ *engine.Attached, cancel context.CancelFunc) { cancel() },
-	} {
-		id := b.container(b.pulled(Image{}), "head -c 19999999 /dev/zero; echo; echo end >&2", nil)
-		ctx, cancel := context.WithCancel(b.ctx)
-		defer cancel()
-		attached, err := b.Engine.Attach(ctx, id)
-		b.must(err)
-		b.must(b.Engine.Start(b.ctx, id))
-		end(attached, cancel)
-		var out, errs bytes.Buffer
-		b.must(b.Engine.Logs(b.ctx, id, &out, &errs))
-		if out.Len() != 20_000_000 || errs.String() != "end\n" {
-			b.Errorf("%s: the log has %d bytes and %q", name, out.Len(), &errs)
-		}
-	}
-}
-
-func attachMissing(b *bench) {
-	_, err := b.Engine.Attach(b.ctx, b.root+"-not")
-	b.is(err, engine.ErrNotFound)
-}
-
 func logsFollow(b *bench) {
 	id := b.container(b.pulled(Image{}), "echo first; until [ -e /go ]; do usleep 10000; done; echo last", nil)
 	b.must(b.Engine.Start(b.ctx, id))
@@ -915,6 +837,24 @@ func archive(b *bench, name, content string) io.Reader {
 	b.must(err)
 	b.must(w.Close())
 	return &buf
+}
+
+func changes(b *bench) {
+	tag := b.pulled(Image{Files: map[string]string{"/own/kept": "k", "/own/changed": "c", "/own/gone": "g"}})
+	script := "cd /own; echo more >> changed; rm gone; mkdir -p a/b; echo > a/b/new; ln -s new a/b/link; [ -e /v ] && echo > /v/mounted"
+	id := b.container(tag, script, func(s *engine.Spec) {
+		s.Mounts = []engine.Mount{{Kind: engine.BindMount, Source: b.TempDir(), Target: "/v"}}
+	})
+	b.must(b.Engine.Start(b.ctx, id))
+	_, err := b.Engine.Wait(b.ctx, id)
+	b.must(err)
+	got, err := b.Engine.Changes(b.ctx, id)
+	b.must(err)
+	got = slices.DeleteFunc(got, func(p string) bool { return !strings.HasPrefix(p, "/own") && p != "/v/mounted" })
+	slices.Sort(got)
+	b.equal("changes", got, []string{"/own", "/own/a", "/own/a/b", "/own/a/b/link", "/own/a/b/new", "/own/changed"})
+	_, err = b.Engine.Changes(b.ctx, b.root+"-not")
+	b.is(err, engine.ErrNotFound)
 }
 
 func volumes(b *bench) {
