@@ -4,8 +4,9 @@
 package worktree
 
 import (
+	"maps"
 	"path"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,9 +26,9 @@ type Mount struct {
 // where the one before it put it.
 type Plan struct {
 	Mounts []Mount
-	// Captured lists output paths (patterns included) that stay in the
-	// container's own filesystem, because mounting their directory would hide
-	// what the image keeps there.
+	// Captured lists the patterns of outputs that stay in the container's own
+	// filesystem, because mounting their directory would hide what the image
+	// keeps there.
 	Captured []string
 }
 
@@ -70,7 +71,7 @@ func within(p, dir string) bool {
 // container when it has ended.
 func NewPlan(t *tes.Task) Plan {
 	dirs, files := map[string]bool{}, map[string]bool{}
-	var captured []string
+	captured := map[string]string{} // pattern to the path that it begins with
 	file := func(p string) {
 		if dir := path.Dir(p); system(dir) {
 			files[p] = true
@@ -101,7 +102,7 @@ func NewPlan(t *tes.Task) Plan {
 		case !system(dir):
 			dirs[dir] = true
 		case !coveredBy(dirs, name) && !files[name]:
-			captured = append(captured, name)
+			captured[path.Clean(out.Path)] = name
 		}
 	}
 	// The container's root cannot be a mount point.
@@ -111,14 +112,14 @@ func NewPlan(t *tes.Task) Plan {
 	for _, dir := range outermost(dirs) {
 		p.Mounts = append(p.Mounts, Mount{Target: dir, Source: "dirs/" + strconv.Itoa(len(p.Mounts))})
 	}
-	for _, f := range sorted(files) {
+	for _, f := range slices.Sorted(maps.Keys(files)) {
 		if !coveredBy(dirs, f) {
 			p.Mounts = append(p.Mounts, Mount{Target: f, Source: "files/" + strconv.Itoa(len(p.Mounts)), File: true})
 		}
 	}
-	for _, c := range captured {
-		if !coveredBy(dirs, c) {
-			p.Captured = append(p.Captured, c)
+	for _, pattern := range slices.Sorted(maps.Keys(captured)) {
+		if !coveredBy(dirs, captured[pattern]) {
+			p.Captured = append(p.Captured, pattern)
 		}
 	}
 	return p
@@ -154,7 +155,7 @@ func coveredBy(dirs map[string]bool, p string) bool {
 // outermost returns the directories that lie in no other one, sorted.
 func outermost(dirs map[string]bool) []string {
 	var out []string
-	for _, dir := range sorted(dirs) {
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
 		if len(out) == 0 || !nested(out, dir) {
 			out = append(out, dir)
 		}
@@ -169,13 +170,4 @@ func nested(outer []string, dir string) bool {
 		}
 	}
 	return false
-}
-
-func sorted(set map[string]bool) []string {
-	list := make([]string, 0, len(set))
-	for p := range set {
-		list = append(list, p)
-	}
-	sort.Strings(list)
-	return list
 }

@@ -32,6 +32,7 @@ type Storage interface {
 // Engine reads from containers that have ended.
 type Engine interface {
 	CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error)
+	Changes(ctx context.Context, id string) ([]string, error)
 }
 
 // Containers names the containers of the executors.

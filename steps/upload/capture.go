@@ -1,0 +1,143 @@
+package upload
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/storage/glob"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// capture fetches the outputs that stayed in the containers' own filesystems.
+// What several executors have made is taken from the last of them.
+func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree) error {
+	taken := map[string]bool{}
+	for _, pattern := range tree.Plan.Captured {
+		for i := len(s.Task.Executors) - 1; i >= 0; i-- {
+			name := s.Containers.Name(t, i)
+			paths := []string{glob.Unescape(pattern)}
+			if glob.HasMeta(pattern) {
+				var err error
+				if paths, err = s.matching(ctx, name, pattern, tree); err != nil {
+					return err
+				}
+			}
+			for _, p := range paths {
+				if taken[p] {
+					continue
+				}
+				there, err := s.captureFrom(ctx, name, p, tree)
+				if err != nil {
+					return err
+				}
+				taken[p] = there
+			}
+		}
+	}
+	return nil
+}
+
+// matching lists what a container has made or changed that a pattern matches.
+// What else the image has in the same place is no output of the task, and what
+// is mounted need not be fetched.
+func (s *Step) matching(ctx context.Context, container, pattern string, tree *worktree.Tree) ([]string, error) {
+	changes, err := s.Engine.Changes(ctx, container)
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil, nil
+	}
+	var paths []string
+	for _, p := range changes {
+		if glob.Match(pattern, p) && tree.Captured(p) {
+			paths = append(paths, p)
+		}
+	}
+	return paths, err
+}
+
+func (s *Step) captureFrom(ctx context.Context, container, p string, tree *worktree.Tree) (bool, error) {
+	archive, err := s.Engine.CopyFrom(ctx, container, p)
+	if errors.Is(err, engine.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = archive.Close() }() // read-only
+	if err := unpack(tar.NewReader(archive), path.Dir(p), tree); err != nil {
+		return false, machine.Faultf(machine.NodeFault, "cannot take output %s from the container: %w", p, err)
+	}
+	return true, nil
+}
+
+// unpack writes what Docker archived to its container path in the work tree.
+// Devices, FIFOs and sockets are left out: they are no outputs. So is what is
+// mounted: Docker archives it too, but it is in the work tree already.
+func unpack(r *tar.Reader, parent string, tree *worktree.Tree) error {
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p := path.Join(parent, path.Clean("/"+h.Name))
+		if !tree.Captured(p) {
+			continue
+		}
+		if err := unpackOne(r, h, p, parent, tree); err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+	}
+}
+
+func unpackOne(r io.Reader, h *tar.Header, p, parent string, tree *worktree.Tree) (err error) {
+	if h.Typeflag == tar.TypeDir {
+		dir, err := tree.MkdirAll(p)
+		if err != nil {
+			return err
+		}
+		return dir.Close()
+	}
+	dir, err := tree.MkdirAll(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	name := path.Base(p)
+	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		f, err := dir.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		return errors.Join(err, f.Close())
+	case tar.TypeSymlink:
+		return dir.Symlink(h.Linkname, name)
+	case tar.TypeLink:
+		return hardLink(tree, path.Join(parent, path.Clean("/"+h.Linkname)), p)
+	}
+	return nil
+}
+
+// hardLink gives a file that was unpacked a second name.
+func hardLink(tree *worktree.Tree, first, second string) error {
+	from, to := tree.Where(first), tree.Where(second)
+	root, err := to.Open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(root.Link(from.Name, to.Name), root.Close())
+}
