@@ -20,7 +20,7 @@ type workers struct {
 	group *errgroup.Group
 	ctx   context.Context // of the group
 
-	mu     sync.Mutex
+	once   sync.Once
 	failed error // the first passing failure
 }
 
@@ -54,11 +54,7 @@ func (w *workers) work(first *Reader) error {
 		err := w.bringParts(p, first)
 		var pass *passingError
 		if errors.As(err, &pass) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			if w.failed == nil {
-				w.failed = err
-			}
+			w.once.Do(func() { w.failed = err })
 			return nil
 		}
 		if err != nil {
@@ -185,7 +181,7 @@ func (f *fetch) verify() error {
 			if n == 0 && err != nil {
 				return f.fault(err)
 			}
-			f.check.Write((*buf)[:n])
+			f.check.add((*buf)[:n])
 		}
 		if f.plan.whole() && f.check.seen == f.plan.size {
 			return f.check.compare()

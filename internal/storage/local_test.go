@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/storage/storagetest"
 	"github.com/deckhand/deckhand/machine"
@@ -138,9 +139,13 @@ func TestSparseFilesStaySmall(t *testing.T) {
 	if before.Blocks*512 > size/2 {
 		t.Skip("the filesystem of the tests has no holes")
 	}
-	dir, got, err := fetchInto(t, quick(time.Minute, 0), source, "file")
+	var meter progress.Meter
+	dir, got, err := fetchInto(t, storage.New(storage.Options{Meter: &meter}), source, "file")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if done := meter.Snapshot().BytesDone; done != size {
+		t.Errorf("the meter shows %d bytes", done)
 	}
 	var st syscall.Stat_t
 	if err := syscall.Stat(filepath.Join(dir, "file"), &st); err != nil {
@@ -248,8 +253,8 @@ func TestListedFileIsFetchedOrNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer root.Close()
 		_, err = s.Fetch(context.Background(), storage.FetchRequest{URL: o.URL, Dir: root, Name: "file", Version: o.Version})
+		root.Close()
 		if err == nil || machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), "changed since it was listed") {
 			t.Errorf("error %v", err)
 		}

@@ -2,9 +2,9 @@ package storage
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -29,21 +29,32 @@ func createPart(dir *os.Root, name string) (*os.File, error) {
 	return f, err
 }
 
-// openPart opens a file that createPart made, and nothing else.
+// openPart opens a file that createPart made, and nothing else. An os.Root
+// follows links inside its directory, O_NOFOLLOW or not, so the file that was
+// opened is compared with the one that has the name.
 func openPart(dir *os.Root, name string) (*os.File, error) {
-	f, err := dir.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	named, err := dir.Lstat(name)
 	if err != nil {
 		return nil, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, errors.Join(err, f.Close())
+	if !named.Mode().IsRegular() {
+		return nil, errNoPart
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
-		return nil, errors.Join(fmt.Errorf("%s is not a part file", name), f.Close())
+	f, err := dir.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	opened, err := f.Stat()
+	if err == nil && (!os.SameFile(named, opened) || opened.Sys().(*syscall.Stat_t).Nlink != 1) {
+		err = errNoPart
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
+
+var errNoPart = errors.New("not a part file")
 
 // preallocate gives a file its blocks, so that a disk that is too small says so
 // at once and the file lies in few pieces.

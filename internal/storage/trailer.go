@@ -90,7 +90,7 @@ func readTrailer(f *os.File) (*trailer, *plan, error) {
 	if !ok || json.Unmarshal(head, t) != nil {
 		return nil, nil, errNoTrailer
 	}
-	t.head, t.parts = append(head, '\n'), len(states)
+	t.head, t.parts = b[:len(head)+1], len(states)
 	boot, err := node.BootID()
 	if err != nil || boot != t.Boot || t.Object.Size != size || t.PartSize <= 0 {
 		return nil, nil, errNoTrailer

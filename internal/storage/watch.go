@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -38,7 +39,7 @@ func (w *watch) end() {
 
 // cause is why the request ended, when that was the watch, and err otherwise.
 func (w *watch) cause(err error) error {
-	if c := context.Cause(w.ctx); c != nil && c != context.Canceled {
+	if c := context.Cause(w.ctx); c != nil && !errors.Is(c, context.Canceled) {
 		return c
 	}
 	return err

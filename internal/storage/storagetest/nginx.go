@@ -74,7 +74,9 @@ http {
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
-		<-ended
+		if why := <-ended; why != nil {
+			t.Logf("nginx: %v", why)
+		}
 	})
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := net.Dial("tcp", address)
