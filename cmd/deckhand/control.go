@@ -21,17 +21,17 @@ const controlTimeout = 2 * time.Second
 
 const socketName = "control.sock"
 
-// control answers, while a run holds the root, what only its process knows.
-type control struct{ server *http.Server }
-
-// serveControl listens on ROOT/control.sock.
+// serveControl answers on ROOT/control.sock, while a run holds the root, what
+// only its process knows, until the returned function is called. It is a
+// convenience: a run goes on without it, and cancel then sends a signal.
 //
 //	GET  /v1/progress        the present transfer
 //	POST /v1/cancel?task=ID  the task is to end Canceled
-func (s *session) serveControl(task string, cancel context.CancelCauseFunc) (*control, error) {
+func (s *session) serveControl(task string, cancel context.CancelCauseFunc) (stop func()) {
 	listener, err := listenUnix(s.app.conf.Root)
 	if err != nil {
-		return nil, machine.Faultf(machine.NodeFault, "cannot listen on %s: %w", filepath.Join(s.app.conf.Root, socketName), err)
+		s.app.log.Warn("cannot listen; status will not tell how far transfers are", "socket", filepath.Join(s.app.conf.Root, socketName), "error", err)
+		return func() {}
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/progress", func(w http.ResponseWriter, _ *http.Request) {
@@ -49,17 +49,14 @@ func (s *session) serveControl(task string, cancel context.CancelCauseFunc) (*co
 		cancel(machine.ErrCancel)
 		w.WriteHeader(http.StatusAccepted)
 	})
-	c := &control{&http.Server{Handler: mux, ReadHeaderTimeout: controlTimeout}}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: controlTimeout}
 	go func() {
-		if err := c.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			s.app.log.Warn("the control socket has failed", "error", err)
 		}
 	}()
-	return c, nil
+	return func() { _ = server.Close() } // what stays of the socket is in nobody's way
 }
-
-// close stops answering; listening was only a convenience.
-func (c *control) close() { _ = c.server.Close() }
 
 // shortPath reaches a socket in dir by a name that fits into a socket address,
 // which has room for 107 bytes, however long dir is.

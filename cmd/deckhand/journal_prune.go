@@ -71,7 +71,7 @@ func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) (err 
 	if err != nil {
 		return err
 	}
-	j, err := journal.Open(a.journalDir(), journal.Options{BootID: boot})
+	j, err := journal.Open(a.journalDir(), a.journalOptions(boot))
 	if err != nil {
 		return err
 	}
@@ -84,6 +84,6 @@ func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) (err 
 	if dryRun {
 		verb = "would remove"
 	}
-	_, err = fmt.Fprintf(a.stdout, "%s the history of %d tasks\n", verb, len(pruned.Tasks))
+	_, err = fmt.Fprintf(a.stdout, "%s the history of %s\n", verb, counted(len(pruned.Tasks), "task"))
 	return err
 }

@@ -60,8 +60,8 @@ func printVerified(w io.Writer, r verified, asJSON bool) error {
 	}
 	word := "sound"
 	if !r.Sound {
-		word = fmt.Sprintf("NOT sound: %d problems", len(r.Problems))
+		word = "NOT sound: " + counted(len(r.Problems), "problem")
 	}
-	_, err := fmt.Fprintf(w, "%d tasks, %d records: %s\n", r.Tasks, r.Records, word)
+	_, err := fmt.Fprintf(w, "%s, %s: %s\n", counted(r.Tasks, "task"), counted(r.Records, "record"), word)
 	return err
 }

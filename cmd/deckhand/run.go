@@ -80,26 +80,9 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 // runTask takes the node and the task as far as they go. The head is that of
 // an attempt that has ended.
 func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *document, o runOptions) (head machine.Head, err error) {
-	if err := node.CheckRoot(a.conf.Root); err != nil {
-		return head, err
-	}
-	docker, err := a.connect(ctx)
+	s, err := a.enter(ctx, d.id, d.hash, func(ctx context.Context) (*node.RootLock, error) { return a.take(ctx, d, o.fresh) })
 	if err != nil {
 		return head, a.beforeStart(ctx, err)
-	}
-	if err := node.PrepareRoot(a.conf.Root); err != nil {
-		return head, errors.Join(err, docker.Close())
-	}
-	lock, err := a.take(ctx, d, o.fresh)
-	if err != nil {
-		return head, errors.Join(err, docker.Close())
-	}
-	if err := a.own(lock, d.id, d.hash); err != nil {
-		return head, errors.Join(err, lock.Unlock(), docker.Close())
-	}
-	s, err := a.open(ctx, lock, docker)
-	if err != nil {
-		return head, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	// A journal that cannot be closed has everything that it acknowledged.
 	defer func() {
@@ -107,11 +90,7 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 			a.log.Warn("cannot close cleanly; nothing is lost", "error", e)
 		}
 	}()
-	control, err := s.serveControl(d.id, cancel)
-	if err != nil {
-		return head, err
-	}
-	defer control.close()
+	defer s.serveControl(d.id, cancel)()
 
 	head, err = s.take(ctx, d, o.fresh)
 	if err != nil {

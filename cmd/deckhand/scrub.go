@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +26,9 @@ func newScrubCommand(a *app) *cobra.Command {
 		Long: `Scrub rolls back what is unfinished and removes the containers, volumes, networks
 and task directories of this root that no running task has, and the images whose
 deletion is pending. The last image stays. What others made is never touched.`,
-		Args: cobra.NoArgs,
+		Example: `  deckhand scrub --dry-run
+  deckhand scrub --json`,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			report, err := a.scrub(cmd.Context(), dryRun)
 			if err != nil {
@@ -37,7 +38,7 @@ deletion is pending. The last image stays. What others made is never touched.`,
 				return err
 			}
 			if len(report.Failed) > 0 {
-				return &exit{exitSystemError, fmt.Errorf("%d things could not be removed", len(report.Failed))}
+				return &exit{exitSystemError, fmt.Errorf("%s could not be removed; see above why", counted(len(report.Failed), "thing"))}
 			}
 			return nil
 		},
@@ -46,32 +47,6 @@ deletion is pending. The last image stays. What others made is never touched.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	config.AddFlags(cmd.Flags(), "lock.wait", "run.stop_grace")
 	return cmd
-}
-
-// hold takes the root for a command that runs no task.
-func (a *app) hold(ctx context.Context) (*session, error) {
-	if err := node.CheckRoot(a.conf.Root); err != nil {
-		return nil, err
-	}
-	docker, err := a.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := node.PrepareRoot(a.conf.Root); err != nil {
-		return nil, errors.Join(err, docker.Close())
-	}
-	lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
-	if err != nil {
-		return nil, errors.Join(err, docker.Close())
-	}
-	if err := a.own(lock, "", ""); err != nil {
-		return nil, errors.Join(err, lock.Unlock(), docker.Close())
-	}
-	s, err := a.open(ctx, lock, docker)
-	if err != nil {
-		return nil, errors.Join(err, lock.Unlock(), docker.Close())
-	}
-	return s, nil
 }
 
 func (a *app) scrub(ctx context.Context, dryRun bool) (scrub.Report, error) {
@@ -229,10 +204,4 @@ func printReport(w io.Writer, r scrub.Report, asJSON, dryRun bool) error {
 	}
 	_, err := fmt.Fprintf(w, "free: %s before, %s after\n", units.BytesSize(float64(r.FreeBytesBefore)), units.BytesSize(float64(r.FreeBytesAfter)))
 	return err
-}
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
 }

@@ -36,6 +36,40 @@ type session struct {
 	head    atomic.Pointer[machine.Head] // of the task that is being worked on
 }
 
+// enter takes the root of this node, with its journal, for a task or for none.
+// Nothing is made before the root and the engine are known to be usable.
+func (a *app) enter(ctx context.Context, task, document string, take func(context.Context) (*node.RootLock, error)) (*session, error) {
+	if err := node.CheckRoot(a.conf.Root); err != nil {
+		return nil, err
+	}
+	docker, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := node.PrepareRoot(a.conf.Root); err != nil {
+		return nil, errors.Join(err, docker.Close())
+	}
+	lock, err := take(ctx)
+	if err != nil {
+		return nil, errors.Join(err, docker.Close())
+	}
+	if err := a.own(lock, task, document); err != nil {
+		return nil, errors.Join(err, lock.Unlock(), docker.Close())
+	}
+	s, err := a.open(ctx, lock, docker)
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock(), docker.Close())
+	}
+	return s, nil
+}
+
+// hold takes the root for a command that runs no task.
+func (a *app) hold(ctx context.Context) (*session, error) {
+	return a.enter(ctx, "", "", func(ctx context.Context) (*node.RootLock, error) {
+		return node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
+	})
+}
+
 // open takes the journal of a root whose lock this process has.
 func (a *app) open(ctx context.Context, lock *node.RootLock, docker *engine.Docker) (*session, error) {
 	boot, err := node.BootID()
@@ -53,7 +87,7 @@ func (a *app) open(ctx context.Context, lock *node.RootLock, docker *engine.Dock
 // tasks have left, as a copy of the journal in memory tells it. A damaged
 // journal is moved aside, never deleted, and a new one begun.
 func (a *app) openJournal(ctx context.Context, boot string, docker *engine.Docker) (*journal.Journal, error) {
-	options := journal.Options{BootID: boot, Retention: journal.Retention{Keep: a.conf.History.Keep, Age: a.conf.History.Age}}
+	options := a.journalOptions(boot)
 	j, err := journal.Open(a.journalDir(), options)
 	switch {
 	case errors.Is(err, journal.ErrNoSpace):
@@ -72,6 +106,15 @@ func (a *app) openJournal(ctx context.Context, boot string, docker *engine.Docke
 		return journal.Open(a.journalDir(), options)
 	}
 	return j, err
+}
+
+// journalOptions are those of every opening for writing: whoever opens it may
+// put finished tasks away. The bytes set it apart from a Retention that is not
+// given, for no limit of age and count is a choice too.
+func (a *app) journalOptions(boot string) journal.Options {
+	return journal.Options{BootID: boot, Retention: journal.Retention{
+		Keep: a.conf.History.Keep, Age: a.conf.History.Age, Bytes: journal.DefaultRetention.Bytes,
+	}}
 }
 
 // freeSpace removes the containers, volumes and directories of this root's
