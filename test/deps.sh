@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
-# Engine and its command line, a registry, and a static busybox for the images.
+# Engine and its command line, a registry, a static busybox for the images,
+# servers and filesystems.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -17,6 +18,11 @@ fi
 need docker docker.io
 need docker-registry docker-registry
 need ip iproute2
+need nginx nginx-light
+need mkfs.ext4 e2fsprogs
+need mkfs.xfs xfsprogs
+# The C library's fnmatch is what POSIX patterns are held against.
+need gcc "gcc libc6-dev"
 # The plain busybox package is linked dynamically, and would not run in an image.
 [ -e /usr/share/doc/busybox-static ] || need busybox busybox-static
 # A machine without systemd may have no control groups mounted, which dockerd needs.

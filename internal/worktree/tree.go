@@ -223,9 +223,13 @@ func (t *Tree) OpenFile(container string) (*os.File, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	defer func() { _ = root.Close() }() // f stays open without it
-	f, err := root.OpenFile(place.Name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := root.OpenFile(place.Name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, err
+	}
+	// A Root follows links that stay inside it.
+	if now, err := f.Stat(); err != nil || !os.SameFile(info, now) {
+		return nil, nil, errors.Join(fmt.Errorf("cannot read %s: it changed meanwhile", container), err, f.Close())
 	}
 	return f, info, nil
 }
@@ -233,7 +237,7 @@ func (t *Tree) OpenFile(container string) (*os.File, fs.FileInfo, error) {
 // ReadDir lists a directory that the container left, following links inside
 // the tree, sorted by name.
 func (t *Tree) ReadDir(container string) ([]fs.DirEntry, error) {
-	place, _, err := t.Resolve(container)
+	place, info, err := t.Resolve(container)
 	if err != nil {
 		return nil, err
 	}
@@ -242,11 +246,14 @@ func (t *Tree) ReadDir(container string) ([]fs.DirEntry, error) {
 		return nil, err
 	}
 	defer func() { _ = root.Close() }() // read-only
-	dir, err := root.OpenFile(place.Name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	dir, err := root.OpenFile(place.Name, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = dir.Close() }() // read-only
+	if now, err := dir.Stat(); err != nil || !os.SameFile(info, now) {
+		return nil, errors.Join(fmt.Errorf("cannot list %s: it changed meanwhile", container), err)
+	}
 	entries, err := dir.ReadDir(-1)
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return entries, err

@@ -230,7 +230,7 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, er
 
 // writeContent writes a file under its final name only when it is whole and durable.
 func writeContent(dir *os.Root, name, content string) (err error) {
-	part := "." + name + ".part"
+	part := "." + name + ".deckhand-part" // a name that no input can have
 	f, err := dir.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
 	if err != nil {
 		return err
