@@ -1,0 +1,50 @@
+package rig
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Filesystem makes a filesystem of some bytes in a file, mounts it and returns
+// the mount point. kind is ext4 or xfs. It goes when the test ends.
+func Filesystem(tb TB, kind string, size int64) string {
+	tb.Helper()
+	if os.Getuid() != 0 {
+		giveUp(tb, lacking{"only root can mount a filesystem"})
+	}
+	mkfs, err := program("mkfs."+kind, map[string]string{"ext4": "e2fsprogs", "xfs": "xfsprogs"}[kind])
+	if err != nil {
+		giveUp(tb, err)
+	}
+	// Not below the test's own directory, whose name may be too long for a socket.
+	dir, err := os.MkdirTemp("/var/tmp", "fs")
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	image, point := filepath.Join(dir, "image"), filepath.Join(dir, "at")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		tb.Fatalf("%v", err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		tb.Fatalf("%v", err)
+	}
+	if err := os.Mkdir(point, 0o755); err != nil {
+		tb.Fatalf("%v", err)
+	}
+	for _, args := range [][]string{{mkfs, "-q", image}, {"mount", "-o", "loop", image, point}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			tb.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	tb.Cleanup(func() {
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+			tb.Logf("unmount %s: %v", point, err)
+		}
+	})
+	return point
+}
