@@ -76,9 +76,21 @@ type Journal struct {
 	log     *logFile
 }
 
+// OpenError is the error of a journal that cannot be opened.
+type OpenError struct {
+	Dir string
+	Err error
+}
+
+func (e *OpenError) Error() string {
+	return fmt.Sprintf("cannot open the journal %s: %v", e.Dir, e.Err)
+}
+func (e *OpenError) Unwrap() error { return e.Err }
+
 // Open opens the journal in the directory dir and creates it when it is not
-// there. Errors are one of the Err variables of this package, with the reason,
-// or name the operation that failed; they carry their machine.Fault.
+// there. Its errors are an OpenError and carry their machine.Fault; they are one
+// of the Err variables of this package, with the reason, or name the operation
+// that failed.
 func Open(dir string, o Options) (*Journal, error) {
 	j, err := open(dir, o)
 	if err != nil {
@@ -87,7 +99,7 @@ func Open(dir string, o Options) (*Journal, error) {
 		if errors.Is(err, ErrLocked) {
 			fault = machine.RetryLater
 		}
-		return nil, machine.Faultf(fault, "cannot open the journal %s: %w", dir, err)
+		return nil, &machine.Error{Fault: fault, Err: &OpenError{dir, err}}
 	}
 	return j, nil
 }

@@ -40,13 +40,19 @@ func Decide(head Head, known bool, document string, fresh bool) Decision {
 		return Restart
 	case head.Document != document:
 		return Refuse
-	case head.Outcome == Interrupted:
+	case head.handedBack():
 		// Only the end of its roll-back is missing, and this run is the one
-		// that it was handed back for.
+		// that the task was handed back for.
 		return Restart
 	default:
 		return Resume
 	}
+}
+
+// handedBack says whether the attempt's roll-back leads to another run of the
+// task: by exit code 75, or by 78, when what ails the node may be mended by then.
+func (h Head) handedBack() bool {
+	return h.Outcome == Interrupted || h.Fault == NodeFault || h.Fault == EngineFault
 }
 
 // NextInWords says what the next run of the task would do, for people.
@@ -58,6 +64,8 @@ func NextInWords(head Head) string {
 		return "a new attempt, when the engine runs the task again"
 	case head.State.Final():
 		return "nothing, unless it is run again: that is a new attempt"
+	case head.State == RollingBack && head.handedBack():
+		return "will finish rolling back, then begin a new attempt"
 	case head.State == RollingBack:
 		return fmt.Sprintf("will finish rolling back and end %s", head.Outcome)
 	default:

@@ -4,8 +4,8 @@ import "testing"
 
 func TestDecide(t *testing.T) {
 	unfinished := func(s State) Head { return Head{Task: "t", State: s, Document: "doc"} }
-	rolling := func(outcome State) Head {
-		return Head{Task: "t", State: RollingBack, Outcome: outcome, Document: "doc"}
+	rolling := func(outcome State, fault Fault) Head {
+		return Head{Task: "t", State: RollingBack, Outcome: outcome, Fault: fault, Document: "doc"}
 	}
 	for _, c := range []struct {
 		name     string
@@ -27,9 +27,11 @@ func TestDecide(t *testing.T) {
 		{"executor error", unfinished(ExecutorError), true, "doc", false, StartNew},
 		{"interrupted", unfinished(Interrupted), true, "doc", false, StartNew},
 		{"canceled", unfinished(Canceled), true, "doc", false, StartNew},
-		{"rolling back to canceled", rolling(Canceled), true, "doc", false, Resume},
-		{"rolling back to system error", rolling(SystemError), true, "doc", false, Resume},
-		{"rolling back to interrupted", rolling(Interrupted), true, "doc", false, Restart},
+		{"rolling back to canceled", rolling(Canceled, ""), true, "doc", false, Resume},
+		{"rolling back to system error", rolling(SystemError, TaskFault), true, "doc", false, Resume},
+		{"rolling back from the node's fault", rolling(SystemError, NodeFault), true, "doc", false, Restart},
+		{"rolling back from the engine's fault", rolling(SystemError, EngineFault), true, "doc", false, Restart},
+		{"rolling back to interrupted", rolling(Interrupted, RetryLater), true, "doc", false, Restart},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := Decide(c.head, c.known, c.document, c.fresh); got != c.want {

@@ -130,6 +130,10 @@ func protect(f func() error) (err error) {
 // journalUnusable says whether an error is the journal's own.
 func journalUnusable(err error) bool {
 	var write *machine.JournalError
+	var open *journal.OpenError
+	if errors.As(err, &open) {
+		return !errors.Is(err, journal.ErrLocked) // only in use
+	}
 	return errors.As(err, &write) || errors.Is(err, journal.ErrNoSpace) || errors.Is(err, journal.ErrDamaged) ||
 		errors.Is(err, journal.ErrNewerSchema) || errors.Is(err, journal.ErrFilesystem)
 }

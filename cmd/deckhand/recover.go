@@ -48,7 +48,7 @@ func (a *app) recover(ctx context.Context) (r recovered, err error) {
 	s, err := a.hold(ctx)
 	var held *node.Held
 	switch {
-	case errors.As(err, &held):
+	case errors.As(err, &held) && held.Owner.Task != "":
 		r.Running = append(r.Running, held.Owner.Task)
 		return r, nil
 	case err != nil && journalUnusable(err):

@@ -124,9 +124,14 @@ func heard(watched context.Context, err error) error {
 func unanswered(err error) bool {
 	var network net.Error
 	return errors.As(err, new(broken)) || client.IsErrConnectionFailed(err) || cerrdefs.IsUnavailable(err) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
-		!isContext(err) && errors.As(err, &network)
+		brokeOff(err) || !isContext(err) && errors.As(err, &network)
+}
+
+// brokeOff says whether a connection ended that had been made: Docker may have
+// had the request.
+func brokeOff(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -213,21 +213,29 @@ func byLabels(labels map[string]string) filters.Args {
 }
 
 // Start starts a container; one that runs already is left alone. A *StartError
-// when its command cannot be started, ErrNotFound when it is not there.
+// when its command cannot be started, ErrNotFound when it is not there, and
+// machine.ErrLost when Docker went away with the request and now knows of no
+// start: its command may have run all the same, and must not run twice.
 func (d *Docker) Start(ctx context.Context, id string) error {
-	again := false
+	sent := false
 	err := d.ask(ctx, func(ctx context.Context) error {
-		if again {
+		if sent {
 			// The answer to an earlier request was lost. The container may have
-			// run and ended since: its command must not run twice.
+			// run and ended since; or the runtime has started it, and the daemon
+			// was killed before it had written that down.
 			c, err := d.inspect(ctx, id)
-			if err != nil || !c.Started.IsZero() {
-				return err
+			if err == nil && c.Started.IsZero() {
+				err = fmt.Errorf("Docker went away before it said whether it did: %w", machine.ErrLost)
 			}
+			return err
 		}
-		again = true
-		return d.api.ContainerStart(ctx, id, container.StartOptions{})
+		err := d.api.ContainerStart(ctx, id, container.StartOptions{})
+		sent = brokeOff(err)
+		return err
 	})
+	if errors.Is(err, machine.ErrLost) {
+		return fmt.Errorf("cannot start container %s: %w", id, err)
+	}
 	if err == nil || isContext(err) || cerrdefs.IsNotFound(err) || errors.As(err, new(*machine.Error)) {
 		return explain(err, "start container %s", id)
 	}

@@ -84,7 +84,13 @@ func (w *World) Save(t testing.TB, task tes.Task) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return w.Write(t, "documents/"+tes.EncodeID(task.ID)+".json", string(b))
+	// Whole at once: a run may be reading it.
+	name := w.Write(t, "documents/"+tes.EncodeID(task.ID)+".new", string(b))
+	document := strings.TrimSuffix(name, "new") + "json"
+	if err := os.Rename(name, document); err != nil {
+		t.Fatal(err)
+	}
+	return document
 }
 
 // Sh is an executor that runs a shell script.

@@ -1,0 +1,708 @@
+package system
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+// A run that is killed in any state is taken up by the same command and ends as
+// it would have ended.
+func TestKilledInEachState(t *testing.T) {
+	for _, state := range stuckStates {
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+			s := newStuck(t, state, "")
+			b := s.begin(t)
+			is := s.Status(t, 3, s.task.ID)
+			if !is.Running || is.State != state || is.Owner == nil || is.Owner.PID != b.Process.Pid || is.Owner.BootID == "" {
+				t.Errorf("status of the run: %+v", is)
+			}
+			b.Kill(t)
+			is = s.Status(t, 3, s.task.ID)
+			if is.Running || is.State != state || is.Owner != nil || is.Next != "will resume at "+state || is.ResultState != "" {
+				t.Errorf("status after the crash: %+v", is)
+			}
+			if left := s.Read(t, "mode"); state == "Run" && left != "wait" {
+				t.Fatalf("the executor was not to go on yet: %q", left)
+			}
+			if state != "Run" {
+				s.release(t)
+			}
+			result := filepath.Join(s.Dir, "result.json")
+			b = s.Start(t, s.task, "--result", result)
+			if state == "Run" {
+				b.Until(t, "executor found again")
+				s.release(t)
+			}
+			b.ends(t, 0)
+			s.whole(t)
+			if got := s.Path(t, s.task.ID); got != complete {
+				t.Errorf("the task went through %s, want %s", got, complete)
+			}
+			var task tes.Task
+			if err := json.Unmarshal([]byte(s.Read(t, "result.json")), &task); err != nil {
+				t.Fatal(err)
+			}
+			if task.State != tes.Complete || len(task.Logs) != 1 || task.Logs[0].Metadata["deckhand.resumed"] != "1" {
+				t.Errorf("the result is %+v", task)
+			}
+			if is := s.Status(t, 0, s.task.ID); is.Running || is.ResultState != "COMPLETE" {
+				t.Errorf("status at the end: %+v", is)
+			}
+		})
+	}
+}
+
+// A roll-back that is killed goes on, and ends as it was going to.
+func TestKilledRollingBack(t *testing.T) {
+	for _, test := range []struct {
+		signal   unix.Signal
+		code     int
+		path     string
+		complete bool
+	}{
+		{unix.SIGINT, 4, upTo("Run") + " RollingBack Canceled", false},
+		// The same command is the run that the task was handed back for.
+		{unix.SIGTERM, 0, upTo("Run") + " RollingBack Interrupted " + complete, true},
+	} {
+		t.Run(test.signal.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newStuck(t, "Run", "")
+			b := s.begin(t, "--stop-grace", "10m")
+			b.signal(t, test.signal)
+			b.entered(t, "RollingBack")
+			b.Kill(t)
+			if is := s.Status(t, 3, s.task.ID); is.Running || is.State != "RollingBack" {
+				t.Errorf("status after the crash: %+v", is)
+			}
+			if ids := s.running(t); len(ids) != 1 {
+				t.Fatalf("%d containers run, want the one that was being stopped", len(ids))
+			}
+			s.Write(t, "mode", "go")
+			s.MustRun(t, test.code, s.task, "--stop-grace", "1s")
+			if got := s.Path(t, s.task.ID); got != test.path {
+				t.Errorf("the task went through %s, want %s", got, test.path)
+			}
+			if test.complete {
+				s.whole(t)
+			} else {
+				s.Clean(t)
+			}
+		})
+	}
+}
+
+// What the container did while nobody watched it counts.
+func TestExecutorEndsWhileDead(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "dead", rig.Spec{})
+	task := tes.Task{
+		ID: "ends-while-dead",
+		Executors: []tes.Executor{
+			{Image: image.Digest, Stdout: "/data/out", Stderr: "/data/err", Command: []string{"sh", "-c",
+				`echo begin; echo begin >&2; echo 0 >> /data/ran; until [ -e /data/go ]; do sleep 0.1; done; echo end; echo end >&2; exit 7`}},
+			Sh(image.Digest, "echo 1 >> /data/ran"),
+		},
+		Outputs: []tes.Output{{Path: "/data", URL: filepath.Join(w.Dir, "out"), Type: tes.Directory}},
+		Volumes: []string{"/data"},
+	}
+	s := &stuck{World: w, gate: newGate()}
+	b := w.Start(t, task)
+	eventually(t, "the executor to run", func() bool { return s.inTree("ran") != "" })
+	b.Kill(t)
+	s.release(t)
+	eventually(t, "the container to end", func() bool { return len(w.running(t)) == 0 })
+	o := w.MustRun(t, 1, task)
+	l := o.Log(t)
+	if o.Task.State != tes.ExecutorError || len(l.Logs) != 1 || l.Logs[0].ExitCode != 7 ||
+		l.Logs[0].Stdout != "begin\nend\n" || l.Logs[0].Stderr != "begin\nend\n" {
+		t.Errorf("the result is %s with %+v", o.Task.State, l.Logs)
+	}
+	for name, want := range map[string]string{"out": "begin\nend\n", "err": "begin\nend\n", "ran": "0\n"} {
+		if got := w.Read(t, "out/"+name); got != want {
+			t.Errorf("output %s is %q, want %q", name, got, want)
+		}
+	}
+	w.Clean(t)
+}
+
+// However often the program is killed, the executor goes on, and its output
+// comes whole and once.
+func TestOutputOverManyKills(t *testing.T) {
+	t.Parallel()
+	const lines, kills = 3000, 6
+	w := NewWorld(t)
+	image := w.Image(t, "lines", rig.Spec{})
+	script := fmt.Sprintf(`echo ran >> /data/ran
+		i=0; while [ $i -lt %d ]; do i=$((i+1)); echo "line $i"; echo "error $i" >&2
+		[ $((i %% 100)) = 0 ] && sleep 0.1; done; echo done > /data/done; until [ -e /data/go ]; do sleep 0.1; done`, lines)
+	task := tes.Task{
+		ID:        "many-kills",
+		Executors: []tes.Executor{{Image: image.Digest, Command: []string{"sh", "-c", script}, Stdout: "/data/out", Stderr: "/data/err"}},
+		Outputs:   []tes.Output{{Path: "/data", URL: filepath.Join(w.Dir, "out"), Type: tes.Directory}},
+		Volumes:   []string{"/data"},
+	}
+	s := &stuck{World: w, gate: newGate()}
+	random, seed := seeded()
+	t.Logf("seed %d", seed)
+	b := w.Start(t, task)
+	b.Until(t, "executor started")
+	for range kills {
+		time.Sleep(time.Duration(random.Int64N(int64(300 * time.Millisecond))))
+		b.Kill(t)
+		b = w.Start(t, task)
+		b.Until(t, "executor found again")
+	}
+	eventually(t, "the executor's last line", func() bool { return s.inTree("done") != "" })
+	b.Kill(t)
+	s.release(t)
+	o := w.MustRun(t, 0, task)
+	var out, errs strings.Builder
+	for i := 1; i <= lines; i++ {
+		fmt.Fprintf(&out, "line %d\n", i)
+		fmt.Fprintf(&errs, "error %d\n", i)
+	}
+	if got := w.Read(t, "out/out"); got != out.String() {
+		t.Errorf("stdout has %d bytes, want %d", len(got), out.Len())
+	}
+	if got := w.Read(t, "out/err"); got != errs.String() {
+		t.Errorf("stderr has %d bytes, want %d", len(got), errs.Len())
+	}
+	if got := w.Read(t, "out/ran"); got != "ran\n" {
+		t.Errorf("the executor ran: %q", got)
+	}
+	tail := o.Log(t).Logs[0].Stdout
+	if tail == "" || !strings.HasSuffix(out.String(), tail) {
+		t.Errorf("the result's stdout is not the end of it: %q", tail)
+	}
+	if got := o.Log(t).Metadata["deckhand.resumed"]; got != fmt.Sprint(kills+1) {
+		t.Errorf("resumed %s times, want %d", got, kills+1)
+	}
+	w.Clean(t)
+}
+
+// seeded returns a source of random numbers, and the seed that repeats it:
+// DECKHAND_TEST_SEED.
+func seeded() (*rand.Rand, uint64) {
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("DECKHAND_TEST_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			panic(err)
+		}
+	}
+	return rand.New(rand.NewPCG(seed, 0)), seed
+}
+
+// A task of two executors, killed at any instant, some of them twice. Every
+// other task has another image, so that pulls and deletions are hit too.
+func TestKilledAtRandom(t *testing.T) {
+	t.Parallel()
+	const rounds = 25
+	w := logged(NewWorld(t))
+	random, seed := seeded()
+	t.Logf("seed %d", seed)
+	images := []rig.Ref{
+		w.Image(t, "random-a", rig.Spec{Marker: "a", Volumes: []string{"/scratch"}}),
+		w.Image(t, "random-b", rig.Spec{Marker: "b"}),
+	}
+	content := "of the document"
+	input := w.Write(t, "in/file", strings.Repeat("input\n", 1000))
+	w.Write(t, "in/dir/a", "a")
+	w.Write(t, "in/dir/b/c", "c")
+	task := func(i int) tes.Task {
+		image := images[i%len(images)].Digest
+		return tes.Task{
+			ID: fmt.Sprint("random-", i),
+			Inputs: []tes.Input{
+				{URL: input, Path: "/in/file"},
+				{URL: filepath.Join(w.Dir, "in/dir"), Path: "/in/dir", Type: tes.Directory},
+				{Content: &content, Path: "/in/content"},
+			},
+			Executors: []tes.Executor{
+				{Image: image, Command: []string{"sh", "-c", "echo one >> /data/ran; cat /in/file; sleep 0.2"}, Stdout: "/data/stdout"},
+				Sh(image, "echo two >> /data/ran; sleep 0.2; cat /in/content /in/dir/a /in/dir/b/c > /data/all"),
+			},
+			Outputs: []tes.Output{{Path: "/data", URL: filepath.Join(w.Dir, "out", fmt.Sprint(i)), Type: tes.Directory}},
+			Volumes: []string{"/data"},
+		}
+	}
+	want := map[string]string{
+		"ran": "one\ntwo\n", "stdout": strings.Repeat("input\n", 1000), "all": content + "ac",
+	}
+	check := func(i int) {
+		t.Helper()
+		id := fmt.Sprint("random-", i)
+		for name, content := range want {
+			if got := w.Read(t, filepath.Join("out", fmt.Sprint(i), name)); got != content {
+				t.Errorf("round %d: output %s is %q, want %q", i, name, got, content)
+			}
+		}
+		if names, _ := filepath.Glob(filepath.Join(w.Dir, "out", fmt.Sprint(i), "*")); len(names) != len(want) {
+			t.Errorf("round %d: published are %v", i, names)
+		}
+		if hidden, _ := filepath.Glob(filepath.Join(w.Dir, "out", fmt.Sprint(i), ".*")); len(hidden) > 0 {
+			t.Errorf("round %d: unfinished outputs are left: %v", i, hidden)
+		}
+		if got := w.Path(t, id); got != complete {
+			t.Errorf("round %d: the task went through %s", i, got)
+		}
+		last := w.Images(t).Last
+		if wanted := images[i%len(images)]; len(last) != 1 || last[0].Reference != wanted.Digest || last[0].Phase != "present" {
+			t.Errorf("round %d: the last-image record is %+v", i, last)
+		}
+		if !HasImage(t, images[i%len(images)].ID) || HasImage(t, images[(i+1)%len(images)].ID) {
+			t.Errorf("round %d: the images on the node are not the ledger's", i)
+		}
+		w.Clean(t)
+	}
+	w.MustRun(t, 0, task(1)) // brings the image that the first round replaces
+	began := time.Now()
+	w.MustRun(t, 0, task(0))
+	whole := time.Since(began)
+	check(0)
+	for i := 1; i <= rounds; i++ {
+		task := task(i + 1)
+		var where []string
+		for range 1 + random.IntN(2) {
+			// Any instant of the whole, or shortly after a state was entered:
+			// most states are short.
+			b, after := w.Start(t, task), "the start"
+			delay := time.Duration(random.Int64N(int64(whole)))
+			if states := strings.Fields(complete); random.IntN(2) == 0 {
+				after, delay = states[random.IntN(len(states))], time.Duration(random.Int64N(int64(100*time.Millisecond)))
+				b.passed(`"state":"` + after + `"`)
+			}
+			time.Sleep(delay)
+			_ = b.Process.Kill() // it may have ended
+			b.End(t)
+			state := "before it began"
+			if r := w.Deckhand(t, "status", task.ID, "--json"); r.Code != 4 {
+				var s taskStatus
+				if err := json.Unmarshal([]byte(r.Stdout), &s); err != nil {
+					t.Fatalf("status: %v: %+v", err, r)
+				}
+				state = s.State
+			}
+			where = append(where, fmt.Sprintf("%s after %s (%s)", delay.Round(time.Millisecond), after, state))
+		}
+		w.MustRun(t, 0, task)
+		check(i + 1)
+		t.Logf("round %d: killed %s", i, strings.Join(where, " and "))
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+}
+
+// Another task that comes to the node first rolls back what a dead one left.
+// What was published stays, and what was half published goes.
+func TestAnotherTaskRollsBack(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "other", rig.Spec{Volumes: []string{"/scratch"}})
+	task := tes.Task{
+		ID:        "dead",
+		Executors: []tes.Executor{Sh(image.Digest, "echo small > /data/small; head -c 4194304 /dev/zero > /data/large")},
+		Outputs: []tes.Output{
+			{Path: "/data/small", URL: filepath.Join(w.Dir, "out/small")},
+			{Path: "/data/large", URL: filepath.Join(w.Dir, "out/large")},
+		},
+		Volumes: []string{"/data"},
+	}
+	env := w.Env
+	w.Env = append(env[:len(env):len(env)], "DECKHAND_TRANSFER_BANDWIDTH=65536", "DECKHAND_TRANSFER_PARALLEL=1")
+	b := w.Start(t, task)
+	eventually(t, "a published output and a half-published one", func() bool {
+		hidden, _ := filepath.Glob(filepath.Join(w.Dir, "out/.*"))
+		_, err := os.Stat(filepath.Join(w.Dir, "out/small"))
+		return len(hidden) == 1 && err == nil
+	})
+	b.Kill(t)
+	w.Env = env
+	if len(w.Containers(t)) != 1 || len(w.TaskDirs(t)) != 1 {
+		t.Fatal("the dead task has left nothing to roll back")
+	}
+
+	next := tes.Task{ID: "next", Executors: []tes.Executor{Sh(image.Digest, "true")}}
+	w.MustRun(t, 0, next)
+	if got, want := w.Path(t, "dead"), working+" RollingBack Interrupted"; got != want {
+		t.Errorf("the dead task went through %s, want %s", got, want)
+	}
+	if got := w.Path(t, "next"); got != complete {
+		t.Errorf("the next task went through %s", got)
+	}
+	ended, began := w.Records(t, "dead"), w.Records(t, "next")
+	if last := ended[len(ended)-1]; !last.Time.Before(began[0].Time) || !strings.Contains(last.Reason, "next") {
+		t.Errorf("the roll-back ended at %s (%s), the next task began at %s", last.Time, last.Reason, began[0].Time)
+	}
+	if got := w.Read(t, "out/small"); got != "small\n" {
+		t.Errorf("the published output is %q", got)
+	}
+	if _, err := os.Stat(filepath.Join(w.Dir, "out/large")); err == nil {
+		t.Error("the half-published output has its name")
+	}
+	w.tidy(t)
+	w.Clean(t)
+	if is := w.Status(t, 1, "dead"); is.State != "Interrupted" || is.ResultState != "" {
+		t.Errorf("status of the dead task: %+v", is)
+	}
+
+	o := w.MustRun(t, 0, task)
+	if len(o.Task.Logs) != 2 || w.Read(t, "out/large") != strings.Repeat("\x00", 4194304) {
+		t.Errorf("the dead task's next attempt has %d logs", len(o.Task.Logs))
+	}
+	w.Clean(t)
+}
+
+// A container that somebody removed while nobody watched is lost: its task
+// starts over in a pristine work tree, so often as the settings allow.
+func TestContainerRemovedWhileDead(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	s.Env = append(s.Env, "DECKHAND_RUN_MAX_ATTEMPTS=2")
+	lose := func(b *Background) {
+		t.Helper()
+		b.Kill(t)
+		s.Docker(t, "rm", "--force", "--volumes", s.running(t)[0])
+	}
+	lose(s.begin(t))
+	b := s.Start(t, s.task)
+	b.Until(t, `"attempt":2`)
+	s.still(t, b)
+	if again, err := os.ReadFile(s.inTree("ran")); err != nil || string(again) != "ran\n" {
+		t.Errorf("the second attempt did not begin with a pristine work tree: %q, %v", again, err)
+	}
+	if is := s.Status(t, 3, s.task.ID); is.Attempt != 2 {
+		t.Errorf("status: %+v", is)
+	}
+	lose(b)
+	o := s.MustRun(t, 78, s.task)
+	if o.Task.State != tes.SystemError || len(o.Task.Logs) != 2 || !strings.Contains(o.Stderr, "run.max_attempts") {
+		t.Errorf("the result is %s with %d logs:\n%s", o.Task.State, len(o.Task.Logs), o.Stderr)
+	}
+	lost := upTo("Run") + " RollingBack "
+	if got, want := s.Path(t, s.task.ID), lost+"Interrupted "+lost+"SystemError"; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+	// What was asked for anew is not held back by what was lost before.
+	s.release(t)
+	s.MustRun(t, 0, s.task)
+	s.whole(t)
+}
+
+// An unfinished task is not taken up under another document.
+func TestOtherDocument(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	s.begin(t).Kill(t)
+	id := s.running(t)[0]
+	other := tes.Task{
+		ID:        s.task.ID,
+		Executors: []tes.Executor{{Image: s.task.Executors[0].Image, Command: []string{"echo", "other"}}},
+	}
+	before := len(s.Records(t, other.ID))
+	o := s.MustRun(t, 2, other)
+	if !strings.Contains(o.Stderr, "--fresh") || !strings.Contains(o.Stderr, other.ID) {
+		t.Errorf("the refusal does not say what to do: %s", o.Stderr)
+	}
+	if now := s.running(t); len(now) != 1 || now[0] != id {
+		t.Errorf("the container was touched: %v runs, want %s", now, id)
+	}
+	if after := len(s.Records(t, other.ID)); after != before {
+		t.Errorf("the refused run has written %d records", after-before)
+	}
+	o = s.MustRun(t, 0, other, "--fresh", "--stop-grace", "1s")
+	if got := o.Log(t).Logs; len(o.Task.Logs) != 2 || len(got) != 1 || got[0].Stdout != "other\n" {
+		t.Errorf("the fresh run's logs are %+v", o.Task.Logs)
+	}
+	if got, want := s.Path(t, other.ID), upTo("Run")+" RollingBack Interrupted "+complete; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+}
+
+// A Complete task is not run again, unless --fresh asks for it.
+func TestCompleteIsRepeated(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "repeat", rig.Spec{})
+	input := w.Write(t, "in", "input")
+	task := tes.Task{
+		ID:        "repeat",
+		Inputs:    []tes.Input{{URL: input, Path: "/in/file"}},
+		Executors: []tes.Executor{Sh(image.Tag, "cat /in/file")},
+	}
+	first := w.MustRun(t, 0, task)
+	records := len(w.Records(t, task.ID))
+	w.Registry.Reset()
+	w.Write(t, "in", "changed")
+	again := w.MustRun(t, 0, task)
+	a, _ := json.Marshal(first.Task)
+	b, _ := json.Marshal(again.Task)
+	if string(a) != string(b) {
+		t.Errorf("the repeated result is\n%s\nand was\n%s", b, a)
+	}
+	if now := len(w.Records(t, task.ID)); now != records {
+		t.Errorf("the repetition wrote %d records", now-records)
+	}
+	if asked := w.Registry.Requests(); len(asked) > 0 {
+		t.Errorf("the repetition asked the registry: %v", asked)
+	}
+	fresh := w.MustRun(t, 0, task, "--fresh")
+	if l := fresh.Log(t); len(fresh.Task.Logs) != 2 || l.Logs[0].Stdout != "changed" {
+		t.Errorf("the fresh run's logs are %+v", fresh.Task.Logs)
+	}
+	w.Clean(t)
+}
+
+// recovery is what recover --json prints.
+type recovery struct {
+	RolledBack []string `json:"rolled_back"`
+	Running    []string `json:"running"`
+	Problems   []string `json:"problems"`
+}
+
+func (w *World) recover(t *testing.T, args ...string) (r recovery) {
+	t.Helper()
+	out := w.Deckhand(t, append([]string{"recover", "--json"}, args...)...)
+	if out.Code != 0 {
+		t.Fatalf("recover: %+v", out)
+	}
+	if err := json.Unmarshal([]byte(out.Stdout), &r); err != nil {
+		t.Fatalf("recover: %v: %+v", err, out)
+	}
+	return r
+}
+
+func TestRecover(t *testing.T) {
+	t.Parallel()
+	nothing := func(t *testing.T, r recovery) {
+		t.Helper()
+		if len(r.RolledBack)+len(r.Running)+len(r.Problems) > 0 {
+			t.Errorf("recover found %+v, want nothing", r)
+		}
+	}
+	t.Run("never used", func(t *testing.T) {
+		t.Parallel()
+		w := NewWorld(t)
+		nothing(t, w.recover(t))
+		if _, err := os.Stat(w.Root); err == nil {
+			t.Error("recover has made the root")
+		}
+	})
+	t.Run("killed in each state", func(t *testing.T) {
+		t.Parallel()
+		for _, state := range stuckStates {
+			t.Run(state, func(t *testing.T) {
+				t.Parallel()
+				s := newStuck(t, state, "trap 'exit 9' TERM")
+				s.begin(t).Kill(t)
+				if r := s.recover(t, "--stop-grace", "1s"); len(r.RolledBack) != 1 || r.RolledBack[0] != s.task.ID || len(r.Problems) > 0 {
+					t.Errorf("recover: %+v", r)
+				}
+				if got, want := s.Path(t, s.task.ID), upTo(state)+" RollingBack Interrupted"; got != want {
+					t.Errorf("the task went through %s, want %s", got, want)
+				}
+				nothing(t, s.recover(t))
+				s.release(t)
+				if state == "Scrub" {
+					// Only what the task made is rolled back; the next scrub meets the rest.
+					s.Deckhand(t, "scrub")
+				}
+				s.tidyUnlessPublished(t)
+				s.Clean(t)
+				s.MustRun(t, 0, s.task)
+				s.whole(t)
+			})
+		}
+	})
+	t.Run("canceled", func(t *testing.T) {
+		t.Parallel()
+		s := newStuck(t, "Run", "")
+		b := s.begin(t, "--stop-grace", "10m")
+		b.signal(t, unix.SIGINT)
+		b.entered(t, "RollingBack")
+		b.Kill(t)
+		s.recover(t, "--stop-grace", "1s")
+		if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Canceled"; got != want {
+			t.Errorf("the task went through %s, want %s", got, want)
+		}
+		s.Clean(t)
+	})
+	t.Run("running", func(t *testing.T) {
+		t.Parallel()
+		s := newStuck(t, "Run", "")
+		b := s.begin(t)
+		if r := s.recover(t); len(r.Running) != 1 || r.Running[0] != s.task.ID || len(r.RolledBack) > 0 {
+			t.Errorf("recover: %+v", r)
+		}
+		s.release(t)
+		b.ends(t, 0)
+		s.whole(t)
+		nothing(t, s.recover(t))
+	})
+	t.Run("Docker is down", func(t *testing.T) {
+		t.Parallel()
+		s := newStuck(t, "Run", "")
+		s.begin(t).Kill(t)
+		host, env := s.DockerHost, s.Env
+		s.DockerHost, s.Env = "unix:///nowhere.sock", append(env[:len(env):len(env)], "DECKHAND_ENGINE_WAIT=0s")
+		if r := s.recover(t); len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "nowhere.sock") {
+			t.Errorf("recover: %+v", r)
+		}
+		if is := s.Status(t, 3, s.task.ID); is.State != "Run" {
+			t.Errorf("status: %+v", is)
+		}
+		s.DockerHost, s.Env = host, env
+		s.release(t)
+		s.MustRun(t, 0, s.task)
+		s.whole(t)
+	})
+	t.Run("unusable journal", func(t *testing.T) {
+		t.Parallel()
+		w := NewWorld(t)
+		if err := os.MkdirAll(w.Root, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(w.Root, "journal"), []byte("no directory"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r := w.Deckhand(t, "recover"); r.Code != 78 || !strings.Contains(r.Stderr, "journal") {
+			t.Errorf("recover: %+v", r)
+		}
+	})
+}
+
+// tidyUnlessPublished checks that nothing unfinished lies where outputs go.
+func (s *stuck) tidyUnlessPublished(t *testing.T) {
+	t.Helper()
+	s.tidy(t)
+	if s.state == "Upload" {
+		return // what was published stays
+	}
+	if _, err := os.Stat(filepath.Join(s.Dir, "out")); err == nil {
+		t.Error("something was published")
+	}
+}
+
+func TestDockerDownAtStart(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	host := w.DockerHost
+	w.DockerHost = "unix:///nowhere.sock"
+	w.Env = append(w.Env, "DECKHAND_ENGINE_WAIT=300ms")
+	task := tes.Task{ID: "down", Executors: []tes.Executor{Sh("example.org/none:1", "true")}}
+	o := w.MustRun(t, 78, task)
+	if o.Task.State != tes.SystemError || !strings.Contains(o.Stderr, "nowhere.sock") || !strings.Contains(o.Stderr, "--docker-host") {
+		t.Errorf("the run does not say what is wrong: %s with %s", o.Task.State, o.Stderr)
+	}
+	if _, err := os.Stat(w.Root); err == nil {
+		t.Error("the run has made the root")
+	}
+	w.DockerHost = host
+	if r := w.Deckhand(t, "status", "down"); r.Code != 4 {
+		t.Errorf("status of a task that never began: %+v", r)
+	}
+}
+
+// The daemon is killed while the executor runs, and comes back: without
+// live-restore the container is lost with it.
+func TestDaemonKilledInRun(t *testing.T) {
+	t.Parallel()
+	d := rig.NewDaemon(t)
+	w := logged(NewWorldOn(t, d))
+	image := w.Image(t, "daemon", rig.Spec{})
+	mode := w.Write(t, "mode", "wait")
+	task := tes.Task{
+		Inputs: []tes.Input{{URL: mode, Path: "/in/mode"}},
+		Executors: []tes.Executor{
+			Sh(image.Digest, "echo one >> /data/ran; until grep -q go /in/mode; do sleep 0.1; done"),
+			Sh(image.Digest, "echo two >> /data/ran"),
+		},
+		Outputs: []tes.Output{{Path: "/data/ran", URL: filepath.Join(w.Dir, "out/ran")}},
+		Volumes: []string{"/data"},
+	}
+	s := &stuck{World: w, gate: newGate()}
+
+	for _, killed := range []string{"running", "starting"} {
+		task.ID = "daemon-killed-" + killed
+		w.Write(t, "mode", "wait")
+		b := w.Start(t, task)
+		if killed == "running" {
+			b.Until(t, "executor started")
+		}
+		// The command runs before Docker says that it has started it.
+		eventually(t, "the executor to run", func() bool { return s.inTree("ran") != "" })
+		w.Write(t, "mode", "go") // read again by the next attempt only
+		d.Kill(t)
+		b.Until(t, "waiting") // for Docker
+		d.Start(t)
+		b.ends(t, 0)
+		lost := upTo("Run") + " RollingBack Interrupted "
+		if got, want := w.Path(t, task.ID), lost+complete; got != want {
+			t.Errorf("%s: the task went through %s, want %s", task.ID, got, want)
+		}
+		if got := w.Read(t, "out/ran"); got != "one\ntwo\n" {
+			t.Errorf("%s: the executors ran: %q", task.ID, got)
+		}
+		w.Clean(t)
+	}
+
+	// Gone for longer than it is waited for: the journal tells, and when it is
+	// back the same command starts over.
+	task.ID = "daemon-gone"
+	w.Write(t, "mode", "wait")
+	env := w.Env
+	w.Env = append(env[:len(env):len(env)], "DECKHAND_ENGINE_WAIT=1s")
+	result := filepath.Join(w.Dir, "result.json")
+	b := w.Start(t, task, "--result", result)
+	b.Until(t, "executor started")
+	d.Kill(t)
+	log := b.ends(t, 78)
+	if !strings.Contains(log, "cannot reach Docker") {
+		t.Errorf("the log does not name Docker:\n%s", log)
+	}
+	var told tes.Task
+	if err := json.Unmarshal([]byte(w.Read(t, "result.json")), &told); err != nil || told.State != tes.SystemError {
+		t.Errorf("the result is %s (%v)", told.State, err)
+	}
+	if is := w.Status(t, 3, task.ID); is.Running || is.State != "RollingBack" || !strings.Contains(is.Reason, "cannot reach Docker") {
+		t.Errorf("status: %+v", is)
+	}
+	w.MustRun(t, 78, task) // still gone
+	d.Start(t)
+	w.Env = env
+	w.Write(t, "mode", "go")
+	w.MustRun(t, 0, task)
+	if got, want := w.Path(t, task.ID), upTo("Run")+" RollingBack SystemError "+complete; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	if got := w.Read(t, "out/ran"); got != "one\ntwo\n" {
+		t.Errorf("the executors ran: %q", got)
+	}
+	w.Clean(t)
+}
+
+func TestStatusOfUnknownTask(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	for _, when := range []string{"before anything ran", "after a run"} {
+		if r := w.Deckhand(t, "status", "unheard-of"); r.Code != 4 || !strings.Contains(r.Stderr, "unheard-of") {
+			t.Errorf("%s: %+v", when, r)
+		}
+		w.MustRun(t, 0, tes.Task{ID: "known", Executors: []tes.Executor{Sh(w.Image(t, "known", rig.Spec{}).Digest, "true")}})
+	}
+}

@@ -1,0 +1,255 @@
+package system
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/tes"
+)
+
+// When the engine starts a task again while its first process lives, the second
+// one takes it over as it is: exactly one goes on, and nothing is started again.
+func TestSecondProcessTakesOver(t *testing.T) {
+	for _, state := range stuckStates {
+		for _, frozen := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/frozen=%v", state, frozen), func(t *testing.T) {
+				t.Parallel()
+				s := newStuck(t, state, "")
+				first := s.begin(t)
+				started := s.started(t)
+				if frozen {
+					first.signal(t, unix.SIGSTOP)
+				}
+				second := s.Start(t, s.task, s.args...)
+				if log := first.ends(t, 75); !strings.Contains(log, "another process goes on") {
+					t.Errorf("the first process does not say why it leaves:\n%s", log)
+				}
+				second.Until(t, `"resuming"`)
+				if is := s.Status(t, 3, s.task.ID); !is.Running || is.Owner == nil || is.Owner.PID != second.Process.Pid {
+					t.Errorf("status: %+v, want process %d", is, second.Process.Pid)
+				}
+				if state == "Run" {
+					second.Until(t, "executor found again")
+					if now := s.started(t); now != started {
+						t.Errorf("the container was restarted: %s, was %s", now, started)
+					}
+				}
+				s.release(t)
+				second.ends(t, 0)
+				if got := s.Path(t, s.task.ID); got != complete {
+					t.Errorf("the task went through %s, want %s", got, complete)
+				}
+				s.whole(t)
+			})
+		}
+	}
+}
+
+// started says which containers run, and since when.
+func (w *World) started(t *testing.T) string {
+	t.Helper()
+	ids := w.running(t)
+	if len(ids) == 0 {
+		return ""
+	}
+	return w.Docker(t, append([]string{"inspect", "--format", "{{.Id}} {{.State.StartedAt}}"}, ids...)...)
+}
+
+// A roll-back that is taken over ends as it was going to.
+func TestSecondProcessTakesOverRollBack(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	first := s.begin(t, "--stop-grace", "10m")
+	first.signal(t, unix.SIGINT)
+	first.entered(t, "RollingBack")
+	second := s.Start(t, s.task, "--stop-grace", "1s")
+	first.ends(t, 75)
+	second.ends(t, 4)
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Canceled"; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+}
+
+// A signal that comes while the first process is being fenced is not lost: the
+// task is rolled back, by whoever has it then.
+func TestSignalWhileTakingOver(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "trap 'exit 9' TERM")
+	first := s.begin(t)
+	second := s.Start(t, s.task)
+	second.Until(t, "fencing")
+	second.signal(t, unix.SIGTERM)
+	first.ends(t, 75)
+	second.ends(t, 75)
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+}
+
+// However many processes come at once, one of them ends the task.
+func TestManyProcessesAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "", "sleep 0.5")
+	var all []*Background
+	for range 5 {
+		all = append(all, s.Start(t, s.task))
+	}
+	ended := 0
+	for _, b := range all {
+		switch code, log := b.End(t); code {
+		case 0:
+			ended++
+		case 75:
+		default:
+			t.Errorf("exit code is %d\n%s", code, log)
+		}
+	}
+	if ended == 0 {
+		t.Error("none of them has ended the task")
+	}
+	if got := s.Path(t, s.task.ID); got != complete {
+		t.Errorf("the task went through %s, want %s", got, complete)
+	}
+	s.whole(t)
+}
+
+// The owner is not fenced for the sake of another document, unless --fresh
+// asks for it.
+func TestOtherDocumentWhileRunning(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "trap 'exit 9' TERM")
+	first := s.begin(t)
+	started := s.started(t)
+	other := tes.Task{
+		ID:        s.task.ID,
+		Executors: []tes.Executor{{Image: s.task.Executors[0].Image, Command: []string{"echo", "other"}}},
+	}
+	if o := s.MustRun(t, 2, other); !strings.Contains(o.Stderr, "--fresh") {
+		t.Errorf("the refusal does not say what to do: %s", o.Stderr)
+	}
+	if now := s.started(t); now != started {
+		t.Errorf("the container is %q, was %q", now, started)
+	}
+	if is := s.Status(t, 3, s.task.ID); !is.Running || is.Owner.PID != first.Process.Pid {
+		t.Errorf("status: %+v", is)
+	}
+	o := s.MustRun(t, 0, other, "--fresh")
+	first.ends(t, 75)
+	if l := o.Log(t); len(o.Task.Logs) != 2 || l.Logs[0].Stdout != "other\n" {
+		t.Errorf("the logs are %+v", o.Task.Logs)
+	}
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted "+complete; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+}
+
+// Another task waits as long as it is told to.
+func TestAnotherTaskWaits(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	first := s.begin(t)
+	other := tes.Task{ID: "other", Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "true")}}
+	o := s.MustRun(t, 75, other)
+	if !strings.Contains(o.Stderr, s.task.ID) || !strings.Contains(o.Stderr, "--lock-wait") {
+		t.Errorf("it does not say who has the node: %s", o.Stderr)
+	}
+	if o.Task.State != "" {
+		t.Errorf("a result was written, though the task has to run again: %s", o.Task.State)
+	}
+	for _, test := range []struct {
+		signal unix.Signal
+		code   int
+	}{{unix.SIGTERM, 75}, {unix.SIGINT, 4}} {
+		b := s.Start(t, other, "--lock-wait", "10m")
+		b.Until(t, "busy")
+		b.signal(t, test.signal)
+		b.ends(t, test.code)
+	}
+	if r := s.Deckhand(t, "status", "other"); r.Code != 4 {
+		t.Errorf("status of a task that never began: %+v", r)
+	}
+	second := s.Start(t, other, "--lock-wait", "10m")
+	second.Until(t, "busy")
+	s.release(t)
+	first.ends(t, 0)
+	second.ends(t, 0)
+	s.whole(t)
+	mine, others := s.Records(t, s.task.ID), s.Records(t, "other")
+	if end := mine[len(mine)-1].Time; others[0].Time.Before(end) {
+		t.Errorf("the other task began at %s, before the first had ended at %s", others[0].Time, end)
+	}
+}
+
+// The process that has the dead owner's number now is not the owner.
+func TestReusedPidIsNotShot(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	s.begin(t).Kill(t)
+
+	innocent := exec.Command("sleep", "1h")
+	if err := innocent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = innocent.Process.Kill()
+		_ = innocent.Wait() // killed
+	})
+	self, err := node.Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := node.Owner{Process: self, Task: s.task.ID, Since: time.Now()}
+	owner.PID, owner.Start = innocent.Process.Pid, 1
+	text, err := json.Marshal(owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func() {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(s.Root, "owner.json"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	if is := s.Status(t, 3, s.task.ID); is.Running {
+		t.Errorf("status: %+v", is)
+	}
+	if r := s.Deckhand(t, "cancel", s.task.ID); r.Code == 0 {
+		t.Errorf("cancel: %+v", r)
+	}
+
+	// The root is held, by somebody who is not written down.
+	lock, err := os.OpenFile(filepath.Join(s.Root, "lock"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s.MustRun(t, 75, s.task, "--fresh") // for any document
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	write()
+	b := s.Start(t, s.task)
+	b.Until(t, "executor found again")
+	s.release(t)
+	b.ends(t, 0)
+	s.whole(t)
+	if pid, err := unix.Wait4(innocent.Process.Pid, nil, unix.WNOHANG, nil); pid != 0 || err != nil {
+		t.Errorf("the innocent process has ended (%d, %v)", pid, err)
+	}
+}

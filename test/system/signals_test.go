@@ -1,0 +1,223 @@
+package system
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/tes"
+)
+
+// A run that is told to stop in any state rolls back, whatever it waits for.
+func TestSignalInEachState(t *testing.T) {
+	for _, state := range stuckStates {
+		for _, test := range []struct {
+			signal unix.Signal
+			code   int
+			final  string
+			result tes.State // of the result document; empty when there is none
+			reason string
+		}{
+			{unix.SIGTERM, 75, "Interrupted", "", "interrupted by the engine"},
+			{unix.SIGINT, 4, "Canceled", tes.Canceled, "canceled by the user"},
+		} {
+			t.Run(state+"/"+test.signal.String(), func(t *testing.T) {
+				t.Parallel()
+				s := newStuck(t, state, "trap 'exit 9' TERM")
+				result := filepath.Join(s.Dir, "result.json")
+				b := s.begin(t, "--result", result)
+				b.signal(t, test.signal)
+				b.ends(t, test.code)
+				if got, want := s.Path(t, s.task.ID), upTo(state)+" RollingBack "+test.final; got != want {
+					t.Errorf("the task went through %s, want %s", got, want)
+				}
+				for _, r := range s.Records(t, s.task.ID) {
+					if r.To == "RollingBack" && r.Kind == "transition" && r.Reason != test.reason {
+						t.Errorf("the journal says %q, want %q", r.Reason, test.reason)
+					}
+				}
+				s.hasResult(t, result, test.result)
+				if is := s.Status(t, 1, s.task.ID); is.Running || is.State != test.final {
+					t.Errorf("status: %+v", is)
+				}
+				s.release(t)
+				if state == "Scrub" {
+					// What the task did not make is the next scrub's.
+					s.Deckhand(t, "scrub")
+				}
+				s.tidyUnlessPublished(t)
+				s.Clean(t)
+
+				s.MustRun(t, 0, s.task)
+				s.whole(t)
+			})
+		}
+	}
+}
+
+// hasResult checks a result document: that there is none, or its state and that
+// it tells of an executor that was stopped.
+func (s *stuck) hasResult(t *testing.T, name string, want tes.State) {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if want == "" {
+		if err == nil {
+			t.Errorf("a result was written, though the task runs again: %s", text)
+		}
+		return
+	}
+	var task tes.Task
+	if err := json.Unmarshal(text, &task); err != nil {
+		t.Fatalf("result: %v", err)
+	}
+	if task.State != want || len(task.Logs) != 1 {
+		t.Fatalf("the result is %s with %d logs, want %s with one", task.State, len(task.Logs), want)
+	}
+	executors := task.Logs[0].Logs
+	if s.state == "Run" && (len(executors) != 1 || executors[0].ExitCode != 9 || executors[0].EndTime.IsZero()) {
+		t.Errorf("the stopped executor's log is %+v", executors)
+	}
+}
+
+// A container that does not heed SIGTERM is killed after the grace.
+func TestStubbornContainerIsKilled(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	b := s.begin(t, "--stop-grace", "1s")
+	b.signal(t, unix.SIGTERM)
+	b.ends(t, 75)
+	s.Clean(t)
+	for _, r := range s.Records(t, s.task.ID) {
+		if r.Kind == "done" && r.Detail["what"] == "executor" && r.Detail["exit_code"] != 137.0 {
+			t.Errorf("the executor ended with %v, want SIGKILL", r.Detail["exit_code"])
+		}
+	}
+}
+
+// A hang-up is what the end of a session brings: the engine's, not the user's.
+func TestHangUp(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "trap 'exit 9' TERM")
+	b := s.begin(t)
+	b.signal(t, unix.SIGHUP)
+	b.ends(t, 75)
+	s.Clean(t)
+}
+
+// Who signals again after a second does not want to wait; the next start cleans up.
+func TestSecondSignalLeavesAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	b := s.begin(t, "--stop-grace", "10m")
+	b.signal(t, unix.SIGTERM)
+	b.entered(t, "RollingBack")
+	time.Sleep(1100 * time.Millisecond) // a sooner one counts as the first
+	b.signal(t, unix.SIGTERM)
+	if log := b.ends(t, 75); !strings.Contains(log, "leaving at once") {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+	if len(s.running(t)) != 1 {
+		t.Fatal("the container does not run: there was nothing to leave behind")
+	}
+	if is := s.Status(t, 3, s.task.ID); is.Running || is.State != "RollingBack" {
+		t.Errorf("status: %+v", is)
+	}
+	next := tes.Task{ID: "next", Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "true")}}
+	s.MustRun(t, 0, next, "--stop-grace", "1s")
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+}
+
+// Slurm sends a signal to the process and to its group: twice, at once.
+func TestTwoSignalsAtOnceAreOne(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	b := s.begin(t, "--stop-grace", "2s")
+	// Two of one number would be one for the kernel already.
+	b.signal(t, unix.SIGTERM)
+	b.signal(t, unix.SIGHUP)
+	if log := b.ends(t, 75); strings.Contains(log, "leaving at once") {
+		t.Errorf("the second one counted:\n%s", log)
+	}
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	s.Clean(t)
+}
+
+func TestCancel(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		task   string
+		before func(t *testing.T, s *stuck, b *Background)
+		after  func(t *testing.T, s *stuck, b *Background)
+	}{
+		{name: "by id", task: "stuck-in-Run"},
+		{name: "by prefix", task: "stuck-i"},
+		{name: "last", task: "last"},
+		{
+			name: "without a socket", task: "stuck-in-Run",
+			before: func(t *testing.T, s *stuck, _ *Background) {
+				if err := os.Remove(filepath.Join(s.Root, "control.sock")); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		{
+			name: "frozen owner", task: "stuck-in-Run",
+			before: func(t *testing.T, _ *stuck, b *Background) { b.signal(t, unix.SIGSTOP) },
+			after:  func(t *testing.T, _ *stuck, b *Background) { b.signal(t, unix.SIGCONT) },
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStuck(t, "Run", "trap 'exit 9' TERM")
+			result := filepath.Join(s.Dir, "result.json")
+			b := s.begin(t, "--result", result)
+			if test.before != nil {
+				test.before(t, s, b)
+			}
+			if r := s.Deckhand(t, "cancel", test.task); r.Code != 0 || !strings.Contains(r.Stdout, s.task.ID) {
+				t.Errorf("cancel: %+v", r)
+			}
+			if test.after != nil {
+				test.after(t, s, b)
+			}
+			b.ends(t, 4)
+			s.hasResult(t, result, tes.Canceled)
+			if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Canceled"; got != want {
+				t.Errorf("the task went through %s, want %s", got, want)
+			}
+			s.Clean(t)
+		})
+	}
+}
+
+// Only the task that runs can be canceled.
+func TestCancelOfAnotherTask(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	if r := s.Deckhand(t, "cancel", s.task.ID); r.Code == 0 {
+		t.Errorf("cancel on an idle node: %+v", r)
+	}
+	s.MustRun(t, 0, tes.Task{ID: "ended", Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "true")}})
+	b := s.begin(t)
+	for _, name := range []string{"ended", "unheard-of", "stuck-in-Run-2"} {
+		if r := s.Deckhand(t, "cancel", name); r.Code == 0 {
+			t.Errorf("cancel %s: %+v", name, r)
+		}
+	}
+	s.release(t)
+	b.ends(t, 0)
+	if r := s.Deckhand(t, "cancel", s.task.ID); r.Code == 0 {
+		t.Errorf("cancel of a task that has ended: %+v", r)
+	}
+	s.whole(t)
+}
