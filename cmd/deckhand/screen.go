@@ -196,7 +196,7 @@ func stateWords(was, is machine.Head) string {
 	if len(notes) > 0 {
 		words += " (" + strings.Join(notes, ", ") + ")"
 	}
-	if is.Reason != was.Reason { // else it was told already
+	if is.Reason != "" && is.Reason != was.Reason { // else it was told already
 		words += ": " + is.Reason
 	}
 	return words

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Every command that the documentation shows exists, with its flags.
+func TestDocumentedCommands(t *testing.T) {
+	checked := 0
+	for _, file := range documents(t) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range shownCommands(string(text)) {
+			checked++
+			if err := knows(c); err != nil {
+				t.Errorf("%s shows %q: %v", file, strings.Join(c, " "), err)
+			}
+		}
+	}
+	if checked < 10 {
+		t.Errorf("only %d commands were found in the documentation", checked)
+	}
+}
+
+// So do those in the examples of the help texts.
+func TestExamples(t *testing.T) {
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, line := range strings.Split(cmd.Example, "\n") {
+			for _, c := range commandsIn(line) {
+				if err := knows(c); err != nil {
+					t.Errorf("%s --help shows %q: %v", cmd.CommandPath(), line, err)
+				}
+			}
+		}
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand(&app{}))
+}
+
+// A test that cannot fail would be a defect.
+func TestKnowsWhatIsWrong(t *testing.T) {
+	for _, c := range []string{"nope", "run a b", "run a --nope", "journal verfy", "status --stderr", "graph x", "run --result"} {
+		if knows(append([]string{"deckhand"}, strings.Fields(c)...)) == nil {
+			t.Errorf("deckhand %s passes", c)
+		}
+	}
+}
+
+// The settings in force are those of the documentation, in its order.
+func TestDocumentedSettings(t *testing.T) {
+	text, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z._]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+		documented = append(documented, m[1])
+	}
+	r := newNode(t).deckhand(t, "config", "--json")
+	var settings []struct{ Key string }
+	if err := json.Unmarshal([]byte(r.stdout), &settings); err != nil {
+		t.Fatalf("%v: %+v", err, r)
+	}
+	var inForce []string
+	for _, s := range settings {
+		inForce = append(inForce, s.Key)
+	}
+	if len(documented) == 0 || !slices.Equal(documented, inForce) {
+		t.Errorf("docs/configuration.md lists %v\ndeckhand config %v", documented, inForce)
+	}
+}
+
+// The exit codes are the same wherever they are told.
+func TestDocumentedExitCodes(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := func(pattern, text string) (found []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+			found = append(found, m[1])
+		}
+		return found
+	}
+	help, readme := codes(`(?m)^ {4,}(\d+)  `, exitCodesHelp), codes(`(?m)^\| (\d+) \|`, string(text))
+	if len(help) != 8 || !slices.Equal(help, readme) {
+		t.Errorf("help exit-codes has %v, README.md has %v", help, readme)
+	}
+}
+
+func documents(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no documentation: ", err)
+	}
+	return append(files, "../../README.md")
+}
+
+var (
+	shellBlock = regexp.MustCompile("(?s)```(?:sh|console)\n(.*?)```")
+	inlineCode = regexp.MustCompile("`(deckhand [^`\n]+)`")
+)
+
+// shownCommands are the deckhand commands in the shell blocks of a document and
+// in its running text.
+func shownCommands(text string) (commands [][]string) {
+	for _, block := range shellBlock.FindAllStringSubmatch(text, -1) {
+		for _, line := range strings.Split(block[1], "\n") {
+			commands = append(commands, commandsIn(line)...)
+		}
+	}
+	for _, code := range inlineCode.FindAllStringSubmatch(text, -1) {
+		commands = append(commands, commandsIn(code[1])...)
+	}
+	return commands
+}
+
+// commandsIn finds the deckhand commands of a shell line: at its beginning,
+// after a prompt, an operator, or words such as sudo or exec.
+func commandsIn(line string) (commands [][]string) {
+	line, _, _ = strings.Cut(" "+line, " #")
+	for _, part := range regexp.MustCompile(`[|;&]+`).Split(line, -1) {
+		words := strings.Fields(part)
+		i := slices.IndexFunc(words, func(w string) bool { return w == "deckhand" || strings.HasSuffix(w, "/deckhand") })
+		if i < 0 || i > 0 && strings.HasPrefix(words[0], "-") {
+			continue
+		}
+		words = words[i:]
+		for j, w := range words {
+			words[j] = strings.Trim(w, `"'`)
+		}
+		commands = append(commands, words)
+	}
+	return commands
+}
+
+// knows says what the command line has against a command.
+func knows(words []string) error {
+	root := newRootCommand(&app{})
+	cmd, args, err := root.Find(words[1:])
+	if err != nil {
+		return err
+	}
+	cmd.InitDefaultHelpFlag()
+	cmd.InitDefaultVersionFlag()
+	if err := cmd.ParseFlags(args); err != nil && err != pflag.ErrHelp {
+		return err
+	}
+	// In running text a command may stand without what it needs.
+	if rest := cmd.Flags().Args(); len(rest) > 0 && cmd.Args != nil {
+		return cmd.Args(cmd, rest)
+	}
+	return nil
+}
