@@ -42,8 +42,9 @@ type JournalError struct{ Err error }
 func (e *JournalError) Error() string { return "cannot write the journal: " + e.Err.Error() }
 func (e *JournalError) Unwrap() error { return e.Err }
 
-// begin journals the first record of a new attempt at task.
-func begin(ctx context.Context, j Journal, task, document string) (*attempt, error) {
+// begin journals the first record of a new attempt at task, with opening as its
+// detail.
+func begin(ctx context.Context, j Journal, task, document string, opening any) (*attempt, error) {
 	previous, known, err := j.Head(task)
 	if err != nil {
 		return nil, err
@@ -63,6 +64,11 @@ func begin(ctx context.Context, j Journal, task, document string) (*attempt, err
 	}
 	node.Active = &TaskRef{Task: task, Attempt: head.Attempt}
 	r := Record{Kind: KindTransition, Event: AcceptedTask, To: Accepted}
+	if opening != nil {
+		if r.Detail, err = json.Marshal(opening); err != nil {
+			return nil, fmt.Errorf("cannot encode what attempt %d of task %s begins with: %w", head.Attempt, task, err)
+		}
+	}
 	if err := a.append(ctx, r, head, &node); err != nil {
 		return nil, err
 	}

@@ -23,20 +23,23 @@ type Machine struct {
 	// MaxAttempts bounds the attempts in a row that lose their container.
 	MaxAttempts int
 	Log         *slog.Logger
+	// Opening is what the first record of an attempt says in its detail; nil for
+	// nothing.
+	Opening any
 	// Entered is called after each transition is journaled; may be nil.
 	Entered func(Head)
 }
 
 // Start begins a new attempt and works until it has ended.
 func (m *Machine) Start(ctx context.Context, task, document string) (Head, error) {
-	a, err := begin(ctx, m.Journal, task, document)
+	a, err := begin(ctx, m.Journal, task, document, m.Opening)
 	if err != nil {
 		return Head{}, err
 	}
 	m.entered(a)
 	head, err := m.work(ctx, a)
 	for err == nil && head.State == Interrupted && head.Fault == Lost {
-		if a, err = begin(ctx, m.Journal, task, document); err != nil {
+		if a, err = begin(ctx, m.Journal, task, document, m.Opening); err != nil {
 			return head, err
 		}
 		m.entered(a)

@@ -31,7 +31,8 @@ type Record struct {
 	Time   time.Time `json:"time"`
 	BootID string    `json:"boot_id"`
 	Reason string    `json:"reason"`
-	// Detail of an intent or done names what it concerns: "what" and "name".
+	// Detail of an intent or done names what it concerns: "what" and "name". That
+	// of an attempt's first record is what the attempt was opened with.
 	Detail json.RawMessage `json:"detail"`
 	// Prev is the hash of the record before this one, empty for the first.
 	Prev string `json:"prev"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,8 +51,26 @@ func finalTask(doc *tes.Task, head machine.Head, records iter.Seq2[machine.Recor
 	return &final, nil
 }
 
+// opening is what the journal keeps of the circumstances of an attempt: by the
+// time that its result is asked for they may be others.
+type opening struct {
+	Metadata map[string]string `json:"metadata"`
+	Warnings []string          `json:"warnings,omitempty"` // about the document
+}
+
+func newOpening(d *document) opening {
+	o := opening{Warnings: d.warnings, Metadata: map[string]string{"host": hostname(), "deckhand.version": version}}
+	for _, name := range []string{"SLURM_JOB_ID", "NOMAD_ALLOC_ID", "AZ_BATCH_TASK_ID", "AWS_BATCH_JOB_ID"} {
+		if id := os.Getenv(name); id != "" {
+			o.Metadata[engineKeys[name]] = id
+		}
+	}
+	return o
+}
+
 // account is what the journal tells about one attempt.
 type account struct {
+	opening
 	start, end time.Time
 	entered    time.Time // the present state
 	seconds    map[machine.State]float64
@@ -86,7 +105,14 @@ func (a *account) add(r machine.Record) error {
 	a.end = r.Time
 	switch r.Kind {
 	case machine.KindTransition:
-		if r.From != "" {
+		if r.From == "" {
+			if err := json.Unmarshal(r.Detail, &a.opening); err != nil {
+				return err
+			}
+			for _, w := range a.Warnings {
+				a.say(r.Time, "warning: task document: "+w)
+			}
+		} else {
 			a.seconds[r.From] += r.Time.Sub(a.entered).Seconds()
 		}
 		a.entered = r.Time
@@ -157,13 +183,12 @@ func (a *account) taskLog() tes.TaskLog {
 	log := tes.TaskLog{
 		StartTime: a.start, EndTime: a.end, Outputs: a.outputs, SystemLogs: a.system,
 		Metadata: map[string]string{
-			"host":               hostname(),
-			"deckhand.version":   version,
 			"deckhand.bytes_in":  strconv.FormatInt(a.bytesIn, 10),
 			"deckhand.bytes_out": strconv.FormatInt(sum(a.outputs), 10),
 			"deckhand.resumed":   strconv.Itoa(a.resumed),
 		},
 	}
+	maps.Copy(log.Metadata, a.opening.Metadata)
 	slices.SortStableFunc(a.executors, func(x, y run.Result) int { return x.Executor - y.Executor })
 	for _, e := range a.executors {
 		log.Logs = append(log.Logs, e.ExecutorLog)
@@ -177,11 +202,6 @@ func (a *account) taskLog() tes.TaskLog {
 		log.Metadata["deckhand.image_pull"] = pull
 		log.Metadata["deckhand.image_id"] = a.images[0].ImageID
 		log.Metadata["deckhand.image_digest"] = a.images[0].Digest
-	}
-	for _, name := range []string{"SLURM_JOB_ID", "NOMAD_ALLOC_ID", "AZ_BATCH_TASK_ID", "AWS_BATCH_JOB_ID"} {
-		if id := os.Getenv(name); id != "" {
-			log.Metadata[engineKeys[name]] = id
-		}
 	}
 	return log
 }

@@ -120,6 +120,7 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 	if err != nil {
 		return machine.Head{}, err
 	}
+	m.Opening = newOpening(d)
 	head, known, err := s.journal.Head(d.id)
 	if err != nil {
 		return machine.Head{}, err

@@ -153,7 +153,11 @@ func TestAttempts(t *testing.T) {
 		ID: "attempts", Inputs: []tes.Input{{Path: "/in/script", URL: input}}, Volumes: []string{"/vol"},
 		Executors: []tes.Executor{Sh(image.Tag, "ls /vol; echo > /vol/left; . /in/script")},
 	}
+	node := w.Env
+	job := func(id string) { w.Env = append(node[:len(node):len(node)], "SLURM_JOB_ID="+id) }
+	job("1")
 	w.MustRun(t, 1, task)
+	job("2")
 	w.Write(t, "script", "echo begun; exec sleep 1000")
 	b := w.Start(t, task)
 	b.Until(t, "executor started")
@@ -163,6 +167,7 @@ func TestAttempts(t *testing.T) {
 	if code, log := b.End(t); code != 75 {
 		t.Fatalf("exit code %d\n%s", code, log)
 	}
+	job("3")
 	w.Write(t, "script", "echo well")
 	o := w.MustRun(t, 0, task)
 	if len(o.Task.Logs) != 3 || o.Task.State != tes.Complete {
@@ -173,6 +178,9 @@ func TestAttempts(t *testing.T) {
 		if len(log) != 1 || want >= 0 && log[0].ExitCode != want {
 			t.Errorf("attempt %d has %+v, want exit code %d", i+1, log, want)
 		}
+		if got := o.Task.Logs[i].Metadata["slurm_id"]; got != fmt.Sprint(i+1) {
+			t.Errorf("attempt %d is of job %s", i+1, got)
+		}
 	}
 	if got := o.Log(t).Logs[0].Stdout; got != "well\n" {
 		t.Errorf("the last attempt saw %q", got) // its volume is empty
@@ -180,6 +188,7 @@ func TestAttempts(t *testing.T) {
 	if !o.Task.CreationTime.Equal(o.Task.Logs[0].StartTime) {
 		t.Errorf("created %s, first started %s", o.Task.CreationTime, o.Task.Logs[0].StartTime)
 	}
+	job("4")
 	again := w.MustRun(t, 0, task)
 	a, errA := json.Marshal(o.Task)
 	b2, errB := json.Marshal(again.Task)
