@@ -172,11 +172,11 @@ func statusLine(w standing, p progress.Snapshot, speed int64, now time.Time) str
 		} else if p.BytesDone > 0 {
 			parts = append(parts, units.BytesSize(float64(p.BytesDone)))
 		}
-		if speed > 0 {
+		if speed > 0 && (p.BytesTotal == 0 || p.BytesDone < p.BytesTotal) {
 			parts = append(parts, units.BytesSize(float64(speed))+"/s")
 		}
 	}
-	parts = append(parts, took(now.Sub(w.since).Truncate(time.Second)))
+	parts = append(parts, now.Sub(w.since).Truncate(time.Second).String())
 	return fmt.Sprintf("%s %s %s", w.task, w.state, strings.Join(parts, ", "))
 }
 

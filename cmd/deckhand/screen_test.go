@@ -20,14 +20,16 @@ func TestStatusLine(t *testing.T) {
 		want  string
 	}{
 		{"pull", machine.ImageCheck, progress.Snapshot{Phase: "pull alpine", BytesDone: 1 << 20, BytesTotal: 4 << 20}, 2 << 20, 1500 * time.Millisecond,
-			"t ImageCheck pull alpine, 1MiB of 4MiB, 2MiB/s, 1.0s"},
+			"t ImageCheck pull alpine, 1MiB of 4MiB, 2MiB/s, 1s"},
 		{"download", machine.Download, progress.Snapshot{Phase: "inputs", FilesDone: 3, FilesTotal: 7, BytesDone: 1 << 30, BytesTotal: 4 << 30}, 0, 75 * time.Second,
 			"t Download inputs, 3 of 7 files, 1GiB of 4GiB, 1m15s"},
+		{"done", machine.Upload, progress.Snapshot{Phase: "outputs", FilesDone: 1, FilesTotal: 1, BytesDone: 1024, BytesTotal: 1024}, 512, 0,
+			"t Upload outputs, 1 of 1 files, 1KiB of 1KiB, 0s"},
 		{"unknown size", machine.Download, progress.Snapshot{Phase: "inputs", FilesTotal: 1, BytesDone: 512}, 0, 12 * time.Second,
 			"t Download inputs, 0 of 1 files, 512B, 12s"},
-		{"run", machine.Run, progress.Snapshot{Phase: "executor 1 of 2"}, 0, 3 * time.Second, "t Run executor 1 of 2, 3.0s"},
+		{"run", machine.Run, progress.Snapshot{Phase: "executor 1 of 2"}, 0, 3 * time.Second, "t Run executor 1 of 2, 3s"},
 		// The meter is still that of the download before.
-		{"stale", machine.Run, progress.Snapshot{Phase: "inputs", FilesTotal: 1, Since: start.Add(-time.Second)}, 5, 2 * time.Second, "t Run 2.0s"},
+		{"stale", machine.Run, progress.Snapshot{Phase: "inputs", FilesTotal: 1, Since: start.Add(-time.Second)}, 5, 2 * time.Second, "t Run 2s"},
 	} {
 		if test.p.Since.IsZero() {
 			test.p.Since = start

@@ -241,6 +241,7 @@ func (s *session) entered(h machine.Head) {
 	if h.Reason != "" {
 		attrs = append(attrs, "reason", h.Reason)
 	}
+	s.app.screen.show("") // it tells of the state before
 	s.app.tell(stateWords(*was, h), "entered", attrs...)
 }
 
