@@ -38,6 +38,24 @@ func history() int {
 	return 0
 }
 
+// holder is another program for the tests. holder TASK holds DECKHAND_ROOT for a
+// task, as a run does that does not answer on its socket, until a signal ends it.
+func holder() int {
+	lock, err := node.Lock(os.Getenv("DECKHAND_ROOT"))
+	if err == nil {
+		var self node.Process
+		if self, err = node.Self(); err == nil {
+			err = lock.SetOwner(node.Owner{Process: self, Task: os.Args[1], Since: time.Now()})
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	time.Sleep(time.Hour)
+	return 0
+}
+
 // remember takes a task through the real machine and the real journal, with
 // steps that only write down what real ones would.
 func remember(root, task, end string) (err error) {

@@ -16,6 +16,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"deckhand": func() { os.Exit(deckhand()) },
 		"history":  func() { os.Exit(history()) },
+		"holder":   func() { os.Exit(holder()) },
 	})
 }
 
