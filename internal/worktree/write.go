@@ -29,6 +29,18 @@ func (t *Tree) MkdirAll(container string) (*os.Root, error) {
 	return root, nil
 }
 
+// Parent opens the directory on the node that holds the file at a container path,
+// making those that lead there, and returns the file's name in it.
+func (t *Tree) Parent(container string) (*os.Root, string, error) {
+	place := t.Where(container)
+	if place.Base == filepath.Join(t.Dir, "files") {
+		root, err := place.Open()
+		return root, place.Name, err
+	}
+	root, err := t.MkdirAll(path.Dir(path.Clean(container)))
+	return root, path.Base(container), err
+}
+
 // enter opens a directory in root and makes it when it is not there.
 func enter(root *os.Root, name string) (*os.Root, error) {
 	switch err := root.Mkdir(name, 0o777); {

@@ -3,6 +3,7 @@ package download
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
@@ -202,14 +203,7 @@ func mkdir(tree *worktree.Tree, p string) error {
 
 // stage brings one file to its place, whole, verified and durable.
 func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, error) {
-	place := tree.Where(i.path)
-	dir, err := tree.MkdirAll(path.Dir(i.path))
-	name := path.Base(i.path)
-	if path.Dir(place.Name) == "." && place.Name != name {
-		// A single-file mount: its name on the node is not that in the container.
-		dir, err = place.Open()
-		name = place.Name
-	}
+	dir, name, err := tree.Parent(i.path)
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", i.path, err)
 	}
@@ -230,7 +224,8 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, er
 
 // writeContent writes a file under its final name only when it is whole and durable.
 func writeContent(dir *os.Root, name, content string) (err error) {
-	part := "." + name + ".deckhand-part" // a name that no input can have
+	// A name that no input has, and that is short whatever the input's is.
+	part := fmt.Sprintf(".%x.deckhand-part", sha256.Sum256([]byte(name)))
 	f, err := dir.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
 	if err != nil {
 		return err
