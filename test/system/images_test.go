@@ -50,7 +50,7 @@ func (w *images) run(t *testing.T, refs ...string) string {
 // account describes the ledger, sorted: name, phase, whose, last.
 func (w *images) account(t *testing.T) []string {
 	t.Helper()
-	i := w.World.Images(t)
+	i := w.Images(t)
 	lines := []string{}
 	for _, r := range i.Ledger {
 		line := strings.TrimPrefix(r.Reference, w.Registry.Addr()+"/") + " " + r.Phase
@@ -146,7 +146,8 @@ func TestSameImageIsNotPulled(t *testing.T) {
 	w.noLayers(t)
 	w.Registry.Reset()
 	equal(t, "by digest", w.run(t, w.a.Digest), "reused")
-	equal(t, "by tag and digest", w.run(t, w.a.Tag+w.a.Digest[strings.Index(w.a.Digest, "@"):]), "reused")
+	_, digest, _ := strings.Cut(w.a.Digest, "@")
+	equal(t, "by tag and digest", w.run(t, w.a.Tag+"@"+digest), "reused")
 	if asked := w.Registry.Requests(); len(asked) > 0 {
 		t.Errorf("the registry was asked for a digest that is on disk: %v", asked)
 	}
