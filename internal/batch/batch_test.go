@@ -1,0 +1,103 @@
+package batch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/deckhand/deckhand/journal/journaltest"
+	"github.com/deckhand/deckhand/machine"
+)
+
+func notes(t *testing.T, j machine.Journal) machine.Notes {
+	t.Helper()
+	n, err := machine.NodeNotes(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func records(n machine.Notes) int { return len(n.All("files")) }
+
+// What was added is read back, each item once, in records of a bounded size.
+func TestRoundTrip(t *testing.T) {
+	for _, items := range []int{0, 1, 100, 5000} {
+		n := notes(t, journaltest.NewMemory())
+		w := NewWriter(n, "files", func(s string) int { return len(s) })
+		var group sync.WaitGroup
+		for i := range items {
+			group.Go(func() {
+				if err := w.Add(t.Context(), fmt.Sprintf("%032d", i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		for range 2 { // the second has nothing to write
+			if err := w.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := Read[string](n, "files")
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(got)
+		if len(slices.Compact(got)) != items || len(got) != items {
+			t.Errorf("%d items were read, want %d", len(got), items)
+		}
+		if want := (items*32 + limit - 1) / limit; records(n) != want {
+			t.Errorf("%d items took %d records, want %d", items, records(n), want)
+		}
+		for _, note := range n.All("files") {
+			if len(note.Detail) > 2*limit {
+				t.Errorf("a record has %d bytes", len(note.Detail))
+			}
+		}
+	}
+}
+
+// A later writer goes on after the records of an earlier one.
+func TestLaterWriter(t *testing.T) {
+	n := notes(t, journaltest.NewMemory())
+	for _, item := range []string{"a", "b"} {
+		w := NewWriter(n, "files", func(string) int { return limit })
+		if err := w.Add(t.Context(), item); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := Read[string](n, "files"); strings.Join(got, "") != "ab" || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if err := n.Intent(t.Context(), machine.Fact{What: "files", Name: "all"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read[string](n, "files"); len(got) != 2 || err != nil {
+		t.Errorf("with an intent beside them: %q, %v", got, err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	j := journaltest.NewMemory()
+	n := notes(t, j)
+	if err := n.Done(t.Context(), machine.Fact{What: "files", Name: "batch 1", Detail: map[string]int{"files": 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read[string](n, "files"); err == nil {
+		t.Errorf("read %q", got)
+	}
+	full := errors.New("full")
+	j.Fail = func(machine.Entry) (bool, error) { return false, full }
+	w := NewWriter(n, "files", func(string) int { return 1 })
+	if err := w.Add(context.Background(), "x"); err != nil {
+		t.Errorf("nothing was to be written yet: %v", err)
+	}
+	if err := w.Flush(context.Background()); !errors.Is(err, full) {
+		t.Errorf("got %v, want %v", err, full)
+	}
+}

@@ -1,0 +1,93 @@
+package run
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestMain makes the test binary the helper when it is called as one.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 5 && os.Args[1] == StdioCommand {
+		os.Exit(ExecStdio([3]string(os.Args[2:5]), os.Args[5:], os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+func TestExecStdio(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string, mode os.FileMode) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	in := write("in", "input\n", 0o644)
+	write("noexec", "#!/bin/sh\n", 0o644)
+	write("broken", "#!/no/such/interpreter\n", 0o755)
+	write("text", "no program", 0o755)
+	for name, test := range map[string]struct {
+		files      [3]string // out and err are made in the directory
+		command    []string
+		code       int
+		out, errs  string // in the files
+		plain, say string // on the streams of the helper; say is a part
+	}{
+		"all files":           {[3]string{in, "out", "err"}, []string{"sh", "-c", "cat; echo problem >&2"}, 0, "was\ninput\n", "was\nproblem\n", "", ""},
+		"one file":            {[3]string{"", "out", "out"}, []string{"sh", "-c", "echo 1; echo 2 >&2; echo 3"}, 0, "was\n1\n2\n3\n", "was\n", "", ""},
+		"no files":            {[3]string{}, []string{"sh", "-c", "cat; echo 1; echo 2 >&2"}, 0, "was\n", "was\n", "plain input\n1\n", "2\n"},
+		"arguments":           {[3]string{"", "", ""}, []string{"printf", "[%s]", "", "a b", "*"}, 0, "was\n", "was\n", "[][a b][*]", ""},
+		"exit code":           {[3]string{in, "", ""}, []string{"sh", "-c", "exit 9"}, 9, "was\n", "was\n", "", ""},
+		"in the PATH":         {[3]string{in, "", ""}, []string{"cat"}, 0, "was\n", "was\n", "input\n", ""},
+		"not found":           {[3]string{in, "out", "err"}, []string{"no-such-command"}, 127, "was\n", "was\n", "", `cannot start "no-such-command"`},
+		"no such path":        {[3]string{in, "", ""}, []string{"/no/such/command"}, 127, "was\n", "was\n", "", "no such file"},
+		"not executable":      {[3]string{in, "", ""}, []string{dir + "/noexec"}, 126, "was\n", "was\n", "", "permission denied"},
+		"a directory":         {[3]string{in, "", ""}, []string{dir}, 126, "was\n", "was\n", "", "is a directory"},
+		"no interpreter":      {[3]string{in, "", ""}, []string{dir + "/broken"}, 126, "was\n", "was\n", "", "cannot start"},
+		"no program":          {[3]string{in, "", ""}, []string{dir + "/text"}, 126, "was\n", "was\n", "", "exec format error"},
+		"no such input":       {[3]string{dir + "/none", "", ""}, []string{"cat"}, 126, "was\n", "was\n", "", "as its standard input"},
+		"no such output":      {[3]string{"", dir + "/none/x", ""}, []string{"true"}, 126, "was\n", "was\n", "", "as its standard output"},
+		"not in this PATH":    {[3]string{in, "", ""}, []string{"noexec"}, 126, "was\n", "was\n", "", "permission denied"},
+		"not where it stands": {[3]string{in, "", ""}, []string{"in"}, 127, "was\n", "was\n", "", "cannot start"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, errs := write("out", "was\n", 0o644), write("err", "was\n", 0o644)
+			files := test.files
+			for i, f := range files {
+				switch f {
+				case "out":
+					files[i] = out
+				case "err":
+					files[i] = errs
+				}
+			}
+			self, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(self, append(append([]string{StdioCommand}, files[:]...), test.command...)...)
+			var stdout, stderr bytes.Buffer
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader("plain input\n"), &stdout, &stderr
+			cmd.Dir, cmd.Env = dir, []string{"PATH=" + os.Getenv("PATH")}
+			if name == "not in this PATH" {
+				cmd.Env = []string{"PATH=/nowhere:" + dir}
+			}
+			_ = cmd.Run() // the exit code says it
+			if code := cmd.ProcessState.ExitCode(); code != test.code {
+				t.Errorf("exit code %d, want %d\n%s", code, test.code, &stderr)
+			}
+			if stdout.String() != test.plain || !strings.Contains(stderr.String(), test.say) || test.say == "" && stderr.Len() > 0 {
+				t.Errorf("standard output %q and error %q, want %q and %q", &stdout, &stderr, test.plain, test.say)
+			}
+			for file, want := range map[string]string{out: test.out, errs: test.errs} {
+				if got, err := os.ReadFile(file); err != nil || string(got) != want {
+					t.Errorf("%s is %q, %v; want %q", filepath.Base(file), got, err, want)
+				}
+			}
+		})
+	}
+}
