@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -158,7 +159,7 @@ func knows(words []string) error {
 	}
 	cmd.InitDefaultHelpFlag()
 	cmd.InitDefaultVersionFlag()
-	if err := cmd.ParseFlags(args); err != nil && err != pflag.ErrHelp {
+	if err := cmd.ParseFlags(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		return err
 	}
 	// In running text a command may stand without what it needs.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,7 +74,7 @@ func TestScreen(t *testing.T) {
 	for i, env := range []string{"NO_COLOR=1", "TERM=dumb"} {
 		id := []string{"colourless", "dumb"}[i]
 		before := w.Env
-		w.Env = append(before[:len(before):len(before)], env, "DECKHAND_TRANSFER_BANDWIDTH=none")
+		w.Env = slices.Concat(before, []string{env, "DECKHAND_TRANSFER_BANDWIDTH=none"})
 		plain, code := w.onTerminal(t, "run", w.Save(t, task(id, small)))
 		w.Env = before
 		if code != 0 || strings.Contains(plain, "\x1b") || !strings.Contains(plain, id+" Upload (Run took ") {
