@@ -1,0 +1,245 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/journal/journaltest"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// docker remembers what it was asked to make. Its containers do not run.
+type docker struct {
+	ContainerEngine // what is not here is not to be called
+	t               *testing.T
+	journal         *journaltest.Memory
+	specs           map[string]engine.Spec
+	volumes         map[string]map[string]string
+}
+
+func (d *docker) Create(_ context.Context, s engine.Spec) (string, error) {
+	if _, exists := d.specs[s.Name]; exists {
+		return "", engine.ErrExists
+	}
+	d.specs[s.Name] = s
+	return "id of " + s.Name, nil
+}
+
+func (d *docker) CreateVolume(_ context.Context, name string, labels map[string]string) error {
+	d.volumes[name] = labels
+	return nil
+}
+
+func (d *docker) Container(_ context.Context, name string) (engine.Container, error) {
+	s, ok := d.specs[name]
+	if !ok {
+		return engine.Container{}, engine.ErrNotFound
+	}
+	return engine.Container{ID: "id of " + name, Name: name, Labels: s.Labels}, nil
+}
+
+func (d *docker) Containers(_ context.Context, labels map[string]string) (found []engine.Container, err error) {
+	for name, s := range d.specs {
+		if has(s.Labels, labels) {
+			found = append(found, engine.Container{ID: "id of " + name, Name: name})
+		}
+	}
+	return found, nil
+}
+
+func (d *docker) Remove(_ context.Context, id string) error {
+	delete(d.specs, strings.TrimPrefix(id, "id of "))
+	return nil
+}
+
+func (d *docker) Volumes(_ context.Context, labels map[string]string) (found []engine.Volume, err error) {
+	for name, own := range d.volumes {
+		if has(own, labels) {
+			found = append(found, engine.Volume{Name: name})
+		}
+	}
+	return found, nil
+}
+
+func (d *docker) RemoveVolume(_ context.Context, name string) error {
+	delete(d.volumes, name)
+	return nil
+}
+
+func has(all, some map[string]string) bool {
+	for k, v := range some {
+		if all[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+type fixture struct {
+	docker     *docker
+	containers *Containers
+	task       *machine.Task
+	notes      machine.Notes
+	dir        string // of the attempt
+}
+
+func newFixture(t *testing.T, doc tes.Task) *fixture {
+	t.Helper()
+	journal := journaltest.NewMemory()
+	notes, err := machine.NodeNotes(journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, &doc) }
+	if err := tree(2).Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	d := &docker{t: t, journal: journal, specs: map[string]engine.Spec{}, volumes: map[string]map[string]string{}}
+	return &fixture{
+		docker: d, notes: notes, dir: filepath.Join(dir, "2"), task: &machine.Task{ID: "a/b", Attempt: 2},
+		containers: &Containers{Task: &doc, Engine: d, RootID: "r", Tree: tree},
+	}
+}
+
+// create makes the container of one executor and returns what Docker was asked for.
+func (f *fixture) create(t *testing.T, executor int, img engine.Image) engine.Spec {
+	t.Helper()
+	if err := f.containers.Create(t.Context(), f.task, f.notes, executor, img); err != nil {
+		t.Fatal(err)
+	}
+	return f.docker.specs[f.containers.Name(f.task, executor)]
+}
+
+func TestSpec(t *testing.T) {
+	f := newFixture(t, tes.Task{
+		Volumes:   []string{"/vol"},
+		Inputs:    []tes.Input{{Path: "/etc/x", Type: tes.File}},
+		Resources: tes.Resources{CPUCores: 9, RAMGB: 1.5},
+		Executors: []tes.Executor{{}, {Command: []string{"a", ""}, Env: map[string]string{"K": "v"}, Workdir: "/w"}},
+	})
+	f.containers.Limits = Limits{CPUs: 4, CgroupParent: "/engine/job"}
+	got := f.create(t, 1, engine.Image{ID: "sha256:1", Entrypoint: []string{"entry"}, Volumes: []string{"/own/", "/vol", "/more"}})
+	name := "deckhand-r-" + tes.EncodeID("a/b") + "-2-1"
+	want := engine.Spec{
+		Name: name, Image: "sha256:1", Command: []string{"a", ""}, Env: map[string]string{"K": "v"}, Workdir: "/w",
+		Labels: map[string]string{
+			"deckhand.root": "r", "deckhand.task": "a/b", "deckhand.attempt": "2", "deckhand.executor": "1",
+		},
+		Mounts: []engine.Mount{
+			{Kind: engine.BindMount, Source: f.dir + "/dirs/0", Target: "/vol"},
+			{Kind: engine.BindMount, Source: f.dir + "/files/1", Target: "/etc/x"},
+			{Kind: engine.VolumeMount, Source: name + "-v2", Target: "/own"},
+			{Kind: engine.VolumeMount, Source: name + "-v3", Target: "/more"},
+		},
+		CPUs: 4, MemoryBytes: 1_500_000_000, PidsLimit: pidLimit, CgroupParent: "/engine/job", NoNewPrivileges: true,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", got, want)
+	}
+	if len(f.docker.volumes) != 2 || f.docker.volumes[name+"-v2"]["deckhand.root"] != "r" {
+		t.Errorf("the volumes are %v", f.docker.volumes)
+	}
+}
+
+func TestSpecOfStreams(t *testing.T) {
+	for name, test := range map[string]struct {
+		executor tes.Executor
+		clear    bool
+		command  []string // what the helper is told; nil: there is none
+		mounts   []string
+	}{
+		"none":       {executor: tes.Executor{}},
+		"stdin":      {executor: tes.Executor{Stdin: "/in"}, command: []string{"/in", "", "", "entry", "x"}, mounts: []string{helperTarget}},
+		"stdout":     {executor: tes.Executor{Stdout: "/o/x"}, command: []string{"", stdoutTarget, "", "entry", "x"}, mounts: []string{helperTarget, stdoutTarget}},
+		"both":       {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/y"}, command: []string{"", stdoutTarget, stderrTarget, "entry", "x"}, mounts: []string{helperTarget, stdoutTarget, stderrTarget}},
+		"one path":   {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/x"}, command: []string{"", stdoutTarget, stdoutTarget, "entry", "x"}, mounts: []string{helperTarget, stdoutTarget}},
+		"no entry":   {executor: tes.Executor{Stderr: "/o/y"}, clear: true, command: []string{"", "", stderrTarget, "x"}, mounts: []string{helperTarget, stderrTarget}},
+		"only clear": {executor: tes.Executor{}, clear: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.executor.Command = []string{"x"}
+			f := newFixture(t, tes.Task{Executors: []tes.Executor{test.executor}})
+			f.containers.ClearEntrypoint = test.clear
+			got := f.create(t, 0, engine.Image{ID: "i", Entrypoint: []string{"entry"}})
+			var mounts []string
+			for _, m := range got.Mounts {
+				if !strings.HasPrefix(m.Target, "/.deckhand/") {
+					continue
+				}
+				mounts = append(mounts, m.Target)
+				info, err := os.Stat(m.Source)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if helper := m.Target == helperTarget; m.ReadOnly != helper || info.Mode().Perm() != map[bool]os.FileMode{true: 0o755, false: 0o666}[helper] {
+					t.Errorf("%s is mounted %+v with the mode %v", m.Source, m, info.Mode())
+				}
+			}
+			if !slices.Equal(mounts, test.mounts) {
+				t.Errorf("mounted are %q, want %q", mounts, test.mounts)
+			}
+			entrypoint, command := []string(nil), []string{"x"}
+			switch {
+			case test.command != nil:
+				entrypoint, command = []string{helperTarget}, append([]string{StdioCommand}, test.command...)
+			case test.clear:
+				entrypoint = []string{}
+			}
+			if !reflect.DeepEqual(got.Entrypoint, entrypoint) || !slices.Equal(got.Command, command) {
+				t.Errorf("it runs %#v %q, want %#v %q", got.Entrypoint, got.Command, entrypoint, command)
+			}
+		})
+	}
+}
+
+// A container is announced before it is made, found again, and never taken from
+// somebody else.
+func TestCreateAgain(t *testing.T) {
+	f := newFixture(t, tes.Task{Executors: []tes.Executor{{Command: []string{"x"}}}})
+	for range 2 {
+		f.create(t, 0, engine.Image{ID: "i"})
+	}
+	if got := len(f.notes.All("container")); got != 1 {
+		t.Errorf("%d containers are announced", got)
+	}
+	name := f.containers.Name(f.task, 0)
+	f.docker.specs[name].Labels["deckhand.root"] = "another"
+	err := f.containers.Create(t.Context(), f.task, f.notes, 0, engine.Image{ID: "i"})
+	if machine.FaultOf(err) != machine.NodeFault || !strings.Contains(err.Error(), name) {
+		t.Errorf("a foreign container of the name gives %v", err)
+	}
+
+	f = newFixture(t, tes.Task{Executors: []tes.Executor{{Command: []string{"x"}}}})
+	full := errors.New("full")
+	f.docker.journal.Fail = func(machine.Entry) (bool, error) { return false, full }
+	if err := f.containers.Create(t.Context(), f.task, f.notes, 0, engine.Image{ID: "i"}); !errors.Is(err, full) || len(f.docker.specs) > 0 {
+		t.Errorf("made without being announced: %v, %v", err, f.docker.specs)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	f := newFixture(t, tes.Task{Executors: []tes.Executor{{Command: []string{"x"}}, {Command: []string{"y"}}}})
+	img := engine.Image{ID: "i", Volumes: []string{"/own"}}
+	f.docker.specs["of another attempt"] = engine.Spec{Labels: map[string]string{"deckhand.root": "r", "deckhand.task": "a/b", "deckhand.attempt": "1"}}
+	f.docker.volumes["of another root"] = map[string]string{"deckhand.root": "s", "deckhand.task": "a/b", "deckhand.attempt": "2"}
+	f.create(t, 0, img)
+	f.create(t, 1, img)
+	for range 2 { // what is gone is no error
+		if err := f.containers.Remove(t.Context(), f.task, f.notes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(f.docker.specs) != 1 || len(f.docker.volumes) != 1 {
+		t.Errorf("left are %v and %v", f.docker.specs, f.docker.volumes)
+	}
+}
