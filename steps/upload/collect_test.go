@@ -93,7 +93,7 @@ type fixture struct {
 // newFixture has a work tree with files in it: path to content, as for containers.
 func newFixture(t *testing.T, files map[string]string, ended containers, outputs ...tes.Output) *fixture {
 	t.Helper()
-	doc := &tes.Task{Outputs: outputs, Volumes: []string{"/vol"}, Executors: []tes.Executor{
+	doc := &tes.Task{Outputs: outputs, Volumes: []string{"/vol", "/srv/vol"}, Executors: []tes.Executor{
 		{Image: "x", Command: []string{"x"}}, {Image: "x", Command: []string{"x"}},
 	}}
 	if _, err := doc.Validate(); err != nil {
@@ -169,6 +169,15 @@ func TestCollect(t *testing.T) {
 		"bare directory":   {output: dir("/o", "/u"), files: map[string]string{"/o/b c%": "1"}, want: []string{"/o/b c%=/u/b c%:1"}},
 		"empty directory":  {output: dir("/o", "/u"), files: map[string]string{"/o": "/"}},
 		"links to parents": {output: dir("/o", "/u"), files: map[string]string{"/o/a/up": "-> ..", "/o/a/f": "1", "/o/self": "-> .", "/o/top": "-> /"}, want: []string{"/o/a/f=/u/a/f:1"}, warns: []string{"/o/a/up is a link to a directory above", "/o/self is a link to a directory above"}},
+		"link above the output": {
+			output: dir("/vol/d", "/u"), files: map[string]string{"/vol/d/up": "-> ..", "/vol/d/f": "1", "/vol/other": "2"},
+			want: []string{"/vol/d/f=/u/f:1"}, warns: []string{"/vol/d/up is a link to a directory above"},
+		},
+		"captured around a mount": {
+			output: dir("/srv", "/u"), files: map[string]string{"/srv/vol/f": "of the volume"},
+			ended: containers{"1": {"/srv": "/", "/srv/vol": "/", "/srv/vol/f": "not to be taken", "/srv/g": "1"}},
+			want:  []string{"/srv/g=/u/g:1", "/srv/vol/f=/u/vol/f:13"},
+		},
 		"links in a ring": {
 			output: dir("/o", "/u"), files: map[string]string{"/o/a/b": "-> ../b", "/o/b/a": "-> ../a", "/o/a/f": "1"},
 			want: []string{"/o/a/f=/u/a/f:1", "/o/b/a/f=/u/b/a/f:1"}, warns: []string{"/o/a/b/a is a link", "/o/b/a/b is a link"},

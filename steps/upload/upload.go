@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"golang.org/x/sync/errgroup"
 
@@ -49,7 +50,7 @@ const (
 )
 
 // WhatOutputs is the kind of fact that says which outputs are published; its
-// detail is a batch of tes.OutputFileLog. Its intent is written when all of them are durable on the
+// detail is a batch of Published. Its intent is written when all of them are durable on the
 // node, so that a power cut cannot make a later upload publish less.
 const WhatOutputs = "outputs"
 
@@ -78,6 +79,12 @@ func (s *Step) Probe(_ context.Context, t *machine.Task, n machine.Notes) (machi
 	if len(s.Task.Outputs) == 0 {
 		return machine.None, nil
 	}
+	if finished(n) {
+		return machine.Done, nil
+	}
+	if _, err := os.Lstat(s.Tree(t.Attempt).Dir); errors.Is(err, os.ErrNotExist) {
+		return machine.None, fmt.Errorf("the outputs are gone with the task's directory: %w", machine.ErrLost)
+	}
 	if len(n.All(WhatOutputs)) > 0 {
 		return machine.Partial, nil
 	}
@@ -90,16 +97,31 @@ func (s *Step) Probe(_ context.Context, t *machine.Task, n machine.Notes) (machi
 // Do implements machine.Step. After an executor's failure it publishes what
 // exists, and a failure of its own does not hide the executor's.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
-	if len(s.Task.Outputs) == 0 {
+	// The directory may be gone, when a process died at the very end.
+	if len(s.Task.Outputs) == 0 || finished(n) {
 		return nil
 	}
 	s.Meter.Reset("outputs")
 	err := s.publish(ctx, t, n)
 	var journal *machine.JournalError
-	if err == nil || !t.Failed || errors.As(err, &journal) || ctx.Err() != nil {
+	switch {
+	case err == nil:
+	case !t.Failed, errors.As(err, &journal), ctx.Err() != nil:
 		return err
+	default:
+		if err := n.Warn(ctx, "not all outputs were uploaded: "+err.Error()); err != nil {
+			return err
+		}
 	}
-	return n.Warn(ctx, "not all outputs were uploaded: "+err.Error())
+	return n.Done(ctx, machine.Fact{What: whatUpload, Name: "all"})
+}
+
+// whatUpload is the kind of fact that says that nothing is left to publish.
+const whatUpload = "upload"
+
+func finished(n machine.Notes) bool {
+	note, ok := n.Get(whatUpload, "all")
+	return ok && note.Kind == machine.KindDone
 }
 
 func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) error {
@@ -108,11 +130,11 @@ func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) er
 	if err != nil {
 		return err
 	}
-	done, err := batch.Read[tes.OutputFileLog](n, WhatOutputs)
+	done, err := batch.Read[Published](n, WhatOutputs)
 	if err != nil {
 		return err
 	}
-	published := map[tes.OutputFileLog]bool{}
+	published := map[Published]bool{}
 	for _, f := range done {
 		published[f] = true
 	}
@@ -133,7 +155,7 @@ func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) er
 		return err
 	}
 	s.Log.Info("uploading outputs", "files", len(todo))
-	b := batch.NewWriter(n, WhatOutputs, func(f tes.OutputFileLog) int { return len(f.Path) + len(f.URL) + 64 })
+	b := batch.NewWriter(n, WhatOutputs, func(f Published) int { return len(f.Path) + len(f.URL) + 128 })
 	group, inner := errgroup.WithContext(ctx)
 	group.SetLimit(s.Parallel)
 	for _, f := range todo {
@@ -158,29 +180,36 @@ func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree,
 	}
 	targets := make([]string, 0, len(files))
 	for _, f := range files {
-		if err := sync1(tree, f.Path); err != nil {
+		if err := syncFile(tree, f.Path); err != nil {
 			return machine.Faultf(machine.NodeFault, "cannot make output %s durable: %w", f.Path, err)
 		}
 		targets = append(targets, redact.URL(f.URL))
 	}
-	for start := 0; start < len(targets); start += announced {
-		end := min(start+announced, len(targets))
-		name := "all"
-		if start > 0 {
-			name = fmt.Sprintf("all from %d", start)
+	part, size := 0, 0
+	var urls []string
+	for _, url := range targets {
+		if size+len(url) > announced {
+			part++
+			if err := announce(ctx, n, fmt.Sprintf("part %d", part), urls); err != nil {
+				return err
+			}
+			urls, size = nil, 0
 		}
-		if err := n.Intent(ctx, machine.Fact{What: WhatOutputs, Name: name, Detail: map[string]any{"urls": targets[start:end]}}); err != nil {
-			return err
-		}
+		urls, size = append(urls, url), size+len(url)
 	}
-	return nil
+	// The last one says that all are announced.
+	return announce(ctx, n, "all", urls)
 }
 
-// announced is how many outputs one intent names; a record must fit into one
-// transaction.
-const announced = 256
+// announced is about how many bytes of URLs one intent names: a record must fit
+// into one transaction, and JSON may take several bytes for one.
+const announced = 32 << 10
 
-func sync1(tree *worktree.Tree, p string) error {
+func announce(ctx context.Context, n machine.Notes, name string, urls []string) error {
+	return n.Intent(ctx, machine.Fact{What: WhatOutputs, Name: name, Detail: map[string]any{"urls": urls}})
+}
+
+func syncFile(tree *worktree.Tree, p string) error {
 	f, _, err := tree.OpenFile(p)
 	if err != nil {
 		return err
@@ -194,11 +223,13 @@ func (s *Step) send(ctx context.Context, t *machine.Task, tree *worktree.Tree, f
 		return machine.Faultf(machine.NodeFault, "cannot read it: %w", err)
 	}
 	defer func() { _ = file.Close() }() // read-only
-	return s.Storage.Put(ctx, storage.PutRequest{URL: f.URL, File: file, Size: info.Size(), Tag: tag(t)})
+	return s.Storage.Put(ctx, storage.PutRequest{URL: f.URL, File: file, Size: info.Size(), Tag: s.tag(t)})
 }
 
-// tag marks what an attempt leaves at a destination before it is whole.
-func tag(t *machine.Task) string { return fmt.Sprintf("%s.%d", tes.EncodeID(t.ID), t.Attempt) }
+// tag marks what an attempt leaves at a destination before it is whole. Like the
+// container's name it has root, task and attempt: another node may be at the
+// same task.
+func (s *Step) tag(t *machine.Task) string { return s.Containers.Name(t, 0) }
 
 // Undo removes what an unfinished upload left at its destination. Published
 // files stay: the task may already run on another node.
@@ -218,7 +249,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 			return fmt.Errorf("the journaled outputs cannot be read: %w", err)
 		}
 		for _, url := range d.URLs {
-			failed = errors.Join(failed, s.Storage.Abort(ctx, url, tag(t)))
+			failed = errors.Join(failed, s.Storage.Abort(ctx, url, s.tag(t)))
 		}
 	}
 	return failed
