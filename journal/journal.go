@@ -39,7 +39,7 @@ var (
 	ErrFilesystem = errors.New("its filesystem cannot hold a journal")
 	// ErrRefused: the entry cannot be journaled as it is. Nothing was written,
 	// and the journal goes on.
-	ErrRefused = errors.New("entry refused")
+	ErrRefused = machine.ErrRefused
 )
 
 // Options of a journal. The zero value works.

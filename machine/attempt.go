@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -181,7 +182,11 @@ func (a *attempt) append(ctx context.Context, r Record, head Head, node *Node) e
 	if r.Detail == nil {
 		r.Detail = json.RawMessage("{}")
 	}
+	r.Reason, head.Reason = clip(r.Reason), clip(head.Reason)
 	stored, err := a.journal.Append(context.WithoutCancel(ctx), Entry{Record: r, Head: head, Node: node})
+	if errors.Is(err, ErrRefused) {
+		return Faultf(TaskFault, "cannot journal this task: %w", err) // nothing was written
+	}
 	if err != nil {
 		a.broken = &JournalError{err}
 		return a.broken
@@ -209,6 +214,16 @@ func (a *attempt) remember(r Record) error {
 	}
 	a.notes[k] = Note{Kind: r.Kind, What: d.What, Name: d.Name, Detail: r.Detail, Time: r.Time}
 	return nil
+}
+
+// clip bounds a sentence that holds somebody else's words: a record has a
+// largest size.
+func clip(s string) string {
+	const most = 4096
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
 // encode turns a detail into a JSON object; nil is the empty one.

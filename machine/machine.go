@@ -240,6 +240,9 @@ func (m *Machine) undo(ctx context.Context, a *attempt, outcome State) error {
 			if err := notes.Warn(ctx, fmt.Sprintf("left behind by %s: %v", step.State(), err)); err != nil {
 				return err
 			}
+			if step.State() != Upload {
+				return nil // what stays, such as a container, may use what earlier steps made
+			}
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ func (n *stepNotes) Intent(ctx context.Context, f Fact) error { return n.write(c
 func (n *stepNotes) Done(ctx context.Context, f Fact) error   { return n.write(ctx, KindDone, f) }
 
 func (n *stepNotes) Warn(ctx context.Context, message string) error {
+	message = clip(message)
 	for _, w := range n.All(WhatWarning) {
 		var d struct{ Message string }
 		if json.Unmarshal(w.Detail, &d) == nil && d.Message == message {

@@ -148,7 +148,7 @@ func (a *app) printRecord(r machine.Record, asJSON bool) error {
 	if asJSON {
 		return printJSON(a.stdout, r)
 	}
-	_, err := fmt.Fprintln(a.stdout, recordLine(r))
+	_, err := fmt.Fprintln(a.stdout, printable(recordLine(r)))
 	return err
 }
 

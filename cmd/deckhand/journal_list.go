@@ -47,7 +47,7 @@ func (a *app) list(asJSON bool) (err error) {
 		if asJSON {
 			err = printJSON(a.stdout, listed{h.Task, h.State, h.Attempt, h.Since, h.Reason})
 		} else {
-			_, err = fmt.Fprintf(w, "%s\t%s\tattempt %d\t%s\t%s\n", h.Task, h.State, h.Attempt, h.Since.Local().Format(time.DateTime), h.Reason)
+			_, err = fmt.Fprintf(w, "%s\t%s\tattempt %d\t%s\t%s\n", h.Task, h.State, h.Attempt, h.Since.Local().Format(time.DateTime), printable(h.Reason))
 		}
 		if err != nil {
 			return err

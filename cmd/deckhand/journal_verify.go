@@ -54,7 +54,7 @@ func printVerified(w io.Writer, r verified, asJSON bool) error {
 		return printJSON(w, r)
 	}
 	for _, p := range r.Problems {
-		if _, err := fmt.Fprintf(w, "task %s, record %d: %s\n", p.Task, p.Seq, p.What); err != nil {
+		if _, err := fmt.Fprintf(w, "task %s, record %d: %s\n", printable(p.Task), p.Seq, printable(p.What)); err != nil {
 			return err
 		}
 	}

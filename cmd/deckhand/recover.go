@@ -82,7 +82,7 @@ func (a *app) printRecovered(r recovered, asJSON bool) error {
 		list []string
 	}{{"rolled back task", r.RolledBack}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
 		for _, text := range group.list {
-			if _, err := fmt.Fprintln(a.stdout, group.word, text); err != nil {
+			if _, err := fmt.Fprintln(a.stdout, group.word, printable(text)); err != nil {
 				return err
 			}
 		}

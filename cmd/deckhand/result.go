@@ -163,11 +163,13 @@ func (a *account) done(r machine.Record) error {
 			a.bytesIn += f.Bytes
 		}
 	case upload.WhatOutputs:
-		var published batch.Files[tes.OutputFileLog]
+		var published batch.Files[upload.Published]
 		if err := json.Unmarshal(r.Detail, &published); err != nil {
 			return err
 		}
-		a.outputs = append(a.outputs, published.Files...)
+		for _, f := range published.Files {
+			a.outputs = append(a.outputs, f.OutputFileLog)
+		}
 	}
 	return nil
 }

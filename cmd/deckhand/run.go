@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,7 +60,7 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 	defer cancel(nil)
 	d, err := a.readDocument(ctx, source, o.base64)
 	if err != nil {
-		return err
+		return a.beforeStart(ctx, err)
 	}
 	for _, w := range d.warnings {
 		a.log.Warn("task document", "warning", w)
@@ -69,6 +70,11 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 	}
 	if o.dryRun {
 		return printPlan(a.stdout, a.conf, d)
+	}
+	if !o.fresh {
+		if known, err := a.repeat(d, o); known || err != nil {
+			return err
+		}
 	}
 	head, err := a.runTask(ctx, cancel, d, o)
 	if err != nil {
@@ -96,7 +102,27 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 	if err != nil {
 		return head, err
 	}
-	return head, s.report(d, o, head)
+	if err := a.report(d, o, head, s.journal.Records(d.id)); err != nil {
+		// The attempt has ended all the same: another run prints what it came to.
+		return head, &exit{exitRetry, err}
+	}
+	return head, nil
+}
+
+// repeat prints the recorded result of a task that is Complete. That needs
+// neither the engine nor the root's lock.
+func (a *app) repeat(d *document, o runOptions) (known bool, err error) {
+	v, ok, err := a.view()
+	if err != nil || !ok {
+		return false, nil // whoever opens the journal for writing says what is wrong with it
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	head, known, err := v.Head(d.id)
+	if err != nil || machine.Decide(head, known, d.hash, false) != machine.Repeat {
+		return false, nil
+	}
+	a.log.Info("the task is complete already; printing its recorded result", "task", d.id, "attempt", head.Attempt)
+	return true, a.report(d, o, head, v.Records(d.id))
 }
 
 // beforeStart is the error of a run that was told to stop before it had begun
@@ -132,8 +158,7 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 	case machine.Refuse:
 		return head, usage("task %s is unfinished on this node with another document; run it with its own document, or use --fresh to roll it back and start over", d.id)
 	case machine.Repeat:
-		s.app.log.Info("the task is complete already; printing its recorded result", "task", d.id, "attempt", head.Attempt)
-		return head, nil
+		return head, nil // it has ended while this process waited for the root
 	case machine.Resume:
 		return m.Resume(ctx, d.id, "the process before this one is gone")
 	case machine.Restart:
@@ -146,15 +171,15 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 
 // report writes the result document of an attempt that has ended for good.
 // Nothing final can be said of an interrupted one: it runs again.
-func (s *session) report(d *document, o runOptions, head machine.Head) error {
+func (a *app) report(d *document, o runOptions, head machine.Head, records iter.Seq2[machine.Record, error]) error {
 	if o.result == "" || head.State == machine.Interrupted {
 		return nil
 	}
-	final, err := finalTask(d.task, head, s.journal.Records(d.id))
+	final, err := finalTask(d.task, head, records)
 	if err != nil {
 		return err
 	}
-	return s.app.writeResult(o.result, final)
+	return a.writeResult(o.result, final)
 }
 
 func (a *app) writeResult(name string, t *tes.Task) error {
@@ -193,7 +218,7 @@ func (a *app) ended(head machine.Head) error {
 		return nil
 	}
 	cause := fmt.Errorf("task %s ended %s: %s", head.Task, head.State, head.Reason)
-	if a.conf.Exit.Policy == "engine" && code != exitRetry && code != exitUnfit {
+	if a.conf.Exit.Policy == "engine" && code != exitRetry {
 		a.log.Warn("the task did not complete; exit code 0 as --exit-policy=engine asks", "state", head.State, "reason", head.Reason)
 		return nil
 	}

@@ -115,10 +115,10 @@ func (s *session) leftovers(ctx context.Context, c *scrub.Cleaner) (gone, kept [
 }
 
 // wouldScrub says what a scrub would do. The journal is only read, and a root
-// that is not there is not made.
+// of another kind, or none, is left as it is.
 func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
-	if err := node.CheckRoot(a.conf.Root); err != nil || !exists(a.conf.Root) {
+	if err := node.CheckRoot(a.conf.Root); err != nil || !exists(a.journalDir()) {
 		return report, err
 	}
 	docker, err := a.connect(ctx)
@@ -197,7 +197,7 @@ func printReport(w io.Writer, r scrub.Report, asJSON, dryRun bool) error {
 		items []scrub.Item
 	}{{verb, r.Removed}, {"kept", r.Kept}, {"cannot remove", r.Failed}} {
 		for _, i := range group.items {
-			if _, err := fmt.Fprintf(w, "%s %s %s (%s): %s\n", group.word, i.Kind, i.Name, units.BytesSize(float64(i.Bytes)), i.Why); err != nil {
+			if _, err := fmt.Fprintf(w, "%s %s %s (%s): %s\n", group.word, i.Kind, printable(i.Name), units.BytesSize(float64(i.Bytes)), printable(i.Why)); err != nil {
 				return err
 			}
 		}

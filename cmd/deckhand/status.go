@@ -173,7 +173,7 @@ func printStatus(w io.Writer, s status) error {
 	}
 	lines = append(lines, "next:     "+s.Next)
 	for _, l := range lines {
-		if _, err := fmt.Fprintln(w, l); err != nil {
+		if _, err := fmt.Fprintln(w, printable(l)); err != nil {
 			return err
 		}
 	}

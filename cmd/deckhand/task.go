@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func (a *app) readDocument(ctx context.Context, source, encoded string) (*docume
 		return nil, unusable(name, err)
 	}
 	d := &document{task: task, hash: tes.DocumentHash(task, nil)} // of the document as it came: Validate changes it
-	problems := checkURLs(task)
+	problems := a.checkURLs(task)
 	d.warnings, err = task.Validate()
 	var invalid tes.FieldErrors
 	if err != nil && !errors.As(err, &invalid) {
@@ -56,6 +57,25 @@ func (a *app) readDocument(ctx context.Context, source, encoded string) (*docume
 	return d, nil
 }
 
+// readStdin reads standard input until its end or that of ctx.
+func (a *app) readStdin(ctx context.Context) ([]byte, error) {
+	type input struct {
+		text []byte
+		err  error
+	}
+	read := make(chan input, 1)
+	go func() {
+		text, err := readAll(a.stdin)
+		read <- input{text, err}
+	}()
+	select {
+	case in := <-read:
+		return in.text, in.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // unusable says what is wrong with a document, one field a line.
 func unusable(name string, err error) error {
 	var fields tes.FieldErrors
@@ -65,8 +85,9 @@ func unusable(name string, err error) error {
 	return usage("cannot read the task document %s: %w", name, err)
 }
 
-// checkURLs refuses, before anything runs, what no transfer could do.
-func checkURLs(t *tes.Task) (problems tes.FieldErrors) {
+// checkURLs refuses, before anything runs, what no transfer could do, and the
+// root itself: a task must not read or write what is deckhand's.
+func (a *app) checkURLs(t *tes.Task) (problems tes.FieldErrors) {
 	check := func(list string, i int, err error) {
 		if err != nil {
 			problems = append(problems, tes.FieldError{Field: fmt.Sprintf("%s[%d].url", list, i), Problem: err.Error()})
@@ -74,15 +95,42 @@ func checkURLs(t *tes.Task) (problems tes.FieldErrors) {
 	}
 	for i, in := range t.Inputs {
 		if in.URL != "" && (in.Content == nil || *in.Content == "") { // else it is ignored
-			check("inputs", i, storage.CheckInput(in.URL, in.Type == tes.Directory))
+			check("inputs", i, errors.Join(storage.CheckInput(in.URL, in.Type == tes.Directory), a.checkOutside(in.URL)))
 		}
 	}
 	for i, out := range t.Outputs {
 		if out.URL != "" {
-			check("outputs", i, storage.CheckOutput(out.URL))
+			check("outputs", i, errors.Join(storage.CheckOutput(out.URL), a.checkOutside(out.URL)))
 		}
 	}
 	return problems
+}
+
+// checkOutside refuses a local URL that leads into the root, links included.
+func (a *app) checkOutside(url string) error {
+	p, local := storage.LocalPath(url)
+	if !local {
+		return nil
+	}
+	root, at := realPath(a.conf.Root), realPath(p)
+	if at == root || strings.HasPrefix(at, root+"/") {
+		return fmt.Errorf("must not be in deckhand's own directory %s", a.conf.Root)
+	}
+	return nil
+}
+
+// realPath follows the links of the part of a path that exists.
+func realPath(p string) string {
+	rest := ""
+	for at := filepath.Clean(p); ; at = filepath.Dir(at) {
+		if real, err := filepath.EvalSymlinks(at); err == nil {
+			return filepath.Join(real, rest)
+		}
+		if at == "/" {
+			return filepath.Clean(p)
+		}
+		rest = filepath.Join(filepath.Base(at), rest)
+	}
 }
 
 func (a *app) documentText(ctx context.Context, source, encoded string) (text []byte, name string, err error) {
@@ -98,7 +146,7 @@ func (a *app) documentText(ctx context.Context, source, encoded string) (text []
 	case source == "":
 		return nil, "", usage("no task given; name a file, a URL or - for standard input")
 	case source == "-":
-		text, err := readAll(a.stdin)
+		text, err := a.readStdin(ctx)
 		if err != nil {
 			return nil, "", usage("cannot read the task document of standard input: %w", err)
 		}

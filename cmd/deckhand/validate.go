@@ -24,7 +24,7 @@ func newValidateCommand(a *app) *cobra.Command {
 				return err
 			}
 			for _, w := range d.warnings {
-				if _, err := fmt.Fprintln(a.stdout, "warning:", w); err != nil {
+				if _, err := fmt.Fprintln(a.stdout, "warning:", printable(w)); err != nil {
 					return err
 				}
 			}

@@ -96,4 +96,4 @@ func startError(err error) *StartError {
 // misused is how Docker words a start that fails for what the task or its image
 // asks, the command aside.
 var misused = regexp.MustCompile(`(?i)unable to find (?:user|group)|no matching entries in|` +
-	`mount a directory onto a file|OOM-killed|Minimum memory limit`)
+	`mount a directory onto a file|OOM-killed|Minimum memory limit|inside /proc|mountpoint for `)

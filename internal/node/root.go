@@ -163,7 +163,7 @@ func tightenRoot(root string, info os.FileInfo) error {
 	}
 	// Only a root of ours, or an empty directory, is closed to others: not /tmp
 	// because somebody mistyped.
-	if _, err := os.Lstat(filepath.Join(root, lockFile)); err != nil {
+	if _, err := os.Lstat(filepath.Join(root, ownerFile)); err != nil {
 		entries, err := os.ReadDir(root)
 		if err != nil {
 			return err

@@ -25,7 +25,8 @@ var parameter = regexp.MustCompile(`(?i)\b(sig|signature|x-amz-signature|x-amz-c
 // 11.6.2), and a bearer token that stands without its header.
 var credentials = regexp.MustCompile(`(?i)(\bauthorization["']?\s*[:=]\s*["']?[a-z0-9-]+\s+|\bbearer\s+)[A-Za-z0-9+/=_.~:-]{8,}`)
 
-// URL drops the query, the fragment and the password of a URL. In http and
+// URL drops the query, the fragment and the password of a URL; a file URL has no
+// query. In http and
 // https URLs the user goes too, where it is often a token; other schemes keep
 // it, as in abfss://container@account/path. A string without a scheme is a
 // path and returned as it is.
@@ -52,7 +53,8 @@ func URL(s string) string {
 		// host and port is user and the beginning of the password.
 		return scheme + "://" + host + ":" + Hidden
 	}
-	if cut := strings.IndexAny(path, "?#"); cut >= 0 {
+	// A file's name may hold both, and means nothing by them.
+	if cut := strings.IndexAny(path, "?#"); cut >= 0 && !strings.EqualFold(scheme, "file") {
 		path = path[:cut]
 	}
 	return scheme + "://" + authority + Text(path)

@@ -29,6 +29,16 @@ func isLocal(url string) bool {
 	return strings.HasPrefix(url, "/") || len(url) >= 5 && strings.EqualFold(url[:5], "file:")
 }
 
+// LocalPath returns the path on this node that a URL names; false when it names
+// none, or not well.
+func LocalPath(url string) (string, bool) {
+	if !isLocal(url) {
+		return "", false
+	}
+	p, err := localPath(url)
+	return p, err == nil
+}
+
 // localPath returns the path that a URL names. In a file URL %XX stands for a
 // byte, and everything else, '?' and '#' included, for itself.
 func localPath(url string) (string, error) {

@@ -125,6 +125,16 @@ func NewPlan(t *tes.Task) Plan {
 	return p
 }
 
+// Mounted says whether a container path is in a mounted directory.
+func (p Plan) Mounted(container string) bool {
+	for _, m := range p.Mounts {
+		if !m.File && within(container, m.Target) {
+			return true
+		}
+	}
+	return false
+}
+
 // outputDir returns the directory to mount for an output, and the output's own
 // path without what its pattern leaves open.
 func outputDir(out tes.Output) (dir, name string) {

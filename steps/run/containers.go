@@ -73,6 +73,9 @@ func (c *Containers) labels(t *machine.Task) map[string]string {
 // Create makes the container of one executor, without starting it. One that
 // exists already is kept when it is this executor's.
 func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Notes, executor int, img engine.Image) error {
+	// Docker goes on with a request that is given up, and would finish it behind
+	// the roll-back's back. A Docker that does not answer is given up all the same.
+	ctx = context.WithoutCancel(ctx)
 	spec, err := c.spec(t, executor, img)
 	if err != nil {
 		return err
@@ -133,8 +136,22 @@ func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engi
 	}
 	// A volume that the image declares would be anonymous; made by us it has a
 	// name that is known beforehand, and our labels.
+	// In a mounted directory it is a part of that: left alone, Docker would mount
+	// an anonymous one over it.
 	for _, target := range img.Volumes {
-		if clean := filepath.Clean(target); !slices.Contains(targets, clean) {
+		clean := filepath.Clean(target)
+		switch {
+		case slices.Contains(targets, clean):
+		case tree.Plan.Mounted(clean):
+			part, err := tree.MkdirAll(clean)
+			if err != nil {
+				return s, machine.Faultf(machine.NodeFault, "cannot make the image's volume %s: %w", clean, err)
+			}
+			s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: part.Name(), Target: clean})
+			if err := part.Close(); err != nil {
+				return s, err
+			}
+		default:
 			s.Mounts = append(s.Mounts, engine.Mount{
 				Kind: engine.VolumeMount, Source: fmt.Sprintf("%s-v%d", name, len(s.Mounts)), Target: clean,
 			})
@@ -215,7 +232,7 @@ func installHelper(tree *worktree.Tree) (string, error) {
 		return "", machine.Faultf(machine.NodeFault, "cannot install the helper for standard streams: %w", err)
 	}
 	_, err = io.Copy(part, self)
-	if err := errors.Join(err, part.Chmod(0o755), part.Close()); err != nil {
+	if err := errors.Join(err, part.Chmod(0o755), part.Sync(), part.Close()); err != nil {
 		return "", machine.Faultf(machine.NodeFault, "cannot install the helper for standard streams: %w", err)
 	}
 	return helper, os.Rename(part.Name(), helper)

@@ -144,7 +144,7 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 			return Result{}, err
 		}
 		var refused *engine.StartError
-		switch err := s.Engine.Start(ctx, c.ID); {
+		switch err := s.Engine.Start(context.WithoutCancel(ctx), c.ID); {
 		case errors.As(err, &refused):
 			return s.refused(ctx, n, f.out, refused)
 		case errors.Is(err, engine.ErrNotFound):

@@ -2,6 +2,8 @@ package upload
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,9 +24,16 @@ type File struct {
 	Size int64
 }
 
-// log is the file as the journal and the result know it.
-func (f File) log() tes.OutputFileLog {
-	return tes.OutputFileLog{URL: redact.URL(f.URL), Path: f.Path, SizeBytes: f.Size}
+// Published is a published file as the journal and the result know it.
+type Published struct {
+	tes.OutputFileLog
+	// Target tells URLs apart that differ only in what is not journaled.
+	Target string `json:"target"`
+}
+
+func (f File) log() Published {
+	sum := sha256.Sum256([]byte(f.URL))
+	return Published{tes.OutputFileLog{URL: redact.URL(f.URL), Path: f.Path, SizeBytes: f.Size}, hex.EncodeToString(sum[:8])}
 }
 
 // told bounds the warnings of one output: each is a record of the journal, and a
