@@ -116,6 +116,57 @@ func TestACommandIsNotStartedTwice(t *testing.T) {
 	}
 }
 
+// A container that a dead client has asked for is waited for: until Docker
+// knows it, or gives its name up.
+func TestCreationBesideAnother(t *testing.T) {
+	for last, want := range map[int]error{http.StatusConflict: engine.ErrExists, http.StatusCreated: nil} {
+		creations := 0
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+			w.Header().Set("Content-Type", "application/json")
+			switch {
+			case r.Method == http.MethodPost && creations < 3:
+				creations++
+				w.WriteHeader(http.StatusConflict)
+			case r.Method == http.MethodPost:
+				creations++
+				w.WriteHeader(last)
+			case creations == 1:
+				w.WriteHeader(http.StatusInternalServerError) // no container for its id
+			case creations < 4:
+				w.WriteHeader(http.StatusNotFound)
+			}
+			fmt.Fprint(w, `{"Id":"1","message":"busy","State":{"StartedAt":"0001-01-01T00:00:00Z","FinishedAt":"0001-01-01T00:00:00Z"}}`)
+		})
+		if _, err := d.connect(t).Create(t.Context(), engine.Spec{Name: "x"}); !errors.Is(err, want) {
+			t.Errorf("at last answered %d: %v, want %v", last, err, want)
+		}
+		if creations != 4 {
+			t.Errorf("at last answered %d: %d creations, want 4", last, creations)
+		}
+	}
+}
+
+// Two removals of one image at once: the later one fails, whatever Docker calls
+// it, and the image is gone. One that fails while the image is there has failed.
+func TestRemovalBesideAnother(t *testing.T) {
+	for status, want := range map[int]error{http.StatusNotFound: engine.ErrNotFound, http.StatusOK: nil} {
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+			w.Header().Set("Content-Type", "application/json")
+			if r.Method == http.MethodDelete {
+				w.WriteHeader(http.StatusInternalServerError)
+				fmt.Fprint(w, `{"message":"unrecognized image ID sha256:1"}`)
+				return
+			}
+			w.WriteHeader(status)
+			fmt.Fprint(w, `{"Id":"sha256:1","message":"No such image: x"}`)
+		})
+		err := d.connect(t).RemoveImage(t.Context(), "x")
+		if want != nil && !errors.Is(err, want) || want == nil && (errors.Is(err, engine.ErrNotFound) || !contains(err, "unrecognized")) {
+			t.Errorf("with the image answering %d: %v", status, err)
+		}
+	}
+}
+
 func TestDockerThatIsNotThere(t *testing.T) {
 	for _, host := range []string{"unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1", "nonsense"} {
 		_, err := engine.Connect(t.Context(), engine.Options{Host: host, Wait: 200 * time.Millisecond})

@@ -127,10 +127,23 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 		WorkingDir: s.Workdir, User: s.User, Labels: s.Labels,
 	}
 	var made container.CreateResponse
-	err := d.ask(ctx, func(ctx context.Context) (err error) {
-		made, err = d.api.ContainerCreate(ctx, config, host, nil, nil, s.Name)
-		return err
-	})
+	create := func() error {
+		return d.ask(ctx, func(ctx context.Context) (err error) {
+			made, err = d.api.ContainerCreate(ctx, config, host, nil, nil, s.Name)
+			return err
+		})
+	}
+	err := create()
+	// Docker goes on with the creation of a client that died. It gives the name
+	// away first, and only later knows the container by it.
+	for deadline := time.Now().Add(d.options.Wait); cerrdefs.IsConflict(err) && time.Now().Before(deadline); err = create() {
+		if _, unknown := d.Container(ctx, s.Name); unknown == nil {
+			break
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return "", err
+		}
+	}
 	if cerrdefs.IsConflict(err) {
 		return "", fmt.Errorf("cannot create container %s: %w: %s", s.Name, ErrExists, message(err))
 	}

@@ -2,9 +2,11 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/image"
 
@@ -79,6 +81,13 @@ func (d *Docker) RemoveImage(ctx context.Context, refOrID string) error {
 		_, err := d.api.ImageRemove(ctx, refOrID, image.RemoveOptions{})
 		return err
 	})
+	if cerrdefs.IsInternal(err) {
+		// Docker goes on with the removal of a client that died; a second one
+		// beside it fails in its own words when it comes too late.
+		if _, gone := d.Image(ctx, refOrID); errors.Is(gone, ErrNotFound) {
+			return gone
+		}
+	}
 	return explain(err, "remove image %s", refOrID)
 }
 

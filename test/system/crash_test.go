@@ -120,7 +120,7 @@ func TestExecutorEndsWhileDead(t *testing.T) {
 	}
 	s := &stuck{World: w, gate: newGate()}
 	b := w.Start(t, task)
-	eventually(t, "the executor to run", func() bool { return s.inTree("ran") != "" })
+	eventually(t, "the executor to run", func() bool { return s.noted() != "" })
 	b.Kill(t)
 	s.release(t)
 	eventually(t, "the container to end", func() bool { return len(w.running(t)) == 0 })
@@ -274,7 +274,7 @@ func TestKilledAtRandom(t *testing.T) {
 	check(0)
 	for i := 1; i <= rounds; i++ {
 		task := task(i + 1)
-		var where []string
+		var where, logs []string
 		for range 1 + random.IntN(2) {
 			// Any instant of the whole, or shortly after a state was entered:
 			// most states are short.
@@ -286,7 +286,8 @@ func TestKilledAtRandom(t *testing.T) {
 			}
 			time.Sleep(delay)
 			_ = b.Process.Kill() // it may have ended
-			b.End(t)
+			_, log := b.End(t)
+			logs = append(logs, log)
 			state := "before it began"
 			if r := w.Deckhand(t, "status", task.ID, "--json"); r.Code != 4 {
 				var s taskStatus
@@ -301,7 +302,7 @@ func TestKilledAtRandom(t *testing.T) {
 		check(i + 1)
 		t.Logf("round %d: killed %s", i, strings.Join(where, " and "))
 		if t.Failed() {
-			t.FailNow()
+			t.Fatalf("what the killed ones said:\n%s", strings.Join(logs, "\n"))
 		}
 	}
 }
@@ -381,8 +382,8 @@ func TestContainerRemovedWhileDead(t *testing.T) {
 	b := s.Start(t, s.task)
 	b.Until(t, `"attempt":2`)
 	s.still(t, b)
-	if again, err := os.ReadFile(s.inTree("ran")); err != nil || string(again) != "ran\n" {
-		t.Errorf("the second attempt did not begin with a pristine work tree: %q, %v", again, err)
+	if dirs, _ := filepath.Glob(filepath.Join(s.Root, "tasks/*/*")); len(dirs) != 1 {
+		t.Errorf("the second attempt did not begin with a pristine work tree: %v", dirs)
 	}
 	if is := s.Status(t, 3, s.task.ID); is.Attempt != 2 {
 		t.Errorf("status: %+v", is)
@@ -645,7 +646,7 @@ func TestDaemonKilledInRun(t *testing.T) {
 			b.Until(t, "executor started")
 		}
 		// The command runs before Docker says that it has started it.
-		eventually(t, "the executor to run", func() bool { return s.inTree("ran") != "" })
+		eventually(t, "the executor to run", func() bool { return s.noted() != "" })
 		w.Write(t, "mode", "go") // read again by the next attempt only
 		d.Kill(t)
 		b.Until(t, "waiting") // for Docker

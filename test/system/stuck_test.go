@@ -171,7 +171,7 @@ func (s *stuck) still(t *testing.T, b *Background) {
 	switch s.state {
 	case "Scrub": // the old container takes its time from the beginning
 	case "Run":
-		eventually(t, "the executor to note that it ran", func() bool { return s.inTree("ran") != "" })
+		eventually(t, "the executor to note that it ran", func() bool { return s.noted() == "ran\n" })
 	default:
 		<-s.gate.reached
 	}
@@ -185,6 +185,15 @@ func (s *stuck) inTree(name string) string {
 		return ""
 	}
 	return found[0]
+}
+
+// noted is what the executor has written down, as far as that is on the node.
+func (s *stuck) noted() string {
+	text, err := os.ReadFile(s.inTree("ran"))
+	if err != nil {
+		return ""
+	}
+	return string(text)
 }
 
 // release lets every run go on.
