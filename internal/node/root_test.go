@@ -76,8 +76,12 @@ func TestPrepareRoot(t *testing.T) {
 		}, "root", ""},
 		{"ours, opened by somebody", func(t *testing.T, dir string) {
 			mkdir("root", 0o777)(t, dir)
-			mkfile("root/lock")(t, dir)
+			mkfile("root/owner.json")(t, dir)
 		}, "root", ""},
+		{"another program's lock", func(t *testing.T, dir string) {
+			mkdir("root", 0o755)(t, dir)
+			mkfile("root/lock")(t, dir)
+		}, "root", "holds other things"},
 		{"through a link", func(t *testing.T, dir string) {
 			mkdir("there", 0o755)(t, dir)
 			if err := os.Symlink("there", filepath.Join(dir, "root")); err != nil {

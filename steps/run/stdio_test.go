@@ -6,7 +6,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // TestMain makes the test binary the helper when it is called as one.
@@ -15,6 +17,39 @@ func TestMain(m *testing.M) {
 		os.Exit(ExecStdio([3]string(os.Args[2:5]), os.Args[5:], os.Stderr))
 	}
 	os.Exit(m.Run())
+}
+
+// A signal to the helper reaches the command, as it must when Docker stops the container.
+func TestExecStdioHandsSignalsOn(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	if err := os.WriteFile(out, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, StdioCommand, "", out, "", "sh", "-c", "trap 'echo stopped; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	written := func() string {
+		b, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for written() != "ready\n" {
+		time.Sleep(time.Millisecond)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // the exit code says it
+	if code := cmd.ProcessState.ExitCode(); code != 5 || written() != "ready\nstopped\n" {
+		t.Errorf("exit code %d, output %q", code, written())
+	}
 }
 
 func TestExecStdio(t *testing.T) {
@@ -50,7 +85,12 @@ func TestExecStdio(t *testing.T) {
 		"no interpreter":      {[3]string{in, "", ""}, []string{dir + "/broken"}, 126, "was\n", "was\n", "", "cannot start"},
 		"no program":          {[3]string{in, "", ""}, []string{dir + "/text"}, 126, "was\n", "was\n", "", "exec format error"},
 		"no such input":       {[3]string{dir + "/none", "", ""}, []string{"cat"}, 126, "was\n", "was\n", "", "as its standard input"},
-		"no such output":      {[3]string{"", dir + "/none/x", ""}, []string{"true"}, 126, "was\n", "was\n", "", "as its standard output"},
+		"no such output":      {[3]string{"", dir + "/none/x", ""}, []string{"true"}, 126, "was\n", "was\n", "", "no such file"},
+		"opened again":        {[3]string{"", "out", "err"}, []string{"sh", "-c", "echo 1; echo 2 > /dev/stdout; echo 3 | tee /dev/stderr; echo 4 >&2"}, 0, "was\n1\n2\n3\n", "was\n3\n4\n", "", ""},
+		"killed":              {[3]string{"", "out", "err"}, []string{"sh", "-c", "echo 1; kill -9 $$"}, 137, "was\n1\n", "was\n", "", ""},
+		"leaves one running":  {[3]string{"", "out", "err"}, []string{"sh", "-c", "sleep 60 & echo 1; exit 3"}, 3, "was\n1\n", "was\n", "", ""},
+		"no space":            {[3]string{"", "/dev/full", "err"}, []string{"sh", "-c", "echo 1"}, 74, "was\n", "was\n", "", "no space left"},
+		"no program, files":   {[3]string{"", "out", ""}, []string{dir + "/text"}, 126, "was\n", "was\n", "", "exec format error"},
 		"not in this PATH":    {[3]string{in, "", ""}, []string{"noexec"}, 126, "was\n", "was\n", "", "permission denied"},
 		"not where it stands": {[3]string{in, "", ""}, []string{"in"}, 127, "was\n", "was\n", "", "cannot start"},
 	} {
