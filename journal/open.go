@@ -108,8 +108,8 @@ func makeDir(dir string) error {
 // witness of no record, an interrupted creation begins anew.
 func create(dir string) (current, error) {
 	w, err := openWitness(dir)
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		count := w.said.Tip.Count
 		if err := w.close(); err != nil {
 			return current{}, err

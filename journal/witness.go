@@ -121,10 +121,11 @@ func (t testimony) encode() ([]byte, error) {
 
 func decodeTestimony(slot []byte) (t testimony, ok bool) {
 	sum, err := strconv.ParseUint(string(slot[:8]), 16, 32)
-	if err != nil || uint32(sum) != crc32.Checksum(slot[8:], castagnoli) {
+	if err != nil || sum != uint64(crc32.Checksum(slot[8:], castagnoli)) {
 		return testimony{}, false
 	}
-	return t, json.Unmarshal(slot[8:], &t) == nil
+	err = json.Unmarshal(slot[8:], &t)
+	return t, err == nil
 }
 
 // acknowledge takes down that the record is durable. The slot itself is durable

@@ -103,7 +103,7 @@ func (a *app) dockerLog(ctx context.Context, head machine.Head, executor int, st
 		return false, err
 	}
 	n, err := v.Node()
-	if err = errors.Join(err, v.Close()); err != nil {
+	if err := errors.Join(err, v.Close()); err != nil {
 		return false, err
 	}
 	docker, err := a.connect(ctx)

@@ -190,7 +190,7 @@ func (a *account) taskLog() tes.TaskLog {
 			"deckhand.resumed":   strconv.Itoa(a.resumed),
 		},
 	}
-	maps.Copy(log.Metadata, a.opening.Metadata)
+	maps.Copy(log.Metadata, a.Metadata)
 	slices.SortStableFunc(a.executors, func(x, y run.Result) int { return x.Executor - y.Executor })
 	for _, e := range a.executors {
 		log.Logs = append(log.Logs, e.ExecutorLog)

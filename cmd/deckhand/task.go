@@ -123,8 +123,8 @@ func (a *app) checkOutside(url string) error {
 func realPath(p string) string {
 	rest := ""
 	for at := filepath.Clean(p); ; at = filepath.Dir(at) {
-		if real, err := filepath.EvalSymlinks(at); err == nil {
-			return filepath.Join(real, rest)
+		if found, err := filepath.EvalSymlinks(at); err == nil {
+			return filepath.Join(found, rest)
 		}
 		if at == "/" {
 			return filepath.Clean(p)

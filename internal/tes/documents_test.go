@@ -2,6 +2,7 @@ package tes
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -221,8 +222,8 @@ func problems(t *testing.T, err error) []string {
 	if err == nil {
 		return nil
 	}
-	errs, ok := err.(FieldErrors)
-	if !ok {
+	var errs FieldErrors
+	if !errors.As(err, &errs) {
 		t.Fatalf("%T is not FieldErrors: %v", err, err)
 	}
 	var list []string

@@ -42,12 +42,12 @@ func (t *Tree) Prepare() error {
 		}
 	}
 	for _, m := range t.Plan.Mounts {
-		make, place := mkdirOpen, filepath.Join(t.Dir, "captured", m.Target)
+		create, place := mkdirOpen, filepath.Join(t.Dir, "captured", m.Target)
 		if m.File {
-			make = createOpen
+			create = createOpen
 		}
 		err := os.MkdirAll(filepath.Dir(place), 0o700)
-		if err := errors.Join(err, make(place), make(t.Source(m))); err != nil {
+		if err := errors.Join(err, create(place), create(t.Source(m))); err != nil {
 			return err
 		}
 	}

@@ -432,9 +432,10 @@ func TestResultDocument(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	var doc struct {
-		ID, Name, Description, State, Creation_time string
-		Tags                                        map[string]string
-		Logs                                        []struct {
+		ID, Name, Description, State string
+		Created                      string `json:"creation_time"`
+		Tags                         map[string]string
+		Logs                         []struct {
 			Logs     []map[string]any
 			Outputs  []map[string]any
 			Metadata map[string]string
@@ -447,7 +448,7 @@ func TestResultDocument(t *testing.T) {
 	if decoder.More() || strings.Contains(r.Stdout, "null") || !strings.Contains(r.Stdout, `"<v>"`) {
 		t.Errorf("standard output is not one plain document:\n%s", r.Stdout)
 	}
-	if doc.ID != "document" || doc.Name != "n" || doc.Description != "d" || doc.State != "COMPLETE" || doc.Creation_time == "" || len(doc.Logs) != 1 {
+	if doc.ID != "document" || doc.Name != "n" || doc.Description != "d" || doc.State != "COMPLETE" || doc.Created == "" || len(doc.Logs) != 1 {
 		t.Fatalf("the document is\n%s", r.Stdout)
 	}
 	log := doc.Logs[0]

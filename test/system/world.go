@@ -151,7 +151,7 @@ func (w *World) Start(t *testing.T, task tes.Task, args ...string) *Background {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Cmd.Start(); err != nil {
+	if err := b.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
