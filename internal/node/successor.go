@@ -33,15 +33,15 @@ func Succeed(root string) (done func() error, err error) {
 	}, nil
 }
 
-// Successor says whether a living process has announced that it goes on with
-// the task of root's owner.
+// Successor says whether another living process has announced that it goes on
+// with the task of root's owner.
 func Successor(root string) bool {
 	text, err := os.ReadFile(filepath.Join(root, successorFile))
 	if err != nil {
 		return false
 	}
 	var p Process
-	if json.Unmarshal(text, &p) != nil {
+	if json.Unmarshal(text, &p) != nil || p.PID == os.Getpid() {
 		return false
 	}
 	alive, err := p.Alive()

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +14,26 @@ func TestSuccessor(t *testing.T) {
 	}
 	done, err := Succeed(root)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if Successor(root) {
+		t.Error("a process takes itself for its successor")
+	}
+	// As another living process would have written it.
+	parent, err := readStat(os.Getppid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.PID, other.Start = os.Getppid(), parent.start
+	text, err := json.Marshal(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, successorFile), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if !Successor(root) {

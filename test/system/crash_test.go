@@ -375,6 +375,7 @@ func TestContainerRemovedWhileDead(t *testing.T) {
 	s.Env = append(s.Env, "DECKHAND_RUN_MAX_ATTEMPTS=2")
 	lose := func(b *Background) {
 		t.Helper()
+		eventually(t, "a container to run", func() bool { return len(s.running(t)) > 0 })
 		b.Kill(t)
 		s.Docker(t, "rm", "--force", "--volumes", s.running(t)[0])
 	}
