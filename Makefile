@@ -11,11 +11,19 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 GOLANGCI_LINT_VERSION = v2.15.0
 GOLANGCI_LINT         = .tools/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
+# Servers that tests of storage talk to, by program: module and version.
+VERSITYGW = github.com/versity/versitygw/cmd/versitygw@v1.8.0
+FAKE_GCS  = github.com/fsouza/fake-gcs-server@v1.56.1
+AZURITE   = azurite@3.37.0
+
 # Two packages at a time: tests wait for Docker more than they compute.
-TESTFLAGS ?= -count=1 -p 2 -timeout 20m
+TESTFLAGS ?= -count=1 -p 2 -timeout 60m
 BENCH     ?= .
 
-.PHONY: build test lint bench demo deps rig-down clean
+# Power cuts of test-power.
+CUTS ?= 10
+
+.PHONY: build test test-crash test-power lint bench demo deps packages rig-down clean
 
 build: ## the static program, bin/deckhand
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/deckhand ./cmd/deckhand
@@ -23,6 +31,15 @@ build: ## the static program, bin/deckhand
 test: deps build ## every test, the whole-system ones included
 	go vet ./...
 	go test $(TESTFLAGS) ./...
+
+# All pairs of kills of short tasks and some of the others; every point on real engines.
+CRASH_PLAN ?= {"Points":-1,"ShortPairs":-1,"Pairs":6,"RealPairs":50,"Everywhere":true}
+
+test-crash: deps ## the proof by crash injection in full: hours
+	CRASH_PLAN='$(CRASH_PLAN)' go test -count=1 -v -timeout 12h ./test/crash/...
+
+test-power: deps ## cuts the power of whole nodes, CUTS times; fails where no virtual machine can run
+	CI=true DECKHAND_POWER_CUTS=$(CUTS) go test -count=1 -v -timeout 3h -run '^TestPowerCuts$$' ./test/power
 
 lint: $(GOLANGCI_LINT) ## the analysers and the direction of imports, see .golangci.yml
 	$(GOLANGCI_LINT) run
@@ -34,11 +51,26 @@ $(GOLANGCI_LINT):
 bench: deps ## benchmarks, each beside its peer
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m ./...
 
-demo: deps build ## one real job on a real engine, told step by step
+demo: packages build ## one real job on a real engine, told step by step
 	go run ./test/demo
 
-deps: ## what the tests and the demo need of the machine
+deps: packages .tools/bin/versitygw .tools/bin/fake-gcs-server .tools/azurite/installed ## what the tests need of the machine
+
+packages: ## what the tests and the demo need of Debian
 	test/deps.sh
+
+# Built again when a version changes, which is when this file does.
+.tools/bin/versitygw: Makefile
+	GOBIN=$(CURDIR)/.tools/bin go install $(VERSITYGW)
+	touch $@
+
+.tools/bin/fake-gcs-server: Makefile
+	GOBIN=$(CURDIR)/.tools/bin go install $(FAKE_GCS)
+	touch $@
+
+.tools/azurite/installed: Makefile | packages # which has npm
+	npm install --no-audit --no-fund --no-package-lock --prefix $(@D) $(AZURITE)
+	touch $@
 
 rig-down: ## stop the private Docker Engine of the tests and delete its data
 	go run ./test/rig/down

@@ -15,6 +15,7 @@ type Config struct {
 	Progress string // auto, plain, none
 	Image    Image
 	Transfer Transfer
+	Storage  Storage
 	Run      Run
 	Lock     Lock
 	Engine   Engine
@@ -52,13 +53,52 @@ type Transfer struct {
 	Bandwidth int64 // bytes a second, 0 for no limit
 }
 
+// Storage says how object stores are reached.
+type Storage struct {
+	S3    S3
+	GCS   GCS
+	Azure Azure
+}
+
+// S3 says how s3:// is reached.
+type S3 struct {
+	Endpoint  string // URL; empty for Amazon's own
+	Region    string // empty for the one of the AWS configuration
+	PathStyle bool
+	Anonymous bool
+}
+
+// GCS says how Google Cloud Storage is reached.
+type GCS struct {
+	Endpoint  string // URL; empty for Google's own
+	Anonymous bool
+}
+
+// Azure says how Azure Blob Storage is reached.
+type Azure struct {
+	Account   string // that az:// means
+	Endpoint  string // URL, with {account} for the account; empty for Azure's own
+	Anonymous bool
+}
+
 // Run says how executors run.
 type Run struct {
 	MaxAttempts     int
 	StopGrace       time.Duration
 	TimeLimit       time.Duration // 0 for no limit
 	CgroupParent    string        // empty for Docker's own
+	User            string        // image, caller
 	ClearEntrypoint bool
+	ShellCommands   bool
+	GPUs            string // all, none, or ids separated by commas
+	Devices         string // patterns separated by commas
+	NoNewPrivileges bool
+	PidsLimit       int // 0 for no limit
+	// Names without CAP_, or ALL, separated by commas; empty for none.
+	CapAdd, CapDrop string
+	// BlockAddresses are addresses and CIDRs separated by commas; empty for none.
+	BlockAddresses string
+	BlockFailure   string // refuse, warn
 }
 
 // Lock is about the lock of the root.
@@ -71,14 +111,17 @@ type Engine struct {
 	Wait time.Duration
 }
 
-// Disk is about the space of the root.
+// Disk is about the space of the root and of Docker's images.
 type Disk struct {
-	Floor int64 // bytes
+	Floor         int64 // bytes
+	InodeFloor    int64
+	AnyFilesystem bool
 }
 
 // Outputs is about what a task did not make.
 type Outputs struct {
-	Missing string // warn, error
+	Missing  string // warn, error
+	MaxFiles int
 }
 
 // Workdir is about the work directory of a task that has ended.

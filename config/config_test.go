@@ -24,7 +24,8 @@ func setup(t *testing.T) string {
 	dir := t.TempDir()
 	for _, pair := range os.Environ() {
 		name, _, _ := strings.Cut(pair, "=")
-		if strings.HasPrefix(name, prefix) || slices.Contains([]string{"XDG_CONFIG_HOME", "AZ_BATCH_NODE_SHARED_DIR", "STATE_DIRECTORY", "DOCKER_HOST"}, name) {
+		if strings.HasPrefix(name, prefix) || slices.Contains([]string{"XDG_CONFIG_HOME", "AZ_BATCH_NODE_SHARED_DIR", "STATE_DIRECTORY", "DOCKER_HOST",
+			"SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}, name) {
 			t.Setenv(name, "") // restored in the end
 			os.Unsetenv(name)
 		}
@@ -86,13 +87,15 @@ func TestDefaults(t *testing.T) {
 		Progress: "auto",
 		Image:    Image{Pull: "auto", Keep: 1, RetryFor: 15 * time.Minute},
 		Transfer: Transfer{RetryFor: 15 * time.Minute, Parallel: 8, Memory: 64 << 20},
-		Run:      Run{MaxAttempts: 3, StopGrace: 10 * time.Second},
-		Engine:   Engine{Wait: 2 * time.Minute},
-		Disk:     Disk{Floor: 1 << 30},
-		Outputs:  Outputs{Missing: "warn"},
-		Workdir:  Workdir{Keep: "never"},
-		Exit:     Exit{Policy: "task"},
-		History:  History{Keep: 1000, Age: 30 * 24 * time.Hour},
+		Run: Run{User: "image", MaxAttempts: 3, StopGrace: 10 * time.Second, GPUs: "all",
+			NoNewPrivileges: true, PidsLimit: 16384, CapDrop: "NET_RAW",
+			BlockAddresses: "169.254.169.254/32,fd00:ec2::254/128,fd20:ce::254/128,fd00:c1::a9fe:a9fe/128,100.100.100.200/32,168.63.129.16/32,169.254.170.2/32", BlockFailure: "refuse"},
+		Engine:  Engine{Wait: 2 * time.Minute},
+		Disk:    Disk{Floor: 1 << 30, InodeFloor: 1000},
+		Outputs: Outputs{Missing: "warn", MaxFiles: 1_000_000},
+		Workdir: Workdir{Keep: "never"},
+		Exit:    Exit{Policy: "task"},
+		History: History{Keep: 10000, Age: 30 * 24 * time.Hour},
 	}
 	if l.Config != want {
 		t.Errorf("got  %+v\nwant %+v", l.Config, want)
@@ -109,31 +112,56 @@ func TestDefaults(t *testing.T) {
 
 // samples has, for each key, a text for the file, one for the environment and one for the flag.
 var samples = map[string][3]string{
-	"root":                 {"/a", "/b", "/c"},
-	"docker.host":          {"unix:///a", "tcp://b:1", "https://c"},
-	"log.format":           {"json", "text", "json"},
-	"log.level":            {"debug", "warn", "error"},
-	"progress":             {"plain", "none", "auto"},
-	"image.pull":           {"always", "missing", "never"},
-	"image.keep":           {"2", "3", "4"},
-	"image.retry_for":      {"1m", "2m", "3m"},
-	"transfer.retry_for":   {"1m", "2m", "3m"},
-	"transfer.parallel":    {"1", "2", "3"},
-	"transfer.memory":      {"2MiB", "3MiB", "4MiB"},
-	"transfer.bandwidth":   {"1MiB", "2MiB", "3MiB"},
-	"run.max_attempts":     {"1", "2", "4"},
-	"run.stop_grace":       {"1s", "2s", "3s"},
-	"run.time_limit":       {"1h", "2h", "3h"},
-	"run.cgroup_parent":    {"/a", "/b", "/c"},
-	"run.clear_entrypoint": {"true", "false", "true"},
-	"lock.wait":            {"1s", "2s", "3s"},
-	"engine.wait":          {"1s", "2s", "3s"},
-	"disk.floor":           {"1MiB", "2MiB", "3MiB"},
-	"outputs.missing":      {"error", "warn", "error"},
-	"workdir.keep":         {"always", "on-failure", "never"},
-	"exit.policy":          {"engine", "task", "engine"},
-	"history.keep":         {"1", "2", "none"},
-	"history.age":          {"1h", "2d", "none"},
+	"root":                  {"/a", "/b", "/c"},
+	"docker.host":           {"unix:///a", "tcp://b:1", "https://c"},
+	"log.format":            {"json", "text", "json"},
+	"log.level":             {"debug", "warn", "error"},
+	"progress":              {"plain", "none", "auto"},
+	"image.pull":            {"always", "missing", "never"},
+	"image.keep":            {"2", "3", "4"},
+	"image.retry_for":       {"1m", "2m", "3m"},
+	"transfer.retry_for":    {"1m", "2m", "3m"},
+	"transfer.parallel":     {"1", "2", "3"},
+	"transfer.memory":       {"2MiB", "3MiB", "4MiB"},
+	"transfer.bandwidth":    {"1MiB", "2MiB", "3MiB"},
+	"run.max_attempts":      {"1", "2", "4"},
+	"run.stop_grace":        {"1s", "2s", "3s"},
+	"run.time_limit":        {"1h", "2h", "3h"},
+	"run.cgroup_parent":     {"/a", "/b", "/c"},
+	"run.user":              {"caller", "image", "caller"},
+	"run.clear_entrypoint":  {"true", "false", "true"},
+	"run.shell_commands":    {"true", "false", "true"},
+	"run.gpus":              {"none", "0,1", "GPU-1a2b"},
+	"run.devices":           {"/dev/fuse", "/dev/fuse,/dev/dri/*", "nvidia.com/gpu=*"},
+	"run.no_new_privileges": {"false", "true", "false"},
+	"run.pids_limit":        {"1", "2", "none"},
+	"run.cap_add":           {"SYS_PTRACE", "sys_nice, CAP_KILL", "none"},
+	"run.cap_drop":          {"ALL", "MKNOD,NET_RAW", "none"},
+	"run.block_addresses":   {"1.2.3.4", "10.0.0.0/8, fd00::1", "none"},
+	"run.block_failure":     {"warn", "refuse", "warn"},
+	"lock.wait":             {"1s", "2s", "3s"},
+	"engine.wait":           {"1s", "2s", "3s"},
+	"disk.floor":            {"1MiB", "2MiB", "3MiB"},
+	"disk.any_filesystem":   {"true", "false", "true"},
+	"outputs.missing":       {"error", "warn", "error"},
+	"outputs.max_files":     {"1", "2", "3"},
+	"workdir.keep":          {"always", "on-failure", "never"},
+	"exit.policy":           {"engine", "task", "engine"},
+	"history.keep":          {"1", "2", "none"},
+	"history.age":           {"1h", "2d", "none"},
+	"disk.inode_floor":      {"1", "2", "3"},
+
+	"storage.s3.endpoint":   {"http://127.0.0.1:7070", "https://b/path", "https://c"},
+	"storage.s3.region":     {"a", "b", "c"},
+	"storage.s3.path_style": {"true", "false", "true"},
+	"storage.s3.anonymous":  {"true", "false", "true"},
+
+	"storage.gcs.endpoint":  {"http://127.0.0.1:1", "https://b", "https://c"},
+	"storage.gcs.anonymous": {"true", "false", "true"},
+
+	"storage.azure.account":   {"a", "b", "c"},
+	"storage.azure.endpoint":  {"http://127.0.0.1:1/{account}", "https://{account}.b", "https://c"},
+	"storage.azure.anonymous": {"true", "false", "true"},
 }
 
 // Every key can be set in every way, and the stronger way wins.
@@ -175,6 +203,9 @@ func TestPrecedence(t *testing.T) {
 			text := fmt.Sprintf("%s: %s\n", section, values[0])
 			if nested {
 				text = fmt.Sprintf("%s:\n  %s: %s\n", section, leaf, values[0])
+			}
+			if section, key, deeper := strings.Cut(leaf, "."); deeper {
+				text = fmt.Sprintf("storage:\n  %s:\n    %s: %s\n", section, key, values[0])
 			}
 			file := write(t, systemFile, text)
 			check(values[0], "file "+file)
@@ -256,10 +287,18 @@ func TestRefusals(t *testing.T) {
 		{name: "count", env: map[string]string{"DECKHAND_IMAGE_KEEP": "0"}, want: []string{"image.keep", "from 1 to"}},
 		{name: "count with fraction", file: "image: {keep: 1.5}", want: []string{"image.keep", `"1.5"`}},
 		{name: "size", env: map[string]string{"DECKHAND_DISK_FLOOR": "much"}, want: []string{"disk.floor", "1GiB"}},
+		{name: "number", env: map[string]string{"DECKHAND_DISK_INODE_FLOOR": "-1"}, want: []string{"disk.inode_floor", "whole number from 0"}},
 		{name: "small size", file: "transfer: {memory: 1000}", want: []string{"transfer.memory", "at least 1MiB"}},
+		{name: "address", file: "run: {block_addresses: \"1.2.3.4,metadata\"}", want: []string{"run.block_addresses", "CIDRs", "or none"}},
+		{name: "capability", env: map[string]string{"DECKHAND_RUN_CAP_ADD": "ROOT"}, want: []string{"run.cap_add", "NET_RAW"}},
 		{name: "boolean", file: "run: {clear_entrypoint: 1}", want: []string{"run.clear_entrypoint", "true or false"}},
 		{name: "none where there is a need", env: map[string]string{"DECKHAND_RUN_STOP_GRACE": "none"}, want: []string{"run.stop_grace"}},
 		{name: "docker host", args: []string{"--docker-host", "/var/run/docker.sock"}, want: []string{"docker.host", "unix://PATH"}},
+		{name: "gpus", args: nil, env: map[string]string{"DECKHAND_RUN_GPUS": "0, 1"}, want: []string{`run.gpus is "0, 1"`, "all, none"}},
+		{name: "line's end", file: "root: |\n  /a\n", want: []string{`root is "/a\n"`, "a directory"}},
+		{name: "devices elsewhere", file: "run: {devices: /etc/passwd}", want: []string{"run.devices", "paths in /dev"}},
+		{name: "devices that climb", file: "run: {devices: '/dev/fuse,/dev/../etc/passwd'}", want: []string{"run.devices"}},
+		{name: "no device between commas", file: "run: {devices: '/dev/fuse,,/dev/kfd'}", want: []string{"run.devices"}},
 		{name: "docker host inherited", env: map[string]string{"DOCKER_HOST": "ssh://me@there"}, want: []string{"docker.host", "environment DOCKER_HOST"}},
 		{name: "secret in a refused value", args: []string{"--docker-host", "ftp://me:hunter2@there"}, want: []string{"docker.host"}},
 		{name: "unknown variable", env: map[string]string{"DECKHAND_RUN_MAX_ATTEMPT": "3"}, want: []string{"DECKHAND_RUN_MAX_ATTEMPT ", "did you mean DECKHAND_RUN_MAX_ATTEMPTS?"}},
@@ -302,6 +341,36 @@ func TestAccepted(t *testing.T) {
 	if l.Log.Level != "debug" || l.Image.Keep != 16 || l.History.Age != 0 {
 		t.Errorf("%+v", l.Config)
 	}
+}
+
+// A batch engine says which GPUs are the job's, and a file knows better.
+func TestGPUs(t *testing.T) {
+	setup(t)
+	check := func(value, source string) {
+		t.Helper()
+		l, err := load(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := setting(t, l, "run.gpus"); l.Run.GPUs != value || s.Value != value || s.Source != source {
+			t.Errorf("%s, %+v; want %s from %s", l.Run.GPUs, s, value, source)
+		}
+	}
+	check("all", "default")
+	t.Setenv("NVIDIA_VISIBLE_DEVICES", "void")
+	check("none", "environment NVIDIA_VISIBLE_DEVICES")
+	for _, nothing := range []string{"-1", "NoDevFiles", "10000"} {
+		t.Setenv("CUDA_VISIBLE_DEVICES", nothing)
+		check("none", "environment CUDA_VISIBLE_DEVICES")
+	}
+	t.Setenv("CUDA_VISIBLE_DEVICES", "GPU-1a2b")
+	check("GPU-1a2b", "environment CUDA_VISIBLE_DEVICES")
+	t.Setenv("SLURM_JOB_GPUS", "2,3")
+	check("2,3", "environment SLURM_JOB_GPUS")
+	t.Setenv("SLURM_STEP_GPUS", "3")
+	check("3", "environment SLURM_STEP_GPUS")
+	write(t, systemFile, "run: {gpus: 1}")
+	check("1", "file "+systemFile)
 }
 
 func TestRoot(t *testing.T) {

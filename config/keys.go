@@ -64,6 +64,34 @@ var keys = []key{
 		kind: sizeOrNone(func(c *Config) *int64 { return &c.Transfer.Bandwidth }),
 		doc:  "Most bytes a second that all transfers use together."},
 
+	{name: "storage.s3.endpoint", fallback: "",
+		kind: endpoint(func(c *Config) *string { return &c.Storage.S3.Endpoint }),
+		doc:  "Service that `s3://` means. Empty: what the AWS configuration of the node says (`AWS_ENDPOINT_URL_S3`), else Amazon S3."},
+	{name: "storage.s3.region", fallback: "",
+		kind: text(func(c *Config) *string { return &c.Storage.S3.Region }),
+		doc:  "Region that requests are signed for. Empty: that of the AWS configuration, else `us-east-1`; a bucket of Amazon S3 in another region is found."},
+	{name: "storage.s3.path_style", fallback: "false",
+		kind: boolean(func(c *Config) *bool { return &c.Storage.S3.PathStyle }),
+		doc:  "Whether the bucket stands in the path of the URL instead of the host's name, as many services need."},
+	{name: "storage.s3.anonymous", fallback: "false",
+		kind: boolean(func(c *Config) *bool { return &c.Storage.S3.Anonymous }),
+		doc:  "Whether `s3://` is asked without credentials, even where the node has some."},
+	{name: "storage.gcs.endpoint", fallback: "",
+		kind: endpoint(func(c *Config) *string { return &c.Storage.GCS.Endpoint }),
+		doc:  "Service that `gs://` means. Empty: that of `STORAGE_EMULATOR_HOST`, else Google's own."},
+	{name: "storage.gcs.anonymous", fallback: "false",
+		kind: boolean(func(c *Config) *bool { return &c.Storage.GCS.Anonymous }),
+		doc:  "Whether `gs://` is asked without credentials, even where the node has some."},
+	{name: "storage.azure.account", fallback: "",
+		kind: text(func(c *Config) *string { return &c.Storage.Azure.Account }),
+		doc:  "Account whose containers `az://` URLs name. Empty: `AZURE_STORAGE_ACCOUNT`, or that of `AZURE_STORAGE_CONNECTION_STRING`."},
+	{name: "storage.azure.endpoint", fallback: "",
+		kind: endpoint(func(c *Config) *string { return &c.Storage.Azure.Endpoint }),
+		doc:  "Blob service of every account, with `{account}` for its name, such as `https://{account}.blob.core.usgovcloudapi.net`. Empty: the host of the URL, else `https://{account}.blob.core.windows.net`."},
+	{name: "storage.azure.anonymous", fallback: "false",
+		kind: boolean(func(c *Config) *bool { return &c.Storage.Azure.Anonymous }),
+		doc:  "Whether blobs are asked for without other credentials than a signature in their URL."},
+
 	{name: "run.max_attempts", fallback: "3",
 		kind: count(func(c *Config) *int { return &c.Run.MaxAttempts }, 1, 100),
 		doc:  "How often a task is started over after its container was lost."},
@@ -76,9 +104,40 @@ var keys = []key{
 	{name: "run.cgroup_parent", fallback: "",
 		kind: text(func(c *Config) *string { return &c.Run.CgroupParent }),
 		doc:  "Parent cgroup of the task's containers, so that a batch engine's limits bind them. Empty: Docker's own."},
+	{name: "run.user", fallback: "image",
+		kind: oneOf(func(c *Config) *string { return &c.Run.User }, "image", "caller"),
+		doc:  "Who executors run as: the user that their image names, or the user and group that deckhand runs as."},
 	{name: "run.clear_entrypoint", fallback: "false",
 		kind: boolean(func(c *Config) *bool { return &c.Run.ClearEntrypoint }),
 		doc:  "Whether an executor's command replaces the image's entrypoint instead of becoming its arguments."},
+
+	{name: "run.shell_commands", fallback: "false",
+		kind: boolean(func(c *Config) *bool { return &c.Run.ShellCommands }),
+		doc:  "Whether a command of one element is a line for `/bin/sh -c`, as Funnel takes it, instead of a program."},
+	{name: "run.gpus", fallback: "all", inherit: inheritGPUs,
+		kind: gpus(func(c *Config) *string { return &c.Run.GPUs }),
+		doc:  "Which GPUs a task may ask for by the backend parameter `gpus`. Without a value: `$SLURM_STEP_GPUS`, `$SLURM_JOB_GPUS`, `$CUDA_VISIBLE_DEVICES` or `$NVIDIA_VISIBLE_DEVICES`, then the default."},
+	{name: "run.devices", fallback: "",
+		kind: devices(func(c *Config) *string { return &c.Run.Devices }),
+		doc:  "Which devices a task may ask for by the backend parameter `devices`, as patterns such as `/dev/fuse` or `/dev/dri/*`. Empty: none."},
+	{name: "run.no_new_privileges", fallback: "true",
+		kind: boolean(func(c *Config) *bool { return &c.Run.NoNewPrivileges }),
+		doc:  "Whether set-uid programs in containers gain nothing."},
+	{name: "run.pids_limit", fallback: "16384",
+		kind: countOrNone(func(c *Config) *int { return &c.Run.PidsLimit }),
+		doc:  "Most processes and threads in one container."},
+	{name: "run.cap_add", fallback: "none",
+		kind: capabilities(func(c *Config) *string { return &c.Run.CapAdd }),
+		doc:  "Capabilities that containers have beyond Docker's own."},
+	{name: "run.cap_drop", fallback: "NET_RAW",
+		kind: capabilities(func(c *Config) *string { return &c.Run.CapDrop }),
+		doc:  "Capabilities of Docker's own that containers do not have. A task that keeps `NET_RAW`, or is given `NET_ADMIN`, can get past `run.block_addresses`."},
+	{name: "run.block_addresses", fallback: "169.254.169.254,fd00:ec2::254,fd20:ce::254,fd00:c1::a9fe:a9fe,100.100.100.200,168.63.129.16,169.254.170.2",
+		kind: addresses(func(c *Config) *string { return &c.Run.BlockAddresses }),
+		doc:  "Addresses that containers cannot reach; by default those at which clouds hand out what belongs to the node: credentials and certificates. Name servers among them still answer on port 53."},
+	{name: "run.block_failure", fallback: "refuse",
+		kind: oneOf(func(c *Config) *string { return &c.Run.BlockFailure }, "refuse", "warn"),
+		doc:  "What happens on a node where they cannot be closed: the task is refused, or runs with a warning in its result."},
 
 	{name: "lock.wait", fallback: "0", flag: "lock-wait",
 		kind: duration(func(c *Config) *time.Duration { return &c.Lock.Wait }),
@@ -88,11 +147,20 @@ var keys = []key{
 		doc:  "How long to wait for a Docker Engine that does not answer."},
 	{name: "disk.floor", fallback: "1GiB",
 		kind: size(func(c *Config) *int64 { return &c.Disk.Floor }, 0),
-		doc:  "Free bytes that must be left on the node's disk beyond what the task is known to need."},
+		doc:  "Free bytes that must be left, beyond what the task is known to need, on the filesystem of the root and on that of Docker's images."},
+	{name: "disk.inode_floor", fallback: "1000",
+		kind: number(func(c *Config) *int64 { return &c.Disk.InodeFloor }),
+		doc:  "Free inodes that must be left there, beyond the files of the inputs."},
+	{name: "disk.any_filesystem", fallback: "false",
+		kind: boolean(func(c *Config) *bool { return &c.Disk.AnyFilesystem }),
+		doc:  "Whether the root may lie where the journal cannot keep its promises: on btrfs, ZFS and the like a full disk may then kill a run, on a network filesystem a power cut may lose records and two nodes that share the root may destroy it."},
 
 	{name: "outputs.missing", fallback: "warn", flag: "missing-outputs",
 		kind: oneOf(func(c *Config) *string { return &c.Outputs.Missing }, "warn", "error"),
 		doc:  "What an output that the task did not make is: a warning in the result, or the task's failure."},
+	{name: "outputs.max_files", fallback: "1000000",
+		kind: count(func(c *Config) *int { return &c.Outputs.MaxFiles }, 1, 100_000_000),
+		doc:  "Most files, directories and links that are looked at to find the outputs of a task. A task with more fails: a few links can make a tree endless. Each takes up to 1 KiB of memory."},
 	{name: "workdir.keep", fallback: "never", flag: "keep-workdir",
 		kind: oneOf(func(c *Config) *string { return &c.Workdir.Keep }, "never", "on-failure", "always"),
 		doc:  "Whether the task's directory stays after its end, until the next task."},
@@ -100,7 +168,7 @@ var keys = []key{
 		kind: oneOf(func(c *Config) *string { return &c.Exit.Policy }, "task", "engine"),
 		doc:  "Exit code: `task` tells how the task ended, `engine` is 0 for every end that was reported."},
 
-	{name: "history.keep", fallback: "1000",
+	{name: "history.keep", fallback: "10000",
 		kind: countOrNone(func(c *Config) *int { return &c.History.Keep }),
 		doc:  "How many finished tasks the journal remembers."},
 	{name: "history.age", fallback: "30d",
@@ -121,6 +189,21 @@ func inheritRoot() (string, string) {
 	// systemd.exec(5): several directories are separated by colons.
 	if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); dir != "" {
 		return dir, "STATE_DIRECTORY"
+	}
+	return "", ""
+}
+
+// inheritGPUs asks batch engines which GPUs they gave the job. Slurm's own
+// variables come first: with constrained devices it counts those of CUDA anew.
+func inheritGPUs() (string, string) {
+	for _, name := range []string{"SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"} {
+		switch value := os.Getenv(name); value {
+		case "":
+		case "-1", "void", "NoDevFiles", "10000": // in the words of CUDA, NVIDIA, Slurm and HTCondor
+			return none, name
+		default:
+			return value, name
+		}
 	}
 	return "", ""
 }

@@ -6,12 +6,15 @@ import (
 	"math"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/docker/go-units"
+
+	"github.com/deckhand/deckhand/internal/netfilter"
 )
 
 // none is the text for "no limit".
@@ -46,6 +49,31 @@ func path(field func(*Config) *string) kind {
 	}}
 }
 
+func gpus(field func(*Config) *string) kind {
+	allowed := regexp.MustCompile(`^[^,\s]+(,[^,\s]+)*$`) // whatever their driver names them
+	return kind{"all, none, or the numbers or UUIDs of GPUs with commas between", "gpus", func(c *Config, s string) error {
+		if !allowed.MatchString(s) {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+func devices(field func(*Config) *string) kind {
+	// A path, which must stay in /dev, or a name of the Container Device Interface.
+	allowed := regexp.MustCompile(`^(/dev/[^,]+|[A-Za-z0-9_.*?-]+/[A-Za-z0-9_.*?-]+=[^,]+)$`)
+	return kind{"paths in /dev and CDI names with commas between, wildcards allowed", "devices", func(c *Config, s string) error {
+		for _, item := range strings.Split(s, ",") {
+			if s != "" && (!allowed.MatchString(item) || slices.Contains(strings.Split(item, "/"), "..")) {
+				return errNotAllowed
+			}
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
 func dockerHost(field func(*Config) *string) kind {
 	return kind{"unix://PATH, tcp://HOST:PORT, http://HOST:PORT or https://HOST:PORT", "url", func(c *Config, s string) error {
 		u, err := url.Parse(s)
@@ -62,6 +90,18 @@ func dockerHost(field func(*Config) *string) kind {
 				return errNotAllowed
 			}
 		default:
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+// endpoint is the URL of a service, or empty.
+func endpoint(field func(*Config) *string) kind {
+	return kind{"http://HOST[:PORT][/PATH] or https://…, or empty", "url", func(c *Config, s string) error {
+		u, err := url.Parse(strings.ReplaceAll(s, "{account}", "account"))
+		if err != nil || s != "" && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
 			return errNotAllowed
 		}
 		*field(c) = s
@@ -94,6 +134,17 @@ func count(field func(*Config) *int, least, most int) kind {
 	return kind{fmt.Sprintf("a whole number from %d to %d", least, most), "n", func(c *Config, s string) error {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < least || n > most {
+			return errNotAllowed
+		}
+		*field(c) = n
+		return nil
+	}}
+}
+
+func number(field func(*Config) *int64) kind {
+	return kind{"a whole number from 0", "n", func(c *Config, s string) error {
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n < 0 {
 			return errNotAllowed
 		}
 		*field(c) = n
@@ -167,4 +218,48 @@ func orNone(k kind, allowed string, reset func(*Config)) kind {
 		return set(c, s)
 	}
 	return k
+}
+
+// list is values separated by commas, each of which check brings into its
+// proper form, or "none".
+func list(allowed string, field func(*Config) *string, check func(string) (string, error)) kind {
+	k := kind{allowed, "list", func(c *Config, s string) error {
+		var values []string
+		for v := range strings.SplitSeq(s, ",") {
+			v, err := check(strings.TrimSpace(v))
+			if err != nil {
+				return errNotAllowed
+			}
+			values = append(values, v)
+		}
+		*field(c) = strings.Join(values, ",")
+		return nil
+	}}
+	return orNone(k, allowed, func(c *Config) { *field(c) = "" })
+}
+
+func addresses(field func(*Config) *string) kind {
+	return list("IP addresses and CIDRs separated by commas", field, func(s string) (string, error) {
+		p, err := netfilter.ParsePrefix(s)
+		return p.String(), err
+	})
+}
+
+func capabilities(field func(*Config) *string) kind {
+	return list("capabilities such as NET_RAW separated by commas, or ALL", field, func(s string) (string, error) {
+		s = strings.TrimPrefix(strings.ToUpper(s), "CAP_")
+		if !slices.Contains(capabilityNames, s) {
+			return "", errNotAllowed
+		}
+		return s, nil
+	})
+}
+
+// capabilityNames are those of capabilities(7), without CAP_, and Docker's ALL.
+var capabilityNames = []string{
+	"ALL", "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN", "DAC_OVERRIDE",
+	"DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE",
+	"MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW", "PERFMON", "SETFCAP", "SETGID", "SETPCAP", "SETUID",
+	"SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE",
+	"SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
 }

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
@@ -164,7 +165,9 @@ func (l *Loaded) load(v *viper.Viper, k key, flags *pflag.FlagSet) error {
 	default:
 		return fmt.Errorf("%s (%s) is not a single value; write %s", k.name, source, k.kind.allowed)
 	}
-	if err := k.kind.set(&l.Config, text); err != nil {
+	// A line's end slips into a value unseen, and no value has one.
+	err := k.kind.set(&l.Config, text)
+	if err != nil || strings.ContainsFunc(text, unicode.IsControl) {
 		return fmt.Errorf("%s is %q (%s): not allowed; write %s", k.name, redact.Text(text), source, k.kind.allowed)
 	}
 	if k.name == "root" {

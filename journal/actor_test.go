@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,9 @@ func need(t testing.TB, what string, err error) {
 const (
 	actorVariable  = "JOURNAL_TEST_ACTOR"
 	unsyncVariable = "JOURNAL_TEST_UNSYNCED"
+	anyVariable    = "JOURNAL_TEST_ANY_FILESYSTEM"
+	filesVariable  = "JOURNAL_TEST_FILES" // how many it may have open
+	keepVariable   = "JOURNAL_TEST_KEEP"  // how many tasks; keepAll when it is "all"
 )
 
 func TestMain(m *testing.M) {
@@ -63,11 +67,21 @@ func act(dir string) int {
 	if os.Getenv(unsyncVariable) != "" {
 		fdatasync = func(int) error { return nil }
 	}
+	if few := os.Getenv(filesVariable); few != "" {
+		var limit unix.Rlimit
+		if _, err := fmt.Sscan(few, &limit.Cur); err != nil {
+			panic(err)
+		}
+		limit.Max = limit.Cur
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			panic(err)
+		}
+	}
 	if dir == noJournal {
 		fmt.Println("peak", peak())
 		return 0
 	}
-	j, err := Open(dir, Options{BootID: "actor"})
+	j, err := Open(dir, actorOptions())
 	if err != nil {
 		fmt.Println("failed", class(err), err)
 		return 3
@@ -80,10 +94,14 @@ func act(dir string) int {
 		switch what {
 		case "append":
 			err = actAppend(j, task, n)
+		case "play":
+			j, err = actPlay(j, dir, task, n, 3, false)
 		case "cycle":
-			j, err = actCycle(j, dir, task, n)
+			j, err = actPlay(j, dir, task, n, 3, true)
+		case "idle":
+			j, err = actPlay(j, dir, task, n, 0, true)
 		case "compact":
-			err = actCompact(j)
+			j, err = actCompact(j, dir)
 		case "peak":
 			fmt.Println("peak", peak())
 		case "close":
@@ -101,6 +119,21 @@ func act(dir string) int {
 	return 0
 }
 
+func actorOptions() Options {
+	o := Options{BootID: "actor", AnyFilesystem: os.Getenv(anyVariable) != ""}
+	if keep := os.Getenv(keepVariable); keep == "all" {
+		o.Retention = keepAll
+	} else if keep != "" {
+		if _, err := fmt.Sscan(keep, &o.Retention.Keep); err != nil {
+			panic(err)
+		}
+	}
+	return o
+}
+
+// keepAll forgets no task.
+var keepAll = Retention{Keep: 1 << 30, Bytes: 1 << 40}
+
 // noJournal in place of a directory is for a process without a journal.
 const noJournal = "none"
 
@@ -117,15 +150,32 @@ func peak() int {
 }
 
 // actCompact moves everything finished to the history.
-func actCompact(j *Journal) error {
-	f, err := j.finished()
-	if err == nil {
-		err = j.rewrite(f)
+func actCompact(j *Journal, dir string) (*Journal, error) {
+	if err := j.Close(); err != nil {
+		return j, err
 	}
-	if err == nil {
-		err = j.begin()
+	if err := compact(dir); err != nil {
+		return j, err
 	}
-	return err
+	return Open(dir, actorOptions())
+}
+
+// compact puts every finished task into the history.
+func compact(dir string) (err error) {
+	j, err := enter(dir, Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, j.release()) }()
+	c, logged, err := j.load()
+	if err != nil {
+		return err
+	}
+	f, err := (&reader{c, j.past}).finished()
+	if err != nil {
+		return err
+	}
+	return j.rewrite(c, f, logged > 0)
 }
 
 func class(err error) string {
@@ -161,26 +211,13 @@ func actAppend(j *Journal, task string, n int) error {
 	return nil
 }
 
-// actCycle runs n whole tasks, each in a journal opened for it.
-func actCycle(j *Journal, dir, prefix string, n int) (*Journal, error) {
-	for i := range n {
-		task := fmt.Sprint(prefix, i)
-		for _, e := range journaltest.Task(task, 1) {
-			head, err := j.Append(context.Background(), e)
-			if err != nil {
-				return j, err
-			}
-			fmt.Println("ack", task, head.Seq)
-		}
-		if err := j.Close(); err != nil {
-			return j, err
-		}
-		var err error
-		if j, err = Open(dir, Options{BootID: "actor"}); err != nil {
-			return j, err
-		}
+// descriptors are what this process has open.
+func descriptors() []os.DirEntry {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		panic(err)
 	}
-	return j, nil
+	return fds
 }
 
 // actor is such a process seen from the test.
@@ -192,11 +229,12 @@ type actor struct {
 
 	mu    sync.Mutex
 	acked map[string]uint64 // the newest acknowledged record of each task
+	tried map[string]uint64 // the newest that it was about to write
 }
 
 func startActor(t testing.TB, dir string, env ...string) *actor {
 	t.Helper()
-	a := &actor{t: t, cmd: exec.Command("/proc/self/exe"), lines: make(chan string, 100000), acked: map[string]uint64{}}
+	a := &actor{t: t, cmd: exec.Command("/proc/self/exe"), lines: make(chan string, 1000), acked: map[string]uint64{}, tried: map[string]uint64{}}
 	a.cmd.Env = append(append(os.Environ(), actorVariable+"="+dir), env...)
 	a.cmd.Stderr = os.Stderr
 	a.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
@@ -214,11 +252,15 @@ func startActor(t testing.TB, dir string, env ...string) *actor {
 	go func() {
 		defer close(a.lines)
 		for out := bufio.NewScanner(stdout); out.Scan(); {
-			var task string
+			var what, task string
 			var seq uint64
-			if n, _ := fmt.Sscanf(out.Text(), "ack %s %d", &task, &seq); n == 2 {
+			if n, _ := fmt.Sscan(out.Text(), &what, &task, &seq); n == 3 && (what == "ack" || what == "try") {
 				a.mu.Lock()
-				a.acked[task] = seq
+				if what == "ack" {
+					a.acked[task] = seq
+				} else {
+					a.tried[task] = seq
+				}
 				a.mu.Unlock()
 				continue
 			}
@@ -267,11 +309,14 @@ func (a *actor) kill() map[string]uint64 {
 func (a *actor) soFar() map[string]uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	c := make(map[string]uint64, len(a.acked))
-	for task, seq := range a.acked {
-		c[task] = seq
-	}
-	return c
+	return maps.Clone(a.acked)
+}
+
+// soFarTried returns what the process was about to write.
+func (a *actor) soFarTried() map[string]uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.tried)
 }
 
 // holds fails the test when an acknowledged record is missing.
@@ -285,8 +330,33 @@ func holds(t testing.TB, r readJournal, acked map[string]uint64) {
 	}
 }
 
-// loopFS mounts a new filesystem of its own and returns the mount point and the
-// image. It needs root.
+// scratch is a directory in memory, where there is enough of it: a test that
+// makes ten thousand records durable, on filesystems of its own, should not wait
+// for this machine's disk.
+func scratch(t testing.TB) string {
+	t.Helper()
+	const shm, enough = "/dev/shm", 3 << 30
+	var st unix.Statfs_t
+	if unix.Statfs(shm, &st) != nil || uint32(st.Type) != unix.TMPFS_MAGIC || int64(st.Bavail)*st.Bsize < enough {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(shm, "deckhand-journal-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fsSize is that of filesystems for tests, in MiB: beyond plenty.
+const fsSize = plenty>>20 + 400
+
+// loopFS mounts a new filesystem of its own below dir and returns the mount
+// point and the image. It needs root.
 func loopFS(t testing.TB, fstype, dir string, mib int64) (mnt, image string) {
 	t.Helper()
 	_, err := exec.LookPath("mkfs." + fstype)

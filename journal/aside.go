@@ -31,7 +31,7 @@ func moveAside(dir, movedTo string) error {
 	if err := os.Remove(filepath.Join(dir, ballastFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	id, known := readRootID(dir)
+	id, known := anyRootID(dir)
 	if err := os.Rename(dir, movedTo); err != nil {
 		return err
 	}
@@ -45,4 +45,17 @@ func moveAside(dir, movedTo string) error {
 		return err
 	}
 	return writeRootID(dir, id)
+}
+
+// anyRootID finds the root id where it is written down: it names what is on
+// the node.
+func anyRootID(dir string) (string, bool) {
+	if id, ok := readRootID(dir); ok {
+		return id, true
+	}
+	if c, found, err := readCurrent(dir); found && err == nil && rootIDPattern.MatchString(c.Root) {
+		return c.Root, true
+	}
+	said, err := testimonyIn(dir)
+	return said.Root, err == nil && rootIDPattern.MatchString(said.Root)
 }

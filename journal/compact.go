@@ -2,14 +2,14 @@ package journal
 
 import (
 	"cmp"
-	"context"
 	"errors"
+	"fmt"
+	"iter"
+	"maps"
 	"os"
-	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"time"
-
-	"github.com/dgraph-io/badger/v4"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -26,11 +26,21 @@ type Retention struct {
 }
 
 // DefaultRetention is that of a journal whose options set none.
-var DefaultRetention = Retention{Keep: 1000, Age: 30 * 24 * time.Hour, Bytes: 8 << 20}
+var DefaultRetention = Retention{Keep: 10000, Age: 30 * 24 * time.Hour, Bytes: 8 << 20}
 
-// archiveSize is how many bytes of finished tasks the generation may hold
-// before they go into the history.
-const archiveSize = 1 << 20
+const (
+	// maxTables is how many tables badger may have added to a generation before
+	// the next one is made: one comes with every run.
+	maxTables = 12
+	// maxAdded is how large they may be together, in bytes, when there is more than one.
+	maxAdded = 4 << 20
+	// mostTables is how many there may be when there is no space to make the next
+	// generation: each takes a file descriptor.
+	mostTables = 36
+	// archiveSize is how many bytes of finished tasks the generation may hold
+	// before they go into the history.
+	archiveSize = 1 << 20
+)
 
 // Pruned is what Prune removed, or would remove.
 type Pruned struct {
@@ -39,78 +49,150 @@ type Pruned struct {
 	Bytes   int64 // compressed
 }
 
-// Prune removes the whole history of finished tasks beyond r: an unfinished
-// task and the active one stay. It copies what stays into new files;
-// interrupted anywhere, the journal is as before or as after.
-func (j *Journal) Prune(_ context.Context, r Retention, dryRun bool) (Pruned, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.failed != nil {
-		return Pruned{}, j.failed
-	}
-	p, err := j.prune(r, dryRun)
+// Prune removes the history of finished tasks beyond r from the journal in dir:
+// an unfinished task and the active one stay. It copies what stays into new
+// files; interrupted anywhere, the journal is as before or as after. A journal
+// that a process holds is ErrLocked. Errors are as Open's.
+func Prune(dir string, o Options, r Retention) (Pruned, error) {
+	p, err := prune(dir, o, r)
 	if err != nil {
-		return Pruned{}, machine.Faultf(machine.NodeFault, "cannot prune the journal %s: %w", j.dir, err)
+		return Pruned{}, openError(dir, err)
 	}
 	return p, nil
 }
 
-func (j *Journal) prune(r Retention, dryRun bool) (Pruned, error) {
-	f, err := j.finished()
+func prune(dir string, o Options, r Retention) (p Pruned, err error) {
+	j, err := enter(dir, o)
 	if err != nil {
-		return Pruned{}, err
+		return p, err
 	}
-	p := f.drop(r, j.opts.Now())
-	if dryRun || len(p.Tasks) == 0 {
+	defer func() { err = errors.Join(err, j.release()) }()
+	defer frugally()()
+	c, logged, err := j.load()
+	if err != nil {
+		return p, err
+	}
+	f, err := (&reader{c, j.past}).finished()
+	if err != nil {
+		return p, err
+	}
+	if p = f.drop(r, j.opts.Now()); len(p.Tasks) == 0 {
 		return p, nil
 	}
-	// From here on a failure leaves no database to write to.
-	if err := j.rewrite(f); err != nil {
-		j.failed = err
-		return Pruned{}, err
-	}
-	return p, j.begin()
+	return p, j.rewrite(c, f, logged > 0)
 }
 
-// compactIfDue compacts a generation of many tables, unless space is short: it
-// writes everything anew, and a journal of too many tables still works.
-func (j *Journal) compactIfDue() error {
-	if len(j.db.Tables()) < maxTables {
-		return nil
+// PruneView tells what Prune would remove, from what v holds.
+func PruneView(v *View, r Retention, now time.Time) (Pruned, error) {
+	f, err := v.finished()
+	if err != nil {
+		return Pruned{}, readError("the finished tasks", err)
 	}
-	size, err := sizeOf(j.dir)
+	return f.drop(r, now), nil
+}
+
+// frugally has the garbage collector keep the process small while a generation is
+// in memory, and lets go of that when it is not: the run that follows should not
+// hold for its whole life what its beginning threw away.
+func frugally() (end func()) {
+	percent := debug.SetGCPercent(20)
+	return func() {
+		debug.SetGCPercent(percent)
+		debug.FreeOSMemory()
+	}
+}
+
+// added are the tables that badger has added to a generation.
+type added struct {
+	tables int
+	bytes  int64
+}
+
+func measureTables(tables []listed) (a added, err error) {
+	for _, t := range tables {
+		if t.level > 0 {
+			continue
+		}
+		info, err := os.Stat(t.name)
+		if err != nil {
+			return a, err
+		}
+		a.tables++
+		a.bytes += info.Size()
+	}
+	return a, nil
+}
+
+// due says that it is time for the next generation.
+func (a added) due() bool {
+	return a.tables >= maxTables || a.tables > 1 && a.bytes >= maxAdded
+}
+
+// renewIfDue makes the next generation of one that a process left without
+// closing it, or that has many tables. Without space for it a closed one is
+// used as it is.
+func (j *Journal) renewIfDue(crashed bool, a added) (renewed bool, err error) {
+	defer frugally()()
+	c, logged, err := j.load()
+	if err != nil {
+		return false, err
+	}
+	if crashed && logged == 0 && !a.due() { // nothing was journaled
+		return false, j.removeLogs()
+	}
+	if !crashed {
+		free, err := freeBytes(j.dir)
+		if err != nil {
+			return false, err
+		}
+		if free < roomFor(c.size())+openRoom {
+			if a.tables < mostTables {
+				return false, nil
+			}
+			return false, fmt.Errorf("%w: %d bytes free, %d needed to make few tables of many", ErrNoSpace, free, roomFor(c.size())+openRoom)
+		}
+	}
+	return true, j.renew(c, crashed)
+}
+
+// renew makes the next generation of c. Finished tasks move to the history,
+// which is written anew, when there are enough of them to be worth it.
+func (j *Journal) renew(c *contents, crashed bool) error {
+	r := &reader{c, j.past}
+	size, err := r.finishedSize()
 	if err != nil {
 		return err
 	}
-	if free, err := freeBytes(j.dir); err != nil || free < ample+size {
-		return err
-	}
-	return j.compact()
-}
-
-// compact makes the next generation. Finished tasks move to the history, which
-// is written anew, when there are enough of them to be worth it.
-func (j *Journal) compact() error {
-	size, err := j.finishedSize()
+	free, err := freeBytes(j.dir)
 	if err != nil {
 		return err
 	}
-	if size < archiveSize {
-		return j.rewrite(nil)
+	if size < archiveSize || free < roomFor(c.size()+j.past.size())+openRoom {
+		return j.rewrite(c, nil, crashed)
 	}
-	f, err := j.finished()
+	f, err := r.finished()
 	if err != nil {
 		return err
 	}
 	f.drop(j.opts.Retention, j.opts.Now())
-	return j.rewrite(f)
+	return j.rewrite(c, f, crashed)
+}
+
+// removeLogs removes logs in which nothing is.
+func (j *Journal) removeLogs() error {
+	logs, err := filesOf(j.generation(), "*.mem")
+	for _, name := range logs {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
 }
 
 // finished are the tasks that belong into the history.
 type finished struct {
 	// info has every one of them.
 	info map[string]packInfo
-	// fresh are the packs of those that are in the generation.
+	// fresh are the packs of those that are in the generation; nil for a task
+	// that goes.
 	fresh map[string][]byte
 }
 
@@ -120,26 +202,25 @@ func isFinished(h storedHead, node machine.Node) bool {
 }
 
 // finishedSize is what finished tasks take in the generation, in bytes.
-func (j *Journal) finishedSize() (size int64, err error) {
-	node, err := j.Node()
+func (r *reader) finishedSize() (size int64, err error) {
+	node, err := r.node()
 	if err != nil {
 		return 0, err
 	}
 	done := map[string]bool{}
-	tx := j.db.NewTransaction(false)
-	defer tx.Discard()
-	for item := range items(tx, []byte(headPrefix)) {
-		h, err := decode[storedHead](item)
+	for key, raw := range r.scan([]byte(headPrefix)) {
+		h, err := decode[storedHead](key, raw)
 		if err != nil {
 			return 0, err
 		}
-		if done[h.Task] = isFinished(h, node); done[h.Task] {
-			size += item.EstimatedSize()
+		if isFinished(h, node) {
+			done[h.Task] = true
+			size += int64(len(key) + len(raw))
 		}
 	}
-	for item := range items(tx, []byte(recordPrefix)) {
-		if task, _, ok := parseRecordKey(item.Key()); ok && done[task] {
-			size += item.EstimatedSize()
+	for key, raw := range r.scan([]byte(recordPrefix)) {
+		if task, _, ok := parseRecordKey(key); ok && done[task] {
+			size += int64(len(key) + len(raw))
 		}
 	}
 	return size, nil
@@ -147,9 +228,13 @@ func (j *Journal) finishedSize() (size int64, err error) {
 
 // finished packs the finished tasks of the generation and lists those of the
 // history.
-func (j *Journal) finished() (*finished, error) {
+func (r *reader) finished() (*finished, error) {
+	node, err := r.node()
+	if err != nil {
+		return nil, err
+	}
 	f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
-	for s, err := range j.past.all() {
+	for s, err := range r.past.all() {
 		if err != nil {
 			return nil, err
 		}
@@ -157,14 +242,8 @@ func (j *Journal) finished() (*finished, error) {
 			return nil, err
 		}
 	}
-	node, err := j.Node()
-	if err != nil {
-		return nil, err
-	}
-	tx := j.db.NewTransaction(false)
-	defer tx.Discard()
-	for item := range items(tx, []byte(headPrefix)) {
-		h, err := decode[storedHead](item)
+	for key, raw := range r.scan([]byte(headPrefix)) {
+		h, err := decode[storedHead](key, raw)
 		if err != nil {
 			return nil, err
 		}
@@ -173,11 +252,11 @@ func (j *Journal) finished() (*finished, error) {
 			continue
 		}
 		p := pack{head: h}
-		for r, err := range j.records(tx, h.Task) {
+		for s, err := range r.records(h.Task) {
 			if err != nil {
 				return nil, err
 			}
-			p.records = append(p.records, r.raw)
+			p.records = append(p.records, s.raw)
 		}
 		if f.fresh[h.Task], err = p.encode(); err != nil {
 			return nil, err
@@ -218,101 +297,85 @@ func (f *finished) drop(r Retention, now time.Time) Pruned {
 	return p
 }
 
-// rewrite copies what stays into a new generation and, unless f is nil, into a
-// new history, makes them the journal and removes the old ones.
-func (j *Journal) rewrite(f *finished) error {
-	next := j.current
+// packs yields what the new history holds, ordered by task.
+func (f *finished) packs(past *history) iter.Seq2[stored, error] {
+	return func(yield func(stored, error) bool) {
+		fresh := slices.Sorted(maps.Keys(f.fresh))
+		next := func(before string, all bool) bool {
+			for len(fresh) > 0 && (all || fresh[0] < before) {
+				s := stored{fresh[0], f.fresh[fresh[0]]}
+				fresh = fresh[1:]
+				if s.pack != nil && !yield(s, nil) {
+					return false
+				}
+			}
+			return true
+		}
+		for s, err := range past.all() {
+			if err != nil {
+				yield(stored{}, err)
+				return
+			}
+			if !next(s.task, false) {
+				return
+			}
+			if _, again := f.fresh[s.task]; !again && !yield(s, nil) {
+				return
+			}
+		}
+		next("", true)
+	}
+}
+
+// rewrite writes what stays of c into a new generation and, unless f is nil,
+// into a new history, makes them the journal and removes the old ones. The
+// generation that a dead process left stays as evidence, where there is space.
+func (j *Journal) rewrite(c *contents, f *finished, crashed bool) (err error) {
+	next, was := j.current, j.generation()
+	if err := makeRoom(j.dir, roomFor(c.size())); err != nil {
+		return err
+	}
 	if f != nil {
-		n := next.free()
-		if err := writeDatabase(j.dir, n, func(w *badger.WriteBatch) error { return j.copyHistory(w, f) }); err != nil {
+		if next.History, err = writeHistory(j.dir, next.free(), f.packs(j.past)); err != nil {
 			return err
 		}
-		mark, err := fingerprintOf(filepath.Join(j.dir, generationName(n), badger.ManifestFilename), -1)
-		if err != nil {
-			return err
-		}
-		next.History = &historyRef{Generation: n, Manifest: mark}
 	}
 	next.Generation = next.free()
-	if err := writeDatabase(j.dir, next.Generation, func(w *badger.WriteBatch) error { return j.copyGeneration(w, f) }); err != nil {
-		return err
+	if err := writeGeneration(j.dir, next.Generation, f.rest(c)); err != nil {
+		return errors.Join(err, removeOtherGenerations(j.dir, j.current))
+	}
+	past, err := openHistory(j.dir, next)
+	if err != nil {
+		return missing(err)
 	}
 	if err := writeCurrent(j.dir, next); err != nil {
 		return err
 	}
-	if err := j.closeGeneration(); err != nil {
+	j.current, j.past = next, past
+	if err := j.testify(j.witness.said); err != nil {
 		return err
 	}
-	j.current = next
-	if err := removeOtherGenerations(j.dir, next); err != nil {
-		return err
+	if crashed {
+		if err := keepEvidence(j.dir, was); err != nil {
+			return err
+		}
 	}
-	return j.openGeneration()
+	return removeOtherGenerations(j.dir, next)
 }
 
-func (j *Journal) copyHistory(w *badger.WriteBatch, f *finished) error {
-	for s, err := range j.past.all() {
-		if err != nil {
-			return err
-		}
-		if _, again := f.fresh[s.task]; again {
-			continue // packed anew, or to go
-		}
-		if err := putPack(w, s); err != nil {
-			return err
-		}
-	}
-	for task, raw := range f.fresh {
-		if err := putPack(w, stored{task, raw}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyGeneration leaves out the tasks that are in the new history, or dropped.
-func (j *Journal) copyGeneration(w *badger.WriteBatch, f *finished) error {
-	tx := j.db.NewTransaction(false)
-	defer tx.Discard()
-	for item := range items(tx, nil) {
-		if task, ok := taskOf(item.Key()); ok && f != nil {
-			if _, left := f.fresh[task]; left {
-				continue
+// rest yields what stays in the generation: all but the tasks that are in the
+// new history, or dropped.
+func (f *finished) rest(c *contents) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		for key, value := range c.scan(nil) {
+			if task, ok := taskOf(key); ok && f != nil {
+				if _, left := f.fresh[task]; left {
+					continue
+				}
+			}
+			if !yield(key, value) {
+				return
 			}
 		}
-		value, err := item.ValueCopy(nil)
-		if err != nil {
-			return err
-		}
-		if err := w.Set(item.KeyCopy(nil), value); err != nil {
-			return err
-		}
 	}
-	return nil
-}
-
-// writeDatabase makes a new database with what fill puts into it, durably. It
-// is nothing until CURRENT names it.
-func writeDatabase(dir string, number uint64, fill func(*badger.WriteBatch) error) (err error) {
-	path := filepath.Join(dir, generationName(number))
-	if err := os.RemoveAll(path); err != nil {
-		return err
-	}
-	db, err := openDatabase(databaseOptions(path))
-	if err != nil {
-		return err
-	}
-	w := db.NewWriteBatch()
-	if err = fill(w); err == nil {
-		err = w.Flush()
-	} else {
-		w.Cancel()
-	}
-	if err := errors.Join(err, closeDatabase(db)); err != nil {
-		return err
-	}
-	if err := syncTree(path); err != nil {
-		return err
-	}
-	return syncDir(dir)
 }

@@ -52,19 +52,15 @@ func sound(t testing.TB, dir string) Report {
 	return r
 }
 
-// rewriteTest puts every finished task into the history.
-func rewriteTest(t testing.TB, j *Journal) {
+// compacted closes a journal, puts every finished task into its history and
+// opens it again.
+func compacted(t testing.TB, j *Journal) *Journal {
 	t.Helper()
-	f, err := j.finished()
-	if err != nil {
+	closeTest(t, j)
+	if err := compact(j.dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.rewrite(f); err != nil {
-		t.Fatal(err)
-	}
-	if err := j.begin(); err != nil {
-		t.Fatal(err)
-	}
+	return openTest(t, j.dir, Options{})
 }
 
 func TestPack(t *testing.T) {
@@ -126,7 +122,7 @@ func TestHistory(t *testing.T) {
 	appendTest(t, j, journaltest.Task("open", 1)[:5]...)
 	before := snapshot(t, j)
 
-	rewriteTest(t, j)
+	j = compacted(t, j)
 	same(t, before, snapshot(t, j))
 	if raw, err := j.past.pack("big"); err != nil || len(raw) <= 2*chunkSize {
 		t.Fatalf("the pack has %d bytes: %v", len(raw), err)
@@ -152,7 +148,7 @@ func TestHistory(t *testing.T) {
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
-	rewriteTest(t, j)
+	j = compacted(t, j)
 	same(t, before, snapshot(t, j))
 	if r := sound(t, dir); r.Tasks != 3 || r.Records != 611+22+11 {
 		t.Errorf("%+v", r)
@@ -162,6 +158,7 @@ func TestHistory(t *testing.T) {
 type readJournal interface {
 	journaltest.Reader
 	Heads() ([]machine.Head, error)
+	Node() (machine.Node, error)
 	Head(string) (machine.Head, bool, error)
 }
 
@@ -231,7 +228,7 @@ func TestInterruptedCompaction(t *testing.T) {
 	if err := os.CopyFS(old, os.DirFS(filepath.Join(dir, "000001"))); err != nil {
 		t.Fatal(err)
 	}
-	rewriteTest(t, j)
+	j = compacted(t, j)
 	closeTest(t, j)
 	if err := os.CopyFS(filepath.Join(dir, "000001"), os.DirFS(old)); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -25,7 +26,7 @@ func worn(t *testing.T) (dir string, holds map[string][]string) {
 	for i := range 5 {
 		appendTest(t, j, journaltest.Task(fmt.Sprint("past", i), 1)...)
 	}
-	rewriteTest(t, j)
+	j = compacted(t, j)
 	for i := range 3 {
 		appendTest(t, j, journaltest.Task(fmt.Sprint("table", i), 1)...)
 		closeTest(t, j)
@@ -186,4 +187,142 @@ func trySnapshot(r readJournal) (map[string][]string, error) {
 		all[h.Task] = append(all[h.Task], fmt.Sprintf("%+v", one))
 	}
 	return all, nil
+}
+
+// A bit of CURRENT that flips makes it name other directories, or none: it is
+// noticed, and what it named before is not taken for the rest of a compaction.
+func TestDamagedCurrent(t *testing.T) {
+	worn, holds := worn(t)
+	raw, err := os.ReadFile(filepath.Join(worn, currentFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, _, err := readCurrent(worn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flips := 0
+	for i := range len(raw) * 8 {
+		flipped := slices.Clone(raw)
+		flipped[i/8] ^= 1 << (i % 8)
+		var is current
+		if json.Unmarshal(flipped, &is) != nil || is.Schema != was.Schema || is.Generation == was.Generation && is.History != nil && is.History.Generation == was.History.Generation {
+			continue // no JSON, or it names the same
+		}
+		flips++
+		dir := filepath.Join(t.TempDir(), "journal")
+		if err := os.CopyFS(dir, os.DirFS(worn)); err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(dir, currentFile)
+		if err := os.WriteFile(name, flipped, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if !judge(t, dir, holds, false) {
+			t.Errorf("not noticed: %s", flipped)
+		}
+		if err := os.WriteFile(name, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := Verify(dir, machine.Legal); err != nil || len(r.Problems) > 0 {
+			t.Errorf("after %s there is not everything left: %+v, %v", flipped, r.Problems, err)
+		}
+	}
+	if flips < 10 {
+		t.Errorf("%d flips: this test tests nothing", flips)
+	}
+}
+
+// Records that are lost in front of the newest are noticed too: those of an
+// older log, and those of a table that a process made on its way.
+func TestDamageBeforeTheNewest(t *testing.T) {
+	live := filepath.Join(t.TempDir(), "journal")
+	j := openTest(t, live, Options{Retention: keepAll})
+	list := filepath.Join(j.generation(), "MANIFEST")
+	known, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(j.generation(), "00001.mem")
+	var full []byte // the first log, which goes when it has become a table
+	for n := 0; ; n++ {
+		raw, err := os.ReadFile(log)
+		if errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		full = raw
+		appendTest(t, j, journaltest.Task(fmt.Sprint("t", n), 1)...)
+	}
+	appendTest(t, j, journaltest.Task("newest", 1)[:5]...)
+	holds := snapshot(t, j)
+	written := len(bytes.TrimRight(full, "\x00"))
+	flipped := slices.Clone(full)
+	flipped[written/2] ^= 0x40
+	for name, first := range map[string][]byte{"list cut": nil, "log cut": full[:written/2], "log flipped": flipped} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "journal")
+			if err := os.CopyFS(dir, os.DirFS(live)); err != nil { // as a kill would leave it
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, generationName(j.current.Generation))
+			if err := os.WriteFile(filepath.Join(path, "MANIFEST"), known, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if first != nil { // as before it became a table
+				if err := os.WriteFile(filepath.Join(path, filepath.Base(log)), first, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !judge(t, dir, holds, false) {
+				t.Error("Verify found nothing")
+			}
+			if k, err := Open(dir, Options{}); !errors.Is(err, ErrDamaged) {
+				t.Errorf("Open: %v", err)
+				if err == nil {
+					closeTest(t, k)
+				}
+			}
+		})
+	}
+}
+
+// A view of a journal whose end was lost says so; one of a whole journal that is
+// being written does not.
+func TestDoubt(t *testing.T) {
+	live := filepath.Join(t.TempDir(), "journal")
+	j := openTest(t, live, Options{})
+	doubt := func(dir string) error {
+		t.Helper()
+		v, err := OpenView(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return v.Doubt()
+	}
+	for i := range 20 {
+		appendTest(t, j, journaltest.Task(fmt.Sprint("t", i), 1)...)
+		if err := doubt(live); err != nil {
+			t.Errorf("after task %d: %v", i, err)
+		}
+	}
+	cut := filepath.Join(t.TempDir(), "journal")
+	if err := os.CopyFS(cut, os.DirFS(live)); err != nil {
+		t.Fatal(err)
+	}
+	logs, err := filepath.Glob(filepath.Join(cut, generationName(j.current.Generation), "*.mem"))
+	if err != nil || len(logs) != 1 {
+		t.Fatalf("logs: %v, %v", logs, err)
+	}
+	if err := os.Truncate(logs[0], 3000); err != nil {
+		t.Fatal(err)
+	}
+	if err := doubt(cut); !errors.Is(err, ErrDamaged) {
+		t.Errorf("with half a log: %v", err)
+	}
 }

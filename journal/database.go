@@ -3,17 +3,14 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"maps"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
-	"github.com/dgraph-io/badger/v4/table"
-	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,14 +28,14 @@ func databaseOptions(dir string) badger.Options {
 		WithMemTableSize(memTableSize).WithNumMemtables(2).
 		// Every value stays out of the value log, whose sync errors badger only logs.
 		WithValueThreshold(memTableSize * 15 / 100).WithValueLogFileSize(1 << 20).
-		WithBaseTableSize(memTableSize).WithBaseLevelSize(4 << 20).
+		WithBaseTableSize(tableSize).WithBaseLevelSize(4 << 20).
 		// A generation is replaced as a whole before it has many tables. Without
 		// compactors nothing rewrites files behind the journal's back, and the
 		// tables of a generation are numbered without gaps.
 		WithNumCompactors(0).WithNumLevelZeroTablesStall(10000).WithCompactL0OnClose(false).
 		WithNumGoroutines(1).
 		WithBlockCacheSize(0).WithIndexCacheSize(0).WithCompression(options.None).
-		// checkTables has read every table before badger does.
+		// Every table was verified before badger opens it.
 		WithChecksumVerificationMode(options.NoVerification).WithVerifyValueChecksum(true).
 		WithMetricsEnabled(false).WithDetectConflicts(false).WithNumVersionsToKeep(1).
 		// The journal's own lock covers all generations. Badger's would stay
@@ -122,50 +119,34 @@ func sweepEmpty(dir string) error {
 	return nil
 }
 
-// How much of a table checkTables verifies.
-const (
-	everyBlock = options.OnTableRead
-	indexOnly  = options.NoVerification
-)
+// database is the open generation as a source.
+type database struct{ *badger.DB }
 
-// checkTables verifies the checksums of every table in the caller's goroutine:
-// badger would panic in one of its own on a table that was cut, and skip a
-// table that was altered. Tables that badger's list does not name are what a
-// dead process did not finish; badger removes them.
-func checkTables(dir string, mode options.ChecksumVerificationMode) error {
-	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: its list of tables: %w", ErrDamaged, err)
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	list, _, err := badger.ReplayManifestFile(f, 0, databaseOptions(dir))
-	if err != nil {
-		return fmt.Errorf("%w: its list of tables: %w", ErrDamaged, err)
-	}
-	for _, id := range slices.Sorted(maps.Keys(list.Tables)) {
-		if err := checkTable(table.NewFilename(id, dir), mode); err != nil {
-			return err
+func (db database) get(key []byte) (value []byte, err error) {
+	err = db.View(func(tx *badger.Txn) error {
+		item, err := tx.Get(key)
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
 		}
-	}
-	return nil
+		if err == nil {
+			value, err = item.ValueCopy(nil)
+		}
+		return err
+	})
+	return value, err
 }
 
-func checkTable(name string, mode options.ChecksumVerificationMode) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: table %s: %s", ErrDamaged, filepath.Base(name), oneLine(p))
+func (db database) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		tx := db.NewTransaction(false)
+		defer tx.Discard()
+		it := tx.NewIterator(badger.IteratorOptions{Prefix: prefix, PrefetchValues: false})
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			value, _ := it.Item().ValueCopy(nil) // it is in memory: no value is in the value log
+			if !yield(it.Item().KeyCopy(nil), value) {
+				return
+			}
 		}
-	}()
-	f, err := z.OpenMmapFile(name, os.O_RDONLY, 0)
-	if err != nil {
-		return fmt.Errorf("table %s: %w", filepath.Base(name), databaseError(err))
 	}
-	t, err := table.OpenTable(f, table.Options{ChkMode: mode, BlockSize: 4 << 10})
-	if err != nil {
-		return fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
-	}
-	return t.Close(-1)
 }

@@ -1,15 +1,18 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/node"
 )
 
 // The files of the journal's directory, beside the generations.
@@ -19,6 +22,9 @@ const (
 	rootIDFile  = "ROOT_ID"
 	witnessFile = "WITNESS"
 	ballastFile = "BALLAST"
+
+	// listFile is in the directory of a history.
+	listFile = "TABLES"
 )
 
 var (
@@ -70,7 +76,9 @@ func readCurrent(dir string) (current, bool, error) {
 		return current{}, false, fmt.Errorf("%w: %s names schema %d, which never was", ErrDamaged, currentFile, version.Schema)
 	}
 	var c current
-	if err := json.Unmarshal(raw, &c); err != nil || c.Generation == 0 {
+	in := json.NewDecoder(bytes.NewReader(raw))
+	in.DisallowUnknownFields() // a name that was altered is not one left out
+	if err := in.Decode(&c); err != nil || c.Generation == 0 {
 		return current{}, false, fmt.Errorf("%w: %s is not readable: %.80q", ErrDamaged, currentFile, raw)
 	}
 	return c, true, nil
@@ -87,7 +95,7 @@ func writeCurrent(dir string, c current) error {
 
 // writeFile replaces a file atomically and durably.
 func writeFile(name string, content []byte) error {
-	if err := renameio.WriteFile(name, content, 0o600); err != nil {
+	if err := node.ReplaceFile(name, content, 0o600); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(name))
@@ -123,14 +131,15 @@ func syncTree(dir string) error {
 }
 
 // removeOtherGenerations removes what a compaction left that was interrupted
-// before or after it replaced CURRENT.
+// before or after it replaced CURRENT, and a file that was not put in place.
 func removeOtherGenerations(dir string, c current) error {
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		if !f.IsDir() || !generationPattern.MatchString(f.Name()) || c.names(f.Name()) {
+		unplaced := strings.HasSuffix(f.Name(), node.NewSuffix)
+		if !unplaced && (!f.IsDir() || !generationPattern.MatchString(f.Name()) || c.names(f.Name())) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(dir, f.Name())); err != nil {

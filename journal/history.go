@@ -1,24 +1,37 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"path/filepath"
+	"sort"
 	"sync"
-
-	"github.com/dgraph-io/badger/v4"
 )
 
-// history is the database of finished tasks: written once by a compaction, read
-// in place, and opened only when something asks for a task that is not in the
-// generation. So it costs nothing to the runs that do not look back.
+// history are the packs of finished tasks in badger's tables: written once by a
+// compaction, read where they are, a table at a time, and only when something
+// asks for a task that is not in the generation. So it costs nothing to the runs
+// that do not look back.
 type history struct {
 	path string
-	mark fingerprint // of its list of tables
+	list tableList
+	// files are the tables, held open by a view: a compaction may remove them.
+	files []*os.File
 
-	mu sync.Mutex
-	db *badger.DB
+	mu   sync.Mutex
+	last *tableFile // the table read last
+}
+
+// tableList is the content of the file TABLES of a history: it finds a task's
+// table without opening any.
+type tableList struct {
+	Packs  int            `json:"packs"`
+	Tables []writtenTable `json:"tables"`
 }
 
 // chunkSize bounds the values of a pack, in bytes.
@@ -42,71 +55,138 @@ func parseChunkKey(key []byte) (task string, n int, ok bool) {
 	return string(key[len(packPrefix):at]), int(binary.BigEndian.Uint32(key[at+1:])), true
 }
 
-// open returns the database, nil when there is no history.
-func (h *history) open() (*badger.DB, error) {
-	if h == nil {
+// openHistory reads the list of the history that c names and looks whether its
+// tables are there; nil when there is no history.
+func openHistory(dir string, c current) (*history, error) {
+	if c.History == nil {
 		return nil, nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.db != nil {
-		return h.db, nil
-	}
-	if err := checkManifest(h.path, h.mark); err != nil {
-		return nil, err
-	}
-	// Not every block: that would take as long as the history is. Each pack has
-	// a checksum of its own.
-	if err := checkTables(h.path, indexOnly); err != nil {
-		return nil, err
-	}
-	db, err := openDatabase(databaseOptions(h.path).WithReadOnly(true))
+	h := &history{path: filepath.Join(dir, generationName(c.History.Generation))}
+	raw, err := os.ReadFile(filepath.Join(h.path, listFile))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the list of its history: %w", err)
 	}
-	h.db = db
-	return db, nil
+	if fingerprintOf(raw) != c.History.List {
+		return nil, fmt.Errorf("%w: the list of its history, %s, was altered", ErrDamaged, listFile)
+	}
+	if err := json.Unmarshal(raw, &h.list); err != nil {
+		return nil, fmt.Errorf("%w: the list of its history: %w", ErrDamaged, err)
+	}
+	for i, t := range h.list.Tables {
+		info, err := os.Stat(h.name(i))
+		if err != nil {
+			return nil, fmt.Errorf("its history: %w", err)
+		}
+		if info.Size() != t.Size {
+			return nil, fmt.Errorf("%w: table %s of its history has %d bytes instead of %d", ErrDamaged, filepath.Base(h.name(i)), info.Size(), t.Size)
+		}
+	}
+	return h, nil
+}
+
+func (h *history) name(table int) string { return tableName(h.path, uint64(table)+1) }
+
+// size is what the tables take, in bytes.
+func (h *history) size() (n int64) {
+	if h == nil {
+		return 0
+	}
+	for _, t := range h.list.Tables {
+		n += t.Size
+	}
+	return n
+}
+
+// pin holds the tables, whatever becomes of their names.
+func (h *history) pin() error {
+	if h == nil {
+		return nil
+	}
+	for i := range h.list.Tables {
+		f, err := os.Open(h.name(i))
+		if err != nil {
+			return errors.Join(err, h.close())
+		}
+		h.files = append(h.files, f)
+	}
+	return nil
 }
 
 func (h *history) close() error {
 	if h == nil {
 		return nil
 	}
+	var err error
+	for _, f := range h.files {
+		err = errors.Join(err, f.Close())
+	}
+	h.files = nil
+	return err
+}
+
+// table reads a table.
+func (h *history) table(i int) (*tableFile, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.db == nil {
-		return nil
+	if h.last != nil && h.last.name == h.name(i) {
+		return h.last, nil
 	}
-	db := h.db
-	h.db = nil
-	return closeDatabase(db)
+	h.last = nil
+	t, err := h.read(i)
+	if err != nil {
+		return nil, fmt.Errorf("its history: %w", err)
+	}
+	h.last = t
+	return t, nil
+}
+
+func (h *history) read(i int) (*tableFile, error) {
+	if h.files == nil {
+		return openTable(h.name(i))
+	}
+	data := make([]byte, h.list.Tables[i].Size)
+	if _, err := h.files[i].ReadAt(data, 0); err != nil {
+		return nil, fmt.Errorf("table %s: %w", filepath.Base(h.name(i)), err)
+	}
+	return verifyTable(h.name(i), data)
+}
+
+// from yields the entries from a key on.
+func (h *history) from(key []byte) iter.Seq2[tableEntry, error] {
+	return func(yield func(tableEntry, error) bool) {
+		if h == nil {
+			return
+		}
+		// The table before the first that begins behind key.
+		first := sort.Search(len(h.list.Tables), func(i int) bool { return bytes.Compare(h.list.Tables[i].First, key) > 0 })
+		for i := max(0, first-1); i < len(h.list.Tables); i++ {
+			t, err := h.table(i)
+			if err != nil {
+				yield(tableEntry{}, err)
+				return
+			}
+			for e := range t.from(key) {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			key = nil
+		}
+	}
 }
 
 // pack returns the stored pack of a task; nil when there is none.
-func (h *history) pack(task string) ([]byte, error) {
-	db, err := h.open()
-	if err != nil || db == nil {
-		return nil, err
-	}
-	var raw []byte
-	err = db.View(func(tx *badger.Txn) error {
-		for n := 0; ; n++ {
-			item, err := tx.Get(chunkKey(task, n))
-			if errors.Is(err, badger.ErrKeyNotFound) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if err := item.Value(func(chunk []byte) error {
-				raw = append(raw, chunk...)
-				return nil
-			}); err != nil {
-				return err
-			}
+func (h *history) pack(task string) (pack []byte, err error) {
+	for e, err := range h.from(chunkKey(task, 0)) {
+		if err != nil {
+			return nil, err
 		}
-	})
-	return raw, err
+		if !bytes.HasPrefix(e.key, chunksPrefix(task)) {
+			break
+		}
+		pack = append(pack, e.value...)
+	}
+	return pack, nil
 }
 
 // stored is a task's pack as it is stored.
@@ -118,51 +198,67 @@ type stored struct {
 // all yields every pack, ordered by task. It ends after the first error.
 func (h *history) all() iter.Seq2[stored, error] {
 	return func(yield func(stored, error) bool) {
-		db, err := h.open()
-		if err != nil {
-			yield(stored{}, err)
+		if h == nil {
 			return
 		}
-		if db == nil {
-			return
-		}
-		tx := db.NewTransaction(false)
-		defer tx.Discard()
 		var s stored
-		for item := range items(tx, []byte(packPrefix)) {
-			task, n, ok := parseChunkKey(item.Key())
-			if !ok {
-				yield(stored{}, fmt.Errorf("%w: the history has a key %q", ErrDamaged, item.Key()))
-				return
-			}
-			if n == 0 && s.pack != nil && !yield(s, nil) {
-				return
-			}
-			if n == 0 {
-				s = stored{task: task}
-			}
-			if err := item.Value(func(chunk []byte) error {
-				s.pack = append(s.pack, chunk...)
-				return nil
-			}); err != nil {
+		packs := 0
+		for e, err := range h.from(nil) {
+			if err != nil {
 				yield(stored{}, err)
 				return
 			}
+			task, n, ok := parseChunkKey(e.key)
+			if !ok {
+				yield(stored{}, fmt.Errorf("%w: its history has a key %q", ErrDamaged, e.key))
+				return
+			}
+			if n == 0 {
+				if packs > 0 && !yield(s, nil) {
+					return
+				}
+				packs++
+				s = stored{task: task}
+			}
+			s.pack = append(s.pack, e.value...)
 		}
-		if s.pack != nil {
-			yield(s, nil)
+		if packs > 0 && !yield(s, nil) {
+			return
+		}
+		if packs != h.list.Packs {
+			yield(stored{}, fmt.Errorf("%w: its history has %d tasks instead of %d", ErrDamaged, packs, h.list.Packs))
 		}
 	}
 }
 
-// putPack writes a pack in chunks.
-func putPack(w *badger.WriteBatch, s stored) error {
-	for n := 0; len(s.pack) > 0; n++ {
-		chunk := s.pack[:min(chunkSize, len(s.pack))]
-		s.pack = s.pack[len(chunk):]
-		if err := w.Set(chunkKey(s.task, n), chunk); err != nil {
-			return err
+// writeHistory makes a new history of packs that are ordered by task, durably,
+// and returns what CURRENT says of it.
+func writeHistory(dir string, number uint64, packs iter.Seq2[stored, error]) (*historyRef, error) {
+	count := 0
+	entries := func(yield func(tableEntry, error) bool) {
+		for s, err := range packs {
+			if err != nil {
+				yield(tableEntry{}, err)
+				return
+			}
+			count++
+			for n := 0; len(s.pack) > 0; n++ {
+				chunk := s.pack[:min(chunkSize, len(s.pack))]
+				s.pack = s.pack[len(chunk):]
+				if !yield(tableEntry{key: chunkKey(s.task, n), value: chunk}, nil) {
+					return
+				}
+			}
 		}
 	}
-	return nil
+	ref := &historyRef{Generation: number}
+	err := writeDatabase(dir, number, entries, func(path string, tables []writtenTable) error {
+		raw, err := json.Marshal(tableList{count, append([]writtenTable{}, tables...)})
+		if err != nil {
+			return err
+		}
+		ref.List = fingerprintOf(raw)
+		return writeNew(filepath.Join(path, listFile), raw)
+	})
+	return ref, err
 }

@@ -35,8 +35,6 @@ var (
 	// ErrDamaged: records are missing, altered or unreadable. MoveAside keeps
 	// what is there for inspection.
 	ErrDamaged = errors.New("the journal is damaged")
-	// ErrFilesystem: the filesystem cannot keep the journal's guarantees.
-	ErrFilesystem = errors.New("its filesystem cannot hold a journal")
 	// ErrRefused: the entry cannot be journaled as it is. Nothing was written,
 	// and the journal goes on.
 	ErrRefused = machine.ErrRefused
@@ -51,7 +49,7 @@ type Options struct {
 	// Retention is applied to finished tasks when the journal compacts itself;
 	// DefaultRetention when zero.
 	Retention Retention
-	// AnyFilesystem opens the journal also where ErrFilesystem would refuse.
+	// AnyFilesystem opens the journal also where node.CheckFilesystem refuses.
 	AnyFilesystem bool
 }
 
@@ -62,6 +60,7 @@ type Journal struct {
 	dir  string
 	opts Options
 	lock *os.File
+	db   *badger.DB // the open generation
 
 	// mu is held for writing by what changes the journal or replaces its database.
 	mu     sync.Mutex
@@ -74,6 +73,7 @@ type Journal struct {
 	current current
 	witness *witness
 	log     *logFile
+	ballast bool // all of it is set aside
 }
 
 // OpenError is the error of a journal that cannot be opened.
@@ -94,14 +94,18 @@ func (e *OpenError) Unwrap() error { return e.Err }
 func Open(dir string, o Options) (*Journal, error) {
 	j, err := open(dir, o)
 	if err != nil {
-		err = spaceError(err)
-		fault := machine.NodeFault
-		if errors.Is(err, ErrLocked) {
-			fault = machine.RetryLater
-		}
-		return nil, &machine.Error{Fault: fault, Err: &OpenError{dir, err}}
+		return nil, openError(dir, err)
 	}
 	return j, nil
+}
+
+func openError(dir string, err error) error {
+	err = spaceError(err)
+	fault := machine.NodeFault
+	if errors.Is(err, ErrLocked) {
+		fault = machine.RetryLater
+	}
+	return &machine.Error{Fault: fault, Err: &OpenError{dir, err}}
 }
 
 // Append writes the record, the task's head and, when it is given, the node
@@ -119,6 +123,9 @@ func (j *Journal) Append(_ context.Context, e machine.Entry) (machine.Head, erro
 	}
 	head, err := j.append(e)
 	if err == nil {
+		if !j.ballast {
+			j.ballast, _ = fillBallast(j.dir) // the entry is written all the same
+		}
 		return head, nil
 	}
 	err = spaceError(err)
@@ -136,13 +143,10 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	if err := checkEntry(e); err != nil {
 		return machine.Head{}, err
 	}
-	tx := j.db.NewTransaction(true)
-	defer tx.Discard()
-
 	before := j.newest
 	if before.Task != e.Record.Task {
 		var err error
-		if before, _, err = j.head(tx, e.Record.Task); err != nil {
+		if before, _, err = j.head(e.Record.Task); err != nil {
 			return machine.Head{}, err
 		}
 	}
@@ -158,7 +162,7 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 
 	var w batch
 	w.set(recordKey(record.Task, record.Seq), raw)
-	w.set(tipKey, next.encode())
+	w.setJSON(tipKey, next)
 	newest := storedHead{Head: head, Number: next.Count, At: now}
 	w.setJSON(headKey(record.Task), newest)
 	if e.Node != nil {
@@ -176,6 +180,8 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	if err := j.log.reserve(w.cost()); err != nil {
 		return machine.Head{}, err
 	}
+	tx := j.db.NewTransaction(true)
+	defer tx.Discard()
 	if err := w.apply(tx); err != nil {
 		return machine.Head{}, err
 	}
@@ -186,7 +192,7 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 		return machine.Head{}, err
 	}
 	j.tip, j.newest = next, newest
-	return head, j.witness.acknowledge(next)
+	return head, j.witness.acknowledge(next, record.Task, record.Seq)
 }
 
 // Close makes the journal's files tidy and releases it. With little space left

@@ -196,6 +196,7 @@ func TestPrune(t *testing.T) {
 	e := journaltest.Task("t0", 2)
 	e[0].Node = &machine.Node{Active: &machine.TaskRef{Task: "t1", Attempt: 1}}
 	appendAll(t, j, e) // newer than t5 now
+	mustClose(t, j)
 	for _, c := range []struct {
 		r    journal.Retention
 		dry  bool
@@ -208,13 +209,32 @@ func TestPrune(t *testing.T) {
 		{journal.Retention{Keep: 3}, false, nil},
 		{journal.Retention{Age: time.Hour}, false, []string{"t4", "t5"}},
 	} {
-		p, err := j.Prune(ctx, c.r, c.dry)
+		var p journal.Pruned
+		var err error
+		if c.dry {
+			before := contents(t, dir)
+			v, openErr := journal.OpenView(dir)
+			if openErr != nil {
+				t.Fatal(openErr)
+			}
+			p, err = journal.PruneView(v, c.r, now)
+			mustClose(t, v)
+			if !reflect.DeepEqual(before, contents(t, dir)) {
+				t.Error("what would be pruned was asked, and the journal changed")
+			}
+		} else {
+			p, err = journal.Prune(dir, journal.Options{Now: func() time.Time { return now }}, c.r)
+		}
 		if err != nil || !reflect.DeepEqual(p.Tasks, c.want) || p.Records != 11*len(c.want) || (p.Bytes > 0) != (len(c.want) > 0) {
 			t.Errorf("%+v: %+v, %v; want %v", c.r, p, err, c.want)
 		}
+		j := mustOpen(t, dir, journal.Options{})
+		if _, err := journal.Prune(dir, journal.Options{}, journal.Retention{Keep: 1}); !errors.Is(err, journal.ErrLocked) {
+			t.Errorf("Prune of a held journal: %v", err)
+		}
 		appendAll(t, j, journaltest.Task("unfinished", 1)[4:5])
+		mustClose(t, j)
 	}
-	mustClose(t, j)
 	j = mustOpen(t, dir, journal.Options{})
 	heads, err := j.Heads()
 	if err != nil || len(heads) != 3 {

@@ -2,9 +2,7 @@ package journal
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -78,11 +76,6 @@ type tip struct {
 	Hash string `json:"hash"`
 }
 
-func (t tip) encode() []byte {
-	raw, _ := json.Marshal(t) // a number and a string always encode
-	return raw
-}
-
 // current says which directories make up the journal. It is the whole content
 // of the file CURRENT, replaced atomically.
 type current struct {
@@ -93,13 +86,14 @@ type current struct {
 	Generation uint64 `json:"generation"`
 	// History is nil until finished tasks have been put away.
 	History *historyRef `json:"history,omitempty"`
+	// Root is the root id once more.
+	Root string `json:"root"`
 }
 
-// historyRef names the directory of the history, whose list of tables never
-// changes.
+// historyRef names the directory of the history, which never changes.
 type historyRef struct {
 	Generation uint64      `json:"generation"`
-	Manifest   fingerprint `json:"manifest"`
+	List       fingerprint `json:"list"` // of its list of tables
 }
 
 // names says whether a directory is part of the journal.
@@ -113,14 +107,6 @@ func (c current) free() uint64 {
 		return c.History.Generation + 1
 	}
 	return c.Generation + 1
-}
-
-// past returns the history, nil when there is none.
-func (c current) past(dir string) *history {
-	if c.History == nil {
-		return nil
-	}
-	return &history{path: filepath.Join(dir, generationName(c.History.Generation)), mark: c.History.Manifest}
 }
 
 func generationName(n uint64) string { return fmt.Sprintf("%06d", n) }

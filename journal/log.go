@@ -43,8 +43,9 @@ func (l *logFile) prepare() error {
 	if err != nil {
 		return err
 	}
-	// The file's name has to be durable before what is in it.
-	if err := errors.Join(allocate(f, logSize), f.Sync(), syncDir(l.dir)); err != nil {
+	// Badger has written to its first page. The file's name has to be durable
+	// before what is in it.
+	if err := errors.Join(allocate(f, int64(os.Getpagesize()), logSize), f.Sync(), syncDir(l.dir)); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	err = l.close()

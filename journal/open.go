@@ -6,26 +6,62 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"iter"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
 )
 
-const (
-	// maxTables is how many tables a generation has before the next one is
-	// made: one comes with every run.
-	maxTables = 12
-	// closeDeadline bounds Close. What is acknowledged is durable without it.
-	closeDeadline = 10 * time.Second
-)
+// closeDeadline bounds Close. What is acknowledged is durable without it.
+const closeDeadline = 10 * time.Second
 
 func open(dir string, o Options) (_ *Journal, err error) {
+	j, err := enter(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, j.closeGeneration(), j.release())
+		}
+	}()
+	rewritten, err := j.settle()
+	if err != nil {
+		return nil, err
+	}
+	err = j.openGeneration()
+	if errors.Is(err, ErrDamaged) && !rewritten {
+		// Every record can be read, so it is one of the files in which badger
+		// keeps nothing of ours. They stay as evidence.
+		var c *contents
+		if c, _, err = j.load(); err == nil {
+			err = j.renew(c, true)
+		}
+		if err == nil {
+			err = j.openGeneration()
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := j.begin(); err != nil {
+		return nil, err
+	}
+	j.ballast, err = fillBallast(dir)
+	return j, err
+}
+
+// enter takes the journal's lock and finds out what the journal is made of. It
+// makes a new journal where there is none and upgrades an older one. The
+// caller releases what it returns.
+func enter(dir string, o Options) (_ *Journal, err error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -36,7 +72,7 @@ func open(dir string, o Options) (_ *Journal, err error) {
 		o.Retention.Bytes = DefaultRetention.Bytes
 	}
 	if !o.AnyFilesystem {
-		if err := checkFilesystem(filepath.Dir(dir)); err != nil {
+		if err := node.CheckFilesystem(filepath.Dir(dir)); err != nil {
 			return nil, err
 		}
 	}
@@ -50,12 +86,9 @@ func open(dir string, o Options) (_ *Journal, err error) {
 	j := &Journal{dir: dir, opts: o, lock: lock}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, j.closeGeneration(), j.release())
+			err = errors.Join(err, j.release())
 		}
 	}()
-	if err := makeRoom(dir); err != nil {
-		return nil, err
-	}
 	c, found, err := readCurrent(dir)
 	if err != nil {
 		return nil, err
@@ -74,22 +107,23 @@ func open(dir string, o Options) (_ *Journal, err error) {
 	if j.witness, err = openWitness(dir); err != nil {
 		return nil, err
 	}
-	if err := removeOtherGenerations(dir, c); err != nil {
-		return nil, err
+	if j.past, err = openHistory(dir, c); err != nil {
+		return nil, missing(err)
 	}
-	if err := j.openGeneration(); err != nil {
-		return nil, err
+	// Only when what CURRENT names is there: else it may be CURRENT that was altered.
+	if _, err := readManifest(j.generation()); err != nil {
+		return nil, missing(err)
 	}
-	if err := j.witness.said.contradicts(j.tip); err != nil {
-		return nil, err
+	return j, removeOtherGenerations(dir, c)
+}
+
+// missing is the error of a file that has to be there: nobody else changes the
+// journal of whoever has its lock.
+func missing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if err := j.compactIfDue(); err != nil {
-		return nil, err
-	}
-	if err := j.begin(); err != nil {
-		return nil, err
-	}
-	return j, fillBallast(dir)
+	return err
 }
 
 // makeDir makes the journal's directory, durably. Its parent must exist.
@@ -107,42 +141,35 @@ func makeDir(dir string) error {
 // create makes the first generation. CURRENT comes last: without it and with a
 // witness of no record, an interrupted creation begins anew.
 func create(dir string) (current, error) {
-	w, err := openWitness(dir)
-	switch err {
-	case nil:
-		count := w.said.Tip.Count
-		if err := w.close(); err != nil {
-			return current{}, err
-		}
-		if count > 0 {
-			return current{}, fmt.Errorf("%w: its file %s is gone", ErrDamaged, currentFile)
-		}
-	default:
-		if err := removeOrRefuse(dir); err != nil {
-			return current{}, err
-		}
-		if err := createWitness(dir); err != nil {
-			return current{}, err
-		}
+	if err := makeRoom(dir, openRoom); err != nil {
+		return current{}, err
+	}
+	if err := damagedWithoutCurrent(dir); err != nil {
+		return current{}, err
+	}
+	if err := createWitness(dir); err != nil {
+		return current{}, err
 	}
 	rootID, err := makeRootID(dir)
 	if err != nil {
 		return current{}, err
 	}
-	c := current{Schema: Schema, Generation: 1}
+	c := current{Schema: Schema, Generation: 1, Root: rootID}
 	if err := removeOtherGenerations(dir, current{}); err != nil {
 		return current{}, err
 	}
-	err = writeDatabase(dir, c.Generation, func(w *badger.WriteBatch) error {
-		var b batch
-		b.setJSON(nodeKey, machine.Node{RootID: rootID, Images: []machine.ImageRecord{}})
-		b.set(tipKey, tip{}.encode())
-		for _, e := range b.entries {
-			if err := w.SetEntry(e); err != nil {
-				return err
+	var b batch
+	b.setJSON(nodeKey, machine.Node{RootID: rootID, Images: []machine.ImageRecord{}})
+	b.setJSON(tipKey, tip{})
+	if b.err != nil {
+		return current{}, b.err
+	}
+	err = writeGeneration(dir, c.Generation, func(yield func([]byte, []byte) bool) {
+		for _, e := range b.entries { // in the order of their keys
+			if !yield(e.Key, e.Value) {
+				return
 			}
 		}
-		return b.err
 	})
 	if err != nil {
 		return current{}, err
@@ -150,19 +177,43 @@ func create(dir string) (current, error) {
 	return c, writeCurrent(dir, c)
 }
 
-// removeOrRefuse is for a directory without CURRENT and without a readable
-// witness: fine when it is new, damage when there is a generation in it.
-func removeOrRefuse(dir string) error {
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		return err
+// damagedWithoutCurrent tells a directory whose CURRENT is gone from one in
+// which no journal was ever finished.
+func damagedWithoutCurrent(dir string) error {
+	said, err := testimonyIn(dir)
+	if err == nil && said.Tip.Count > 0 {
+		return fmt.Errorf("%w: its file %s is gone", ErrDamaged, currentFile)
 	}
-	for _, f := range files {
-		if generationPattern.MatchString(f.Name()) {
-			return fmt.Errorf("%w: its files %s and %s are gone", ErrDamaged, currentFile, witnessFile)
-		}
+	if err == nil {
+		return nil
+	}
+	if number, err := newestGeneration(dir); err != nil || number > 0 {
+		return errors.Join(err, fmt.Errorf("%w: its files %s and %s are gone", ErrDamaged, currentFile, witnessFile))
 	}
 	return nil
+}
+
+// newestGeneration is the highest number of a directory that may be a
+// generation; 0 when there is none.
+func newestGeneration(dir string) (newest uint64, err error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, f := range files {
+		if !generationPattern.MatchString(f.Name()) {
+			continue
+		}
+		n, err := strconv.ParseUint(f.Name(), 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := os.Stat(filepath.Join(dir, f.Name(), listFile)); err == nil {
+			continue // a history
+		}
+		newest = max(newest, n)
+	}
+	return newest, nil
 }
 
 // makeRootID returns the id of the root and writes it down. A journal that
@@ -189,86 +240,100 @@ func writeRootID(dir, id string) error {
 	return writeFile(filepath.Join(dir, rootIDFile), []byte(id+"\n"))
 }
 
-// openGeneration opens the database that CURRENT names and reads what every
-// append needs.
-func (j *Journal) openGeneration() error {
-	path := j.generation()
-	// A generation that is newer than the testimony comes from a compaction
-	// that was interrupted at its very end.
-	if said := j.witness.said; said.Generation == j.current.Generation {
-		if err := checkManifest(path, said.Manifest); err != nil {
-			return err
+// writeGeneration makes a new generation of what entries yields, which is
+// ordered by key, durably.
+func writeGeneration(dir string, number uint64, entries iter.Seq2[[]byte, []byte]) error {
+	sorted := func(yield func(tableEntry, error) bool) {
+		for key, value := range entries {
+			if !yield(tableEntry{key: key, value: value}, nil) {
+				return
+			}
 		}
 	}
-	if err := checkTables(path, everyBlock); err != nil {
-		return err
-	}
-	crashed, err := hasLogs(path)
-	if err != nil {
-		return err
-	}
-	if crashed {
-		if err := j.afterCrash(path); err != nil {
-			return err
-		}
-	}
-	db, err := openDatabase(databaseOptions(path))
-	if err != nil {
-		return err
-	}
-	j.db, j.past, j.newest = db, j.current.past(j.dir), storedHead{}
-	if err := settle(path); err != nil {
-		return err
-	}
-	return db.View(func(tx *badger.Txn) error {
-		node, err := j.Node()
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		j.rootID = node.RootID
-		if j.tip, err = getTip(tx); err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		return nil
+	return writeDatabase(dir, number, sorted, func(path string, tables []writtenTable) error {
+		return writeManifest(path, len(tables))
 	})
 }
 
-// hasLogs says whether the database was not closed: a log holds records that
-// are in no table yet.
-func hasLogs(path string) (bool, error) {
-	if err := sweepEmpty(path); err != nil {
+// settle leaves the generation as badger may open it: without the log of a dead
+// process, which badger would turn into a table in a goroutine of its own, and
+// with few tables. It verifies all that it finds.
+func (j *Journal) settle() (rewritten bool, err error) {
+	path := j.generation()
+	logs, err := filesOf(path, "*.mem")
+	if err != nil {
+		return false, missing(err)
+	}
+	if err := checkManifest(path, j.manifest()); err != nil {
 		return false, err
 	}
-	logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
-	return len(logs) > 0, err
+	tables, err := readManifest(path)
+	if err != nil {
+		return false, missing(err)
+	}
+	more, err := measureTables(tables)
+	if err != nil {
+		return false, missing(err)
+	}
+	if len(logs) > 0 || more.due() {
+		return j.renewIfDue(len(logs) > 0, more)
+	}
+	for _, t := range tables {
+		if _, err := openTable(t.name); err != nil {
+			return false, missing(err)
+		}
+	}
+	return false, nil
 }
 
-// afterCrash prepares what a process left that did not close its journal.
-func (j *Journal) afterCrash(path string) error {
-	free, err := freeBytes(j.dir)
+// manifest is what the list of tables of the generation has to begin with. A
+// generation that is newer than the testimony comes from a compaction that was
+// interrupted at its very end: of it nothing is known.
+func (j *Journal) manifest() fingerprint {
+	if said := j.witness.said; said.Generation == j.current.Generation {
+		return said.Manifest
+	}
+	return fingerprint{}
+}
+
+// load reads the generation without opening it, and compares it with the witness.
+func (j *Journal) load() (c *contents, logged int64, err error) {
+	c, logged, err = readContents(j.generation(), j.manifest())
+	if err != nil {
+		return nil, 0, missing(err)
+	}
+	found, err := get[tip](c, tipKey)
+	if err != nil {
+		return nil, 0, err
+	}
+	return c, logged, j.witness.said.contradicts(found)
+}
+
+// openGeneration opens the database that CURRENT names and reads what every
+// append needs.
+func (j *Journal) openGeneration() error {
+	if err := makeRoom(j.dir, openRoom); err != nil {
+		return err
+	}
+	db, err := openDatabase(databaseOptions(j.generation()))
 	if err != nil {
 		return err
 	}
-	if free < ample {
-		return tidy(path, j.lock)
+	j.db, j.source, j.newest = db, database{db}, storedHead{}
+	record, err := j.node()
+	if err != nil {
+		return err
 	}
-	return keepEvidence(j.dir, path)
-}
-
-// settle waits until badger has turned the logs that it found into tables, so
-// that only the new one is left.
-func settle(path string) error {
-	deadline := time.Now().Add(closeDeadline)
-	for {
-		logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
-		if err != nil || len(logs) == 1 {
+	if j.tip, err = j.reader.tip(); err != nil {
+		return err
+	}
+	j.rootID = record.RootID
+	if id, err := os.ReadFile(filepath.Join(j.dir, rootIDFile)); err != nil || string(id) != j.rootID+"\n" {
+		if err := writeRootID(j.dir, j.rootID); err != nil {
 			return err
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("badger did not write the table of its last log within %s", closeDeadline)
-		}
-		time.Sleep(time.Millisecond)
 	}
+	return j.witness.said.contradicts(j.tip)
 }
 
 func (j *Journal) generation() string {
@@ -279,37 +344,22 @@ func (j *Journal) generation() string {
 // was: badger takes a shorter list as it is and deletes the tables that are not
 // on it.
 func checkManifest(path string, was fingerprint) error {
-	is, err := fingerprintOf(filepath.Join(path, badger.ManifestFilename), was.Size)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrNotExist) {
+	if was == (fingerprint{}) {
+		return nil
+	}
+	raw, err := os.ReadFile(filepath.Join(path, badger.ManifestFilename))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if is != was {
+	if int64(len(raw)) < was.Size || fingerprintOf(raw[:was.Size]) != was {
 		return fmt.Errorf("%w: its list of tables (%s) was altered", ErrDamaged, badger.ManifestFilename)
 	}
 	return nil
 }
 
-// fingerprintOf reads the first size bytes of a file, all of them when size is
-// negative.
-func fingerprintOf(name string, size int64) (fingerprint, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return fingerprint{}, err
-	}
-	defer f.Close()
-	if size < 0 {
-		info, err := f.Stat()
-		if err != nil {
-			return fingerprint{}, err
-		}
-		size = info.Size()
-	}
-	raw := make([]byte, size)
-	if _, err := io.ReadFull(f, raw); err != nil {
-		return fingerprint{}, err
-	}
+func fingerprintOf(raw []byte) fingerprint {
 	sum := sha256.Sum256(raw)
-	return fingerprint{Size: size, Hash: hex.EncodeToString(sum[:])}, nil
+	return fingerprint{Size: int64(len(raw)), Hash: hex.EncodeToString(sum[:])}
 }
 
 // begin makes an opened generation ready to be written to.
@@ -318,34 +368,42 @@ func (j *Journal) begin() error {
 	if err := j.log.prepare(); err != nil {
 		return err
 	}
-	return j.testify(false)
+	said := j.witness.said
+	said.Tip, said.Root, said.Clean = j.tip, j.rootID, false
+	return j.testify(said)
 }
 
-// testify has the witness take down what the journal holds now, durably.
-func (j *Journal) testify(clean bool) error {
-	manifest, err := fingerprintOf(filepath.Join(j.generation(), badger.ManifestFilename), -1)
+// testify has the witness take down, durably, what is said and what the list of
+// tables is now.
+func (j *Journal) testify(said testimony) error {
+	list, err := os.ReadFile(filepath.Join(j.generation(), badger.ManifestFilename))
 	if err != nil {
 		return err
 	}
-	return j.witness.record(testimony{Tip: j.tip, Clean: clean, Generation: j.current.Generation, Manifest: manifest})
+	said.Generation, said.Manifest = j.current.Generation, fingerprintOf(list)
+	return j.witness.record(said)
 }
 
-// shut closes what open opened. With little space left the database stays as a
-// kill would leave it.
+// shut closes what open opened. Badger makes a table of its log then, where a
+// full disk would be a SIGBUS: unless there is plenty of space the log stays as
+// a kill would leave it.
 func (j *Journal) shut() error {
 	free, err := freeBytes(j.dir)
-	if err == nil && free >= ample && j.failed == nil {
+	if err == nil && free >= plenty && j.failed == nil {
 		if err = j.closeGeneration(); err == nil {
-			err = errors.Join(j.testify(true), dropEvidence(j.dir))
+			said := j.witness.said
+			said.Clean = true
+			err = errors.Join(j.testify(said), dropEvidence(j.dir))
 		}
 	}
-	return errors.Join(err, j.release())
+	_, ballastErr := fillBallast(j.dir)
+	return errors.Join(err, ballastErr, j.release())
 }
 
-// closeGeneration closes the databases.
+// closeGeneration closes the database.
 func (j *Journal) closeGeneration() error {
-	err := errors.Join(j.log.close(), j.past.close())
-	j.log, j.past = nil, nil
+	err := j.log.close()
+	j.log = nil
 	if j.db != nil {
 		err = errors.Join(err, closeDatabase(j.db))
 	}

@@ -2,7 +2,7 @@ package journal
 
 import (
 	"errors"
-	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/machine"
 )
 
 // cutter takes the block image of a mounted filesystem at an instant, as a
@@ -25,8 +27,8 @@ type cutter struct {
 
 func newCutter(t testing.TB, fstype string) (mnt string, c *cutter) {
 	t.Helper()
-	below, _ := loopFS(t, "xfs", t.TempDir(), 4096)
-	mnt, image := loopFS(t, fstype, below, 320)
+	below, _ := loopFS(t, "xfs", scratch(t), 4*fsSize)
+	mnt, image := loopFS(t, fstype, below, fsSize)
 	c = &cutter{t: t, image: image, clone: filepath.Join(below, "clone.img"), mnt: filepath.Join(below, "clone")}
 	if fstype == "xfs" {
 		c.option = []string{"nouuid"}
@@ -58,45 +60,76 @@ func (c *cutter) cut(look func(mnt string)) {
 	look(c.mnt)
 }
 
-// Every record that was acknowledged before a power cut is there after it, and
-// the journal goes on.
+// Every record that was acknowledged before a power cut, at any instant of whole
+// tasks, is there after it, none is half there, and the task goes on or back.
 func TestPowerCut(t *testing.T) {
 	for _, fstype := range []string{"ext4", "xfs"} {
 		t.Run(fstype, func(t *testing.T) {
+			t.Parallel()
 			mnt, c := newCutter(t, fstype)
 			dir := filepath.Join(mnt, "journal")
-			all := map[string]uint64{}
-			records := 0
-			cuts := campaign(6, 200)
+			all, tried := map[string]uint64{}, map[string]uint64{}
+			in := map[machine.State]int{} // cuts by the state of the task
+			const cuts, perLife, perJournal = 110, 5, 20
 			for i := 0; i < cuts; {
-				a := startActor(t, dir)
-				a.expect("open")
-				if i%4 < 2 {
-					a.say("append p%d 1000000", i)
-				} else {
-					a.say("cycle p%d- 1000000", i)
+				if i%perJournal == 0 {
+					if err := os.RemoveAll(dir); err != nil {
+						t.Fatal(err)
+					}
+					clear(all)
+					clear(tried)
 				}
-				for range 2 {
-					time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
+				a := startActor(t, dir, keepVariable+"=all")
+				a.expect("open")
+				a.say("%s p%d- 1000000", []string{"play", "cycle"}[i/perLife%2], i)
+				for range perLife {
+					time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
 					acked := a.soFar()
 					c.cut(func(mnt string) {
 						cut := filepath.Join(mnt, "journal")
-						j := openTest(t, cut, Options{})
-						holds(t, j, all)
-						holds(t, j, acked)
-						appendTest(t, j, entry(fmt.Sprint("after", i), 1))
+						j := openTest(t, cut, Options{Retention: keepAll})
+						maps.Copy(tried, a.soFarTried())
+						for _, known := range []map[string]uint64{all, acked} {
+							holds(t, j, known)
+						}
+						within(t, j, tried)
+						atomic(t, j)
+						in[stateOf(t, j)]++
+						p := &player{j, 3, func(string, string, uint64) {}}
+						if err := errors.Join(p.goOn(i%2 == 0), p.play("after")); err != nil {
+							t.Error(err)
+						}
 						closeTest(t, j)
-						records = sound(t, cut).Records
+						sound(t, cut)
 					})
 					i++
 				}
-				for task, seq := range a.kill() {
-					all[task] = seq
-				}
+				maps.Copy(all, a.kill())
+				maps.Copy(tried, a.soFarTried())
 			}
-			t.Logf("%d cuts, %d records at the last one", cuts, records)
+			t.Logf("%d cuts, in the states %v", cuts, in)
+			if len(in) < 6 {
+				t.Errorf("the cuts fell into the states %v only", in)
+			}
 		})
 	}
+}
+
+// stateOf is where the task stands that is unfinished; empty for none.
+func stateOf(t testing.TB, j *Journal) machine.State {
+	t.Helper()
+	n, err := j.Node()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.Active == nil {
+		return ""
+	}
+	h, _, err := j.Head(n.Active.Task)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.State
 }
 
 // The same test sees losses when nothing is synced: it can fail.

@@ -129,15 +129,25 @@ func (p *pair) crash(*rapid.T) {
 }
 
 func (p *pair) rewrite(*rapid.T) {
-	f, err := p.j.finished()
-	p.must(err)
-	p.must(p.j.rewrite(f))
-	p.must(p.j.begin())
+	p.must(p.j.Close())
+	p.must(compact(p.dir))
+	p.open()
 }
 
 func (p *pair) prune(t *rapid.T) {
-	pruned, err := p.j.Prune(context.Background(), Retention{Keep: rapid.IntRange(1, 4).Draw(t, "keep")}, false)
+	r := Retention{Keep: rapid.IntRange(1, 4).Draw(t, "keep")}
+	v, err := OpenView(p.dir)
 	p.must(err)
+	announced, err := PruneView(v, r, p.now)
+	p.must(err)
+	p.must(v.Close())
+	p.must(p.j.Close())
+	pruned, err := Prune(p.dir, Options{Now: p.time}, r)
+	p.must(err)
+	if fmt.Sprint(pruned) != fmt.Sprint(announced) {
+		t.Fatalf("pruned %+v and had announced %+v", pruned, announced)
+	}
+	p.open()
 	for _, task := range pruned.Tasks {
 		head, found, err := p.mem.Head(task)
 		p.must(err)

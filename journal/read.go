@@ -3,46 +3,41 @@ package journal
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"slices"
 
-	"github.com/dgraph-io/badger/v4"
-
 	"github.com/deckhand/deckhand/machine"
 )
 
-// reader has the reading half of a journal: the database of the generation and
-// behind it the history. A task that began anew after it had gone into the
-// history has its older records there and its newer ones in the generation.
+// reader has the reading half of a journal: the generation and behind it the
+// history. A task that began anew after it had gone into the history has its
+// older records there and its newer ones in the generation.
 type reader struct {
-	db   *badger.DB
+	source
 	past *history // nil when there is none
 }
 
 // Head returns the newest head of a task; false when the task is unknown.
 func (r *reader) Head(task string) (machine.Head, bool, error) {
-	tx := r.db.NewTransaction(false)
-	defer tx.Discard()
-	head, found, err := r.head(tx, task)
+	head, found, err := r.head(task)
 	if err != nil {
 		return machine.Head{}, false, readError("the head of task "+task, err)
 	}
 	return head.Head, found, nil
 }
 
-func (r *reader) head(tx *badger.Txn, task string) (storedHead, bool, error) {
-	item, err := tx.Get(headKey(task))
-	if err == nil {
-		h, err := decode[storedHead](item)
-		return h, err == nil, err
-	}
-	if !errors.Is(err, badger.ErrKeyNotFound) {
+func (r *reader) head(task string) (storedHead, bool, error) {
+	raw, err := r.get(headKey(task))
+	if err != nil {
 		return storedHead{}, false, err
 	}
-	raw, err := r.past.pack(task)
+	if raw != nil {
+		h, err := decode[storedHead](headKey(task), raw)
+		return h, err == nil, err
+	}
+	raw, err = r.past.pack(task)
 	if err != nil || raw == nil {
 		return storedHead{}, false, err
 	}
@@ -75,10 +70,8 @@ func (r *reader) heads(newest map[string]storedHead) error {
 		}
 		newest[h.Task] = h
 	}
-	tx := r.db.NewTransaction(false)
-	defer tx.Discard()
-	for item := range items(tx, []byte(headPrefix)) {
-		h, err := decode[storedHead](item)
+	for key, raw := range r.scan([]byte(headPrefix)) {
+		h, err := decode[storedHead](key, raw)
 		if err != nil {
 			return err
 		}
@@ -89,28 +82,23 @@ func (r *reader) heads(newest map[string]storedHead) error {
 
 // Node returns the node record.
 func (r *reader) Node() (machine.Node, error) {
-	var node machine.Node
-	err := r.db.View(func(tx *badger.Txn) error {
-		item, err := tx.Get(nodeKey)
-		if err != nil {
-			return err
-		}
-		node, err = decode[machine.Node](item)
-		return err
-	})
+	node, err := r.node()
 	if err != nil {
 		return machine.Node{}, readError("the node record", err)
 	}
 	return node, nil
 }
 
+func (r *reader) node() (machine.Node, error) { return get[machine.Node](r.source, nodeKey) }
+
+// tip returns what the newest record of the whole journal is.
+func (r *reader) tip() (tip, error) { return get[tip](r.source, tipKey) }
+
 // Records yields a task's records, oldest first, as they are when it is
 // called. It ends after the first error.
 func (r *reader) Records(task string) iter.Seq2[machine.Record, error] {
 	return func(yield func(machine.Record, error) bool) {
-		tx := r.db.NewTransaction(false)
-		defer tx.Discard()
-		for s, err := range r.records(tx, task) {
+		for s, err := range r.records(task) {
 			var rec machine.Record
 			if err == nil {
 				if err = json.Unmarshal(s.raw, &rec); err != nil {
@@ -135,7 +123,7 @@ type storedRecord struct {
 }
 
 // records yields the stored records of a task, oldest first.
-func (r *reader) records(tx *badger.Txn, task string) iter.Seq2[storedRecord, error] {
+func (r *reader) records(task string) iter.Seq2[storedRecord, error] {
 	return func(yield func(storedRecord, error) bool) {
 		raw, err := r.past.pack(task)
 		if err == nil && raw != nil {
@@ -151,12 +139,10 @@ func (r *reader) records(tx *badger.Txn, task string) iter.Seq2[storedRecord, er
 			yield(storedRecord{}, err)
 			return
 		}
-		for item := range items(tx, recordsPrefix(task)) {
-			_, seq, ok := parseRecordKey(item.Key())
+		for key, raw := range r.scan(recordsPrefix(task)) {
+			_, seq, ok := parseRecordKey(key)
 			if !ok {
-				err = fmt.Errorf("%w: no record has the key %q", ErrDamaged, item.Key())
-			} else {
-				raw, err = item.ValueCopy(nil)
+				err = fmt.Errorf("%w: no record has the key %q", ErrDamaged, key)
 			}
 			if !yield(storedRecord{seq, raw}, err) || err != nil {
 				return
@@ -169,32 +155,21 @@ func readError(what string, err error) error {
 	return machine.Faultf(machine.NodeFault, "cannot read %s from the journal: %w", what, err)
 }
 
-func getTip(tx *badger.Txn) (tip, error) {
-	item, err := tx.Get(tipKey)
+// get reads what has to be there.
+func get[T any](s source, key []byte) (v T, err error) {
+	raw, err := s.get(key)
 	if err != nil {
-		return tip{}, err
+		return v, err
 	}
-	return decode[tip](item)
+	if raw == nil {
+		return v, fmt.Errorf("%w: it has no %s", ErrDamaged, key)
+	}
+	return decode[T](key, raw)
 }
 
-// items yields what is stored under a prefix, in the order of the keys. An item
-// is valid until the next one.
-func items(tx *badger.Txn, prefix []byte) iter.Seq[*badger.Item] {
-	return func(yield func(*badger.Item) bool) {
-		it := tx.NewIterator(badger.IteratorOptions{Prefix: prefix, PrefetchValues: false})
-		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
-			if !yield(it.Item()) {
-				return
-			}
-		}
-	}
-}
-
-func decode[T any](item *badger.Item) (v T, err error) {
-	err = item.Value(func(raw []byte) error { return json.Unmarshal(raw, &v) })
-	if err != nil {
-		return v, fmt.Errorf("%w: %q: %w", ErrDamaged, item.Key(), err)
+func decode[T any](key, raw []byte) (v T, err error) {
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return v, fmt.Errorf("%w: %q: %w", ErrDamaged, key, err)
 	}
 	return v, nil
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/node"
 )
 
 // fill takes every free byte of the filesystem.
@@ -34,7 +36,11 @@ func grab(f *os.File) {
 	}
 	at := info.Size()
 	for size := int64(256 << 20); size >= 4096; {
-		if unix.Fallocate(int(f.Fd()), 0, at, size) != nil {
+		err := unix.Fallocate(int(f.Fd()), 0, at, size)
+		if errors.Is(err, unix.EOPNOTSUPP) { // ext3
+			_, err = f.WriteAt(make([]byte, size), at)
+		}
+		if err != nil {
 			size /= 2
 			continue
 		}
@@ -81,7 +87,7 @@ const taskOf500 = 500
 func onFilesystems(t *testing.T, test func(t *testing.T, mnt, dir string)) {
 	for _, fstype := range []string{"ext4", "xfs"} {
 		t.Run(fstype, func(t *testing.T) {
-			mnt, _ := loopFS(t, fstype, t.TempDir(), 400)
+			mnt, _ := loopFS(t, fstype, scratch(t), fsSize)
 			test(t, mnt, filepath.Join(mnt, "journal"))
 		})
 	}
@@ -189,6 +195,21 @@ func TestFullDiskCrash(t *testing.T) {
 	})
 }
 
+// A filesystem that can set blocks aside only by writing them keeps the promise too.
+func TestFullDiskExt3(t *testing.T) {
+	mnt, _ := loopFS(t, "ext3", scratch(t), 64)
+	dir := filepath.Join(mnt, "journal")
+	a := startActor(t, dir)
+	a.expect("open")
+	fill(t, mnt)
+	a.say("append full %d", taskOf500)
+	a.expect(fmt.Sprintf("did append full %d", taskOf500))
+	view(t, dir, a.kill())
+	b := startActor(t, dir)
+	b.expect("open")
+	view(t, dir, b.kill())
+}
+
 func TestFullDiskCreate(t *testing.T) {
 	onFilesystems(t, func(t *testing.T, mnt, dir string) {
 		fill(t, mnt)
@@ -227,26 +248,22 @@ func TestFullDiskBeyondReserve(t *testing.T) {
 	})
 }
 
+// On btrfs a journal is refused, and works at the caller's risk.
 func TestFilesystemRefused(t *testing.T) {
-	// Whatever the tests run on stands in for btrfs.
-	parent := t.TempDir()
-	var st unix.Statfs_t
-	if err := unix.Statfs(parent, &st); err != nil {
-		t.Fatal(err)
-	}
-	was, had := unfit[uint32(st.Type)]
-	unfit[uint32(st.Type)] = unfit[unix.BTRFS_SUPER_MAGIC]
-	defer func() {
-		if unfit[uint32(st.Type)] = was; !had {
-			delete(unfit, uint32(st.Type))
-		}
-	}()
-	dir := filepath.Join(parent, "journal")
-	if _, err := Open(dir, Options{}); !errors.Is(err, ErrFilesystem) || !strings.Contains(err.Error(), "btrfs") {
+	mnt, _ := loopFS(t, "btrfs", scratch(t), 300)
+	dir := filepath.Join(mnt, "journal")
+	if _, err := Open(dir, Options{}); !errors.Is(err, node.ErrFilesystem) || !strings.Contains(err.Error(), "btrfs") {
 		t.Errorf("btrfs: %v", err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a refusal left something behind: %v", err)
 	}
-	closeTest(t, openTest(t, dir, Options{AnyFilesystem: true}))
+	a := startActor(t, dir, anyVariable+"=1")
+	a.expect("open")
+	a.say("append risky 100")
+	a.expect("did append risky 100")
+	acked := a.kill()
+	b := startActor(t, dir, anyVariable+"=1")
+	b.expect("open")
+	view(t, dir, acked)
 }

@@ -3,10 +3,11 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
-	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 )
 
 // upgrade turns an entry of a generation of one schema into that of the next.
@@ -26,42 +27,32 @@ func upgradeJournal(dir string, c current) (current, error) {
 	if err := backup(dir, c); err != nil {
 		return current{}, fmt.Errorf("cannot back it up before its upgrade: %w", err)
 	}
-	from := filepath.Join(dir, generationName(c.Generation))
-	if err := checkTables(from, everyBlock); err != nil {
-		return current{}, err
-	}
-	old, err := openDatabase(databaseOptions(from))
+	old, _, err := readContents(filepath.Join(dir, generationName(c.Generation)), fingerprint{})
 	if err != nil {
-		return current{}, err
+		return current{}, missing(err)
+	}
+	upgraded := &contents{values: map[string]versioned{}}
+	for key, value := range old.scan(nil) {
+		was := key
+		for s := c.Schema; s < Schema && key != nil; s++ {
+			if key, value, err = upgrades[s](key, value); err != nil {
+				return current{}, fmt.Errorf("cannot upgrade %q from schema %d to %d: %w", was, c.Schema, Schema, err)
+			}
+		}
+		if key != nil {
+			upgraded.put(tableEntry{key: key, value: value})
+		}
 	}
 	next := c
 	next.Schema, next.Generation = Schema, c.free()
-	err = writeDatabase(dir, next.Generation, func(w *badger.WriteBatch) error {
-		tx := old.NewTransaction(false)
-		defer tx.Discard()
-		for item := range items(tx, nil) {
-			key := item.KeyCopy(nil)
-			value, err := item.ValueCopy(nil)
-			for s := c.Schema; s < Schema && key != nil && err == nil; s++ {
-				key, value, err = upgrades[s](key, value)
-			}
-			if err == nil && key != nil {
-				err = w.Set(key, value)
-			}
-			if err != nil {
-				return fmt.Errorf("cannot upgrade %q from schema %d to %d: %w", item.Key(), c.Schema, Schema, err)
-			}
-		}
-		return nil
-	})
-	if err := errors.Join(err, closeDatabase(old)); err != nil {
+	if err := writeGeneration(dir, next.Generation, upgraded.scan(nil)); err != nil {
 		return current{}, err
 	}
 	return next, writeCurrent(dir, next)
 }
 
 // backup copies all that the journal is made of, whole or not at all.
-func backup(dir string, c current) error {
+func backup(dir string, c current) (err error) {
 	to := filepath.Join(dir, backupName(c.Schema))
 	if _, err := os.Stat(to); err == nil {
 		return nil // from before an interruption
@@ -70,6 +61,11 @@ func backup(dir string, c current) error {
 	if err := os.RemoveAll(half); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil { // on a full disk it would take what others need
+			err = errors.Join(err, os.RemoveAll(half))
+		}
+	}()
 	if err := os.Mkdir(half, 0o700); err != nil {
 		return err
 	}
@@ -83,7 +79,7 @@ func backup(dir string, c current) error {
 		parts = append(parts, c.History.Generation)
 	}
 	for _, n := range parts {
-		if err := copyDatabase(filepath.Join(dir, generationName(n)), filepath.Join(half, generationName(n))); err != nil {
+		if err := copyDir(filepath.Join(dir, generationName(n)), filepath.Join(half, generationName(n))); err != nil {
 			return err
 		}
 		if err := syncTree(filepath.Join(half, generationName(n))); err != nil {
@@ -97,4 +93,69 @@ func backup(dir string, c current) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// copyDir copies the files in a directory. Tables never change and are linked
+// where that is possible.
+func copyDir(from, to string) error {
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		src, dst := filepath.Join(from, f.Name()), filepath.Join(to, f.Name())
+		if filepath.Ext(src) == ".sst" && os.Link(src, dst) == nil {
+			continue
+		}
+		if err := copyFile(src, dst); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyFile copies the data of a file and leaves out its holes, so that the
+// allocated but unused part of a log takes no memory.
+func copyFile(from, to string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	size := info.Size()
+	if err := dst.Truncate(size); err != nil {
+		return err
+	}
+	for at := int64(0); at < size; {
+		begin, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		end, err := unix.Seek(int(src.Fd()), begin, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		end = min(end, size)
+		_, err = io.Copy(io.NewOffsetWriter(dst, begin), io.NewSectionReader(src, begin, end-begin))
+		if err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
 }

@@ -30,7 +30,7 @@ func TestUpgrade(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
 	j := openTest(t, dir, Options{})
 	appendTest(t, j, journaltest.Task("past", 1)...)
-	rewriteTest(t, j)
+	j = compacted(t, j)
 	e := entry("t1", 1)
 	e.Head.Reason = "old"
 	appendTest(t, j, e)

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-
-	"github.com/dgraph-io/badger/v4"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -33,42 +32,37 @@ type Problem struct {
 	What string `json:"what"`
 }
 
-// Verify reads a copy of the journal in dir, compares it with its witness and
-// replays every task. What is wrong is in the report; an error means that the
-// journal could not be examined, as fs.ErrNotExist when there is none.
+// Verify reads the journal in dir, compares it with its witness and replays
+// every task. What is wrong is in the report; an error means that the journal
+// could not be examined, as fs.ErrNotExist when there is none.
 func Verify(dir string, legal TransitionCheck) (Report, error) {
 	report := Report{Problems: []Problem{}}
-	// Before the copy: a writer only adds to what the witness says.
+	// Before the records: a writer only adds to what the witness says.
 	said, err := testimonyIn(dir)
 	if err == nil {
 		var v *View
 		if v, err = openView(dir, said); err == nil {
 			report.replay(&v.reader, said, legal)
+			report.identity(dir, &v.reader)
+			report.idle(dir)
 			return report, v.Close()
 		}
+	} else if !exists(filepath.Join(dir, currentFile)) {
+		err = cmp.Or(damagedWithoutCurrent(dir), errNoJournal)
 	}
 	if errors.Is(err, ErrDamaged) {
-		report.Problems = append(report.Problems, Problem{What: err.Error()})
-		return report, nil
-	}
-	return report, machine.Faultf(machine.NodeFault, "cannot verify the journal %s: %w", dir, err)
-}
-
-func testimonyIn(dir string) (testimony, error) {
-	if _, found, err := readCurrent(dir); err != nil {
-		return testimony{}, err
-	} else if !found {
-		return testimony{}, os.ErrNotExist
-	}
-	f, err := os.Open(filepath.Join(dir, witnessFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return testimony{}, fmt.Errorf("%w: its witness file %s is gone", ErrDamaged, witnessFile)
+		report.problem("", 0, "%v", err)
+		err = report.salvage(dir, said, legal)
 	}
 	if err != nil {
-		return testimony{}, err
+		return report, machine.Faultf(machine.NodeFault, "cannot verify the journal %s: %w", dir, err)
 	}
-	defer f.Close()
-	return readTestimony(f)
+	return report, nil
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
 }
 
 func (r *Report) problem(task string, seq uint64, format string, args ...any) {
@@ -77,29 +71,25 @@ func (r *Report) problem(task string, seq uint64, format string, args ...any) {
 
 // replay checks all that the databases hold.
 func (r *Report) replay(db *reader, said testimony, legal TransitionCheck) {
-	tx := db.db.NewTransaction(false)
-	defer tx.Discard()
-	found, err := getTip(tx)
-	if err == nil {
-		err = said.contradicts(found)
+	if found, err := db.tip(); err != nil {
+		r.problem("", 0, "%v", err)
+	} else if err := said.contradicts(found); err != nil {
+		r.problem(said.Task, said.Seq, "%v", err)
 	}
-	if err != nil {
+	if _, err := db.node(); err != nil {
 		r.problem("", 0, "%v", err)
 	}
-	if _, err := db.Node(); err != nil {
-		r.problem("", 0, "%v", err)
-	}
-	for task := range r.tasks(tx, db) {
+	for task := range r.tasks(db) {
 		r.Tasks++
 		p := &replay{report: r, task: task, legal: legal}
-		for s, err := range db.records(tx, task) {
+		for s, err := range db.records(task) {
 			if err != nil {
 				p.problem(p.seq+1, "it cannot be read: %v", err)
 				break
 			}
 			p.record(s.seq, s.raw)
 		}
-		switch head, found, err := db.head(tx, task); {
+		switch head, found, err := db.head(task); {
 		case err != nil:
 			p.problem(0, "the head cannot be read: %v", err)
 		case !found:
@@ -111,28 +101,37 @@ func (r *Report) replay(db *reader, said testimony, legal TransitionCheck) {
 }
 
 // tasks lists every task that has a record or a head, in order.
-func (r *Report) tasks(tx *badger.Txn, db *reader) iter.Seq[string] {
+func (r *Report) tasks(db *reader) iter.Seq[string] {
 	set := map[string]bool{}
-	if db.past != nil {
-		if err := checkTables(db.past.path, everyBlock); err != nil {
+	for s, err := range db.past.all() {
+		if err != nil {
 			r.problem("", 0, "%v", err)
+			break
 		}
-		for s, err := range db.past.all() {
-			if err != nil {
-				r.problem("", 0, "%v", err)
-				break
-			}
-			set[s.task] = true
-		}
+		set[s.task] = true
 	}
-	for item := range items(tx, nil) {
-		if task, ok := taskOf(item.Key()); ok {
+	for key := range db.scan(nil) {
+		if task, ok := taskOf(key); ok {
 			set[task] = true
-		} else if key := string(item.Key()); key != string(nodeKey) && key != string(tipKey) {
+		} else if string(key) != string(nodeKey) && string(key) != string(tipKey) {
 			r.problem("", 0, "nothing has the key %q", key)
 		}
 	}
 	return slices.Values(slices.Sorted(maps.Keys(set)))
+}
+
+// identity compares the places where the root id is written down.
+func (r *Report) identity(dir string, db *reader) {
+	node, err := db.node()
+	if err != nil {
+		return // told already
+	}
+	if id, ok := readRootID(dir); !ok || id != node.RootID {
+		r.problem("", 0, "altered: %s does not name root %s; the next run writes it anew", rootIDFile, node.RootID)
+	}
+	if c, _, err := readCurrent(dir); err == nil && c.Root != node.RootID {
+		r.problem("", 0, "altered: %s does not name root %s", currentFile, node.RootID)
+	}
 }
 
 // replay follows one task through its records.

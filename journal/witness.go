@@ -17,7 +17,7 @@ import (
 // record is, so that a journal that lost its tail does not pass for a shorter
 // one. It has two slots that are written in turn: one of them is always whole.
 const (
-	slotSize    = 512
+	slotSize    = 1024
 	slotSpacing = 4096 // one slot a page
 	slotCount   = 2
 
@@ -32,6 +32,11 @@ type testimony struct {
 	Serial uint64 `json:"serial"`
 	// Tip is the newest acknowledged record.
 	Tip tip `json:"tip"`
+	// Task and Seq name that record; empty when the name does not fit.
+	Task string `json:"task"`
+	Seq  uint64 `json:"seq"`
+	// Root is the root id once more.
+	Root string `json:"root"`
 	// Clean says that the database was closed after it.
 	Clean bool `json:"clean"`
 	// Generation is the one that Manifest describes.
@@ -86,6 +91,20 @@ func openWitness(dir string) (*witness, error) {
 	return &witness{f: f, said: said}, nil
 }
 
+// testimonyIn reads what the witness of a journal says, which may be written
+// meanwhile.
+func testimonyIn(dir string) (testimony, error) {
+	f, err := os.Open(filepath.Join(dir, witnessFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return testimony{}, fmt.Errorf("%w: its witness file %s is gone", ErrDamaged, witnessFile)
+	}
+	if err != nil {
+		return testimony{}, err
+	}
+	defer f.Close()
+	return readTestimony(f)
+}
+
 func readTestimony(f *os.File) (testimony, error) {
 	var newest testimony
 	whole := false
@@ -104,6 +123,8 @@ func readTestimony(f *os.File) (testimony, error) {
 	return newest, nil
 }
 
+var errTooLong = errors.New("a testimony is longer than its slot")
+
 // encode fills a slot: a checksum in hexadecimal, a blank, JSON, blanks.
 func (t testimony) encode() ([]byte, error) {
 	raw, err := json.Marshal(t)
@@ -113,7 +134,7 @@ func (t testimony) encode() ([]byte, error) {
 	slot := bytes.Repeat([]byte{' '}, slotSize)
 	slot[slotSize-1] = '\n'
 	if copy(slot[9:slotSize-1], raw) < len(raw) {
-		return nil, fmt.Errorf("a testimony of %d bytes is longer than its slot", len(raw))
+		return nil, fmt.Errorf("%w: %d bytes", errTooLong, len(raw))
 	}
 	copy(slot, fmt.Sprintf("%08x", crc32.Checksum(slot[8:], castagnoli)))
 	return slot, nil
@@ -130,14 +151,14 @@ func decodeTestimony(slot []byte) (t testimony, ok bool) {
 
 // acknowledge takes down that the record is durable. The slot itself is durable
 // within witnessLag.
-func (w *witness) acknowledge(newest tip) error {
+func (w *witness) acknowledge(newest tip, task string, seq uint64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failed != nil {
 		return w.failed
 	}
 	next := w.said
-	next.Tip = newest
+	next.Tip, next.Task, next.Seq = newest, task, seq
 	if err := w.write(next); err != nil {
 		return err
 	}
@@ -167,6 +188,10 @@ func (w *witness) record(t testimony) error {
 func (w *witness) write(t testimony) error {
 	t.Serial = w.said.Serial + 1
 	slot, err := t.encode()
+	if errors.Is(err, errTooLong) {
+		t.Task, t.Seq = "", 0
+		slot, err = t.encode()
+	}
 	if err != nil {
 		return err
 	}

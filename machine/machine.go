@@ -23,29 +23,37 @@ type Machine struct {
 	// MaxAttempts bounds the attempts in a row that lose their container.
 	MaxAttempts int
 	Log         *slog.Logger
-	// Opening is what the first record of an attempt says in its detail; nil for
-	// nothing.
-	Opening any
+	// Opening returns what the first record of an attempt says in its detail; may
+	// be nil. Its context may be cancelled already.
+	Opening func(context.Context) any
 	// Entered is called after each transition is journaled; may be nil.
 	Entered func(Head)
 }
 
 // Start begins a new attempt and works until it has ended.
 func (m *Machine) Start(ctx context.Context, task, document string) (Head, error) {
-	a, err := begin(ctx, m.Journal, task, document, m.Opening)
+	a, err := m.begin(ctx, task, document)
 	if err != nil {
 		return Head{}, err
 	}
 	m.entered(a)
 	head, err := m.work(ctx, a)
 	for err == nil && head.State == Interrupted && head.Fault == Lost {
-		if a, err = begin(ctx, m.Journal, task, document, m.Opening); err != nil {
+		if a, err = m.begin(ctx, task, document); err != nil {
 			return head, err
 		}
 		m.entered(a)
 		head, err = m.work(ctx, a)
 	}
 	return head, err
+}
+
+func (m *Machine) begin(ctx context.Context, task, document string) (*attempt, error) {
+	var opening any
+	if m.Opening != nil {
+		opening = m.Opening(ctx)
+	}
+	return begin(ctx, m.Journal, task, document, opening)
 }
 
 // Resume goes on with the unfinished attempt, and with further attempts where
@@ -233,8 +241,11 @@ func (m *Machine) undo(ctx context.Context, a *attempt, outcome State) error {
 		var journal *JournalError
 		switch {
 		case err == nil:
-		case errors.As(err, &journal), FaultOf(err) == EngineFault:
+		case errors.As(err, &journal):
 			return fmt.Errorf("cannot roll back %s of task %s: %w", step.State(), task.ID, err)
+		case FaultOf(err) == EngineFault:
+			err = fmt.Errorf("cannot roll back %s of task %s: %w", step.State(), task.ID, err)
+			return errors.Join(err, notes.Warn(ctx, err.Error())) // no transition will tell why it ended here
 		default:
 			m.Log.Warn("left behind; the next scrub tries again", "state", step.State(), "error", err)
 			if err := notes.Warn(ctx, fmt.Sprintf("left behind by %s: %v", step.State(), err)); err != nil {

@@ -202,6 +202,13 @@ func TestSilentEngineLeavesTheRollBackUnfinished(t *testing.T) {
 	if _, err := r.Start(t.Context(), "t", "doc"); machine.FaultOf(err) != machine.EngineFault {
 		t.Fatalf("error is %v", err)
 	}
+	told := false
+	for rec := range r.memory.Records("t") {
+		told = told || rec.To == machine.RollingBack && strings.Contains(string(rec.Detail), "silent")
+	}
+	if !told {
+		t.Error("the journal does not tell why the attempt is unfinished")
+	}
 	r.steps[machine.ImageCheck].undo = nil
 	head, err := r.Resume(t.Context(), "t", "again")
 	if err != nil || head.State != machine.SystemError {

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
 # Engine and its command line, a registry, a static busybox for the images,
-# servers and filesystems.
+# servers and filesystems, and a virtual machine with a kernel to boot in it.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
+tools=$(dirname "$0")/../.tools
+arch=$(dpkg --print-architecture 2>/dev/null || echo unknown)
 
 packages=""
 need() { # program, package
@@ -19,25 +21,47 @@ need docker docker.io
 need docker-registry docker-registry
 need ip iproute2
 need nginx nginx-light
+need node nodejs
+need npm npm
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
+need mkfs.btrfs btrfs-progs
 # The C library's fnmatch is what POSIX patterns are held against.
 need gcc "gcc libc6-dev"
 # The plain busybox package is linked dynamically, and would not run in an image.
 [ -e /usr/share/doc/busybox-static ] || need busybox busybox-static
+# Nodes whose power is cut are virtual machines of this kind.
+[ "$arch" != amd64 ] || need qemu-system-x86_64 qemu-system-x86
+[ "$arch" != amd64 ] || need xz xz-utils # for the modules of its kernel
 # A machine without systemd may have no control groups mounted, which dockerd needs.
 grep -q ' /sys/fs/cgroup' /proc/self/mountinfo || packages="$packages cgroupfs-mount"
 
-[ -n "$packages" ] || exit 0
+kernel=""
+[ "$arch" != amd64 ] || [ -d "$tools/kernel" ] || kernel=linux-image-cloud-amd64
+
+[ -n "$packages$kernel" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-	echo "missing here:$packages. Install them as root; tests that need them are skipped." >&2
+	echo "missing here:$packages $kernel. Install them as root; tests that need them are skipped." >&2
 	exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-# From Debian 13 on the command line is a package of its own.
-case "$packages" in
-*docker.io*) [ -z "$(apt-cache search --names-only '^docker-cli$')" ] || packages="$packages docker-cli" ;;
-esac
-# shellcheck disable=SC2086 # a list of words
-apt-get install -q -y --no-install-recommends $packages
+if [ -n "$packages" ]; then
+	# From Debian 13 on the command line is a package of its own.
+	case "$packages" in
+	*docker.io*) [ -z "$(apt-cache search --names-only '^docker-cli$')" ] || packages="$packages docker-cli" ;;
+	esac
+	# shellcheck disable=SC2086 # a list of words
+	apt-get install -q -y --no-install-recommends $packages
+fi
+if [ -n "$kernel" ]; then
+	# Unpacked and not installed: it is not for this machine to boot.
+	rm -rf "$tools/kernel.new"
+	mkdir -p "$tools/kernel.new"
+	package=$(apt-cache depends "$kernel" | sed -n 's/^ *Depends: *//p' | head -n 1)
+	(cd "$tools/kernel.new" && apt-get download -q -o APT::Sandbox::User=root "$package")
+	dpkg-deb -x "$tools/kernel.new"/*.deb "$tools/kernel.new"
+	rm "$tools/kernel.new"/*.deb
+	find "$tools/kernel.new" -name '*.ko.xz' -exec xz -d {} + # since Debian 13
+	mv "$tools/kernel.new" "$tools/kernel"
+fi

@@ -64,14 +64,19 @@ func shortPath(dir *os.File) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName)
 }
 
+// removeSocket removes what a dead process left of its socket. Whoever calls holds
+// the root.
+func (a *app) removeSocket() {
+	socket := filepath.Join(a.conf.Root, socketName)
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		a.log.Warn("cannot remove the socket of a dead process", "socket", socket, "error", err)
+	}
+}
+
 func listenUnix(root string) (net.Listener, error) {
 	dir, err := os.Open(root)
 	if err != nil {
 		return nil, err
-	}
-	// A socket that a dead process left is in the way; whoever calls holds the root.
-	if err := os.Remove(filepath.Join(root, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, errors.Join(err, dir.Close())
 	}
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: shortPath(dir), Net: "unix"})
 	if err != nil {

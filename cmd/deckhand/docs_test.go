@@ -68,7 +68,7 @@ func TestDocumentedSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	var documented []string
-	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z._]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9._]+)` \\|").FindAllStringSubmatch(string(text), -1) {
 		documented = append(documented, m[1])
 	}
 	r := newNode(t).deckhand(t, "config", "--json")
@@ -100,6 +100,45 @@ func TestDocumentedExitCodes(t *testing.T) {
 	help, readme := codes(`(?m)^ {4,}(\d+)  `, exitCodesHelp), codes(`(?m)^\| (\d+) \|`, string(text))
 	if len(help) != 8 || !slices.Equal(help, readme) {
 		t.Errorf("help exit-codes has %v, README.md has %v", help, readme)
+	}
+}
+
+// Each row of docs/recovery.md and docs/security.md links to tests that prove it,
+// and they exist.
+func TestDocumentedProofs(t *testing.T) {
+	for name, least := range map[string]int{"recovery.md": 30, "security.md": 25} {
+		t.Run(name, func(t *testing.T) { checkProofs(t, "../../docs/"+name, least) })
+	}
+}
+
+// checkProofs checks that a document has at least so many rows and different tests.
+func checkProofs(t *testing.T, document string, least int) {
+	t.Helper()
+	text, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, linked := 0, map[string]bool{}
+	link := regexp.MustCompile(`\[(Test\w+)\]\(\.\./([^)]+)\)`)
+	for _, line := range strings.Split(string(text), "\n") {
+		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "|---") || strings.HasSuffix(line, "| proven by |") {
+			continue
+		}
+		rows++
+		proofs := link.FindAllStringSubmatch(line[strings.LastIndex(strings.TrimSuffix(line, "|"), "|"):], -1)
+		if len(proofs) == 0 {
+			t.Errorf("nothing proves %s", line)
+		}
+		for _, p := range proofs {
+			linked[p[0]] = true
+			code, err := os.ReadFile(filepath.Join("../..", p[2]))
+			if err != nil || !strings.Contains(string(code), "\nfunc "+p[1]+"(t *testing.T)") {
+				t.Errorf("%s has no %s (%v)", p[2], p[1], err)
+			}
+		}
+	}
+	if rows < least || len(linked) < least {
+		t.Errorf("only %d rows with %d tests were found", rows, len(linked))
 	}
 }
 

@@ -64,8 +64,10 @@ func (a *app) examine(ctx context.Context) []finding {
 
 func (a *app) examineRoot() finding {
 	f := finding{Check: "root", Result: checkOK, Found: a.conf.Root}
-	if err := node.CheckRoot(a.conf.Root); err != nil {
+	if err := a.checkRoot(); err != nil {
 		f.Result, f.Found, f.Fix = checkFail, message(err), "choose a directory on a disk of this node with --root"
+	} else if err := node.CheckFilesystem(a.conf.Root); err != nil {
+		f.Result, f.Found, f.Fix = checkWarn, message(err), "disk.any_filesystem takes the risk; better choose another directory with --root"
 	}
 	return f
 }
@@ -92,8 +94,7 @@ func (a *app) examineReserve() finding {
 		f.Result, f.Found = checkWarn, message(err)
 		return f
 	}
-	f.Found = fmt.Sprintf("%s of %s set aside to open it, and a task may journal %s, on a full disk",
-		units.BytesSize(float64(r.Ballast)), units.BytesSize(float64(r.BallastWanted)), units.BytesSize(float64(r.Log)))
+	f.Found = reserveInWords(r)
 	if r.Ballast < r.BallastWanted {
 		f.Result, f.Fix = checkWarn, "free space; the next run fills the reserve again"
 	}

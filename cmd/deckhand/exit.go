@@ -70,7 +70,7 @@ func exitCode(err error) int {
 	if errors.As(err, &own) {
 		return own.code
 	}
-	if errors.Is(err, node.ErrNetworkFilesystem) || errors.Is(err, node.ErrRootName) {
+	if errors.Is(err, node.ErrFilesystem) || errors.Is(err, node.ErrRootName) {
 		return exitUsage // another node would not do better
 	}
 	if journalUnusable(err) {
@@ -135,5 +135,5 @@ func journalUnusable(err error) bool {
 		return !errors.Is(err, journal.ErrLocked) // only in use
 	}
 	return errors.As(err, &write) || errors.Is(err, journal.ErrNoSpace) || errors.Is(err, journal.ErrDamaged) ||
-		errors.Is(err, journal.ErrNewerSchema) || errors.Is(err, journal.ErrFilesystem)
+		errors.Is(err, journal.ErrNewerSchema)
 }

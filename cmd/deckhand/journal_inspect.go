@@ -192,6 +192,9 @@ func factLine(r machine.Record) string {
 		}
 		return string(detail[key])
 	}
+	if text("what") == machine.WhatWarning {
+		return "    warning: " + text("message")
+	}
 	line := fmt.Sprintf("%s %s %s", word, text("what"), text("name"))
 	for _, key := range shown {
 		if value, ok := detail[key]; ok && len(value) < 200 && value[0] != '[' && value[0] != '{' {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -55,35 +56,51 @@ func retention(cmd *cobra.Command, olderThan string, keep int) (r journal.Retent
 	return r, nil
 }
 
-func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) (err error) {
+func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) error {
 	if !exists(a.journalDir()) {
 		return nil
 	}
-	lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	if err := a.own(lock, "", ""); err != nil {
-		return err
-	}
-	boot, err := node.BootID()
-	if err != nil {
-		return err
-	}
-	j, err := journal.Open(a.journalDir(), a.journalOptions(boot))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, j.Close()) }()
-	pruned, err := j.Prune(ctx, r, dryRun)
-	if err != nil {
-		return err
-	}
-	verb := "removed"
+	verb, pruned, err := "removed", journal.Pruned{}, error(nil)
 	if dryRun {
 		verb = "would remove"
+		pruned, err = a.wouldPrune(r)
+	} else {
+		pruned, err = a.pruneHeld(ctx, r)
+	}
+	if err != nil {
+		return err
 	}
 	_, err = fmt.Fprintf(a.stdout, "%s the history of %s\n", verb, counted(len(pruned.Tasks), "task"))
 	return err
+}
+
+// wouldPrune works while a run holds the journal.
+func (a *app) wouldPrune(r journal.Retention) (pruned journal.Pruned, err error) {
+	v, ok, err := a.view()
+	if err != nil || !ok {
+		return pruned, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	return journal.PruneView(v, r, time.Now())
+}
+
+// pruneHeld prunes while it holds the root.
+func (a *app) pruneHeld(ctx context.Context, r journal.Retention) (pruned journal.Pruned, err error) {
+	lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
+	if err != nil {
+		return pruned, err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	if err := a.own(lock, "", ""); err != nil {
+		return pruned, err
+	}
+	boot, err := node.BootID()
+	if err != nil {
+		return pruned, err
+	}
+	pruned, err = journal.Prune(a.journalDir(), a.journalOptions(boot), r)
+	if errors.Is(err, journal.ErrDamaged) {
+		err = fmt.Errorf("%w; \"deckhand journal verify\" tells more, the next run sets it aside", err)
+	}
+	return pruned, err
 }

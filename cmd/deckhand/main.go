@@ -2,9 +2,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 
+	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/steps/run"
 )
 
@@ -15,13 +18,33 @@ var (
 	date    = "unknown"
 )
 
-func main() { os.Exit(deckhand()) }
+func main() {
+	// The task beside this process can use the memory; the processor time is small.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	os.Exit(deckhand())
+}
 
 // deckhand is the whole program; it returns the exit code.
 func deckhand() int {
 	// Inside a task's container nothing else of this program is wanted.
-	if len(os.Args) > 5 && os.Args[1] == run.StdioCommand {
-		return run.ExecStdio([3]string(os.Args[2:5]), os.Args[5:], os.Stderr)
+	if len(os.Args) > 6 && os.Args[1] == run.StdioCommand {
+		return run.ExecStdio(os.Args[2], [3]string(os.Args[3:6]), os.Args[6:], os.Stderr)
+	}
+	if len(os.Args) > 2 && os.Args[1] == run.BlockCommand {
+		if err := run.ExecBlock(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
+	if len(os.Args) > 1 && (os.Args[1] == own.TakeCommand || os.Args[1] == own.LinkCommand) {
+		if err := own.Exec(context.Background(), os.Args[1], os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
 	}
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := protect(func() error { return newRootCommand(a).Execute() })

@@ -38,7 +38,7 @@ func (a *app) take(ctx context.Context, d *document, fresh bool) (*node.RootLock
 	}
 	a.log.Warn("fencing the process that runs this task already", "process", owner.PID, "since", owner.Since)
 	// So that it leaves its container running, for this process to find again.
-	announced, err := node.Succeed(a.conf.Root)
+	announced, err := node.Succeed(a.conf.Root, owner.Process)
 	if err != nil {
 		a.log.Warn("cannot tell the owner who comes after it; it will roll back", "error", err)
 		announced = func() error { return nil }

@@ -58,6 +58,11 @@ func (a *app) recover(ctx context.Context) (r recovered, err error) {
 		return r, nil
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	return s.recover(ctx, r)
+}
+
+// recover rolls back what is unfinished, and adds what came of it to r.
+func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 	n, err := s.journal.Node()
 	if err != nil || n.Active == nil {
 		return r, err

@@ -10,12 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/steps/download"
@@ -46,7 +47,7 @@ func finalTask(doc *tes.Task, head machine.Head, records iter.Seq2[machine.Recor
 		if final.CreationTime.IsZero() {
 			final.CreationTime = a.start
 		}
-		final.Logs = append(final.Logs, a.taskLog())
+		final.Logs = append(final.Logs, a.taskLog(doc))
 	}
 	return &final, nil
 }
@@ -58,11 +59,14 @@ type opening struct {
 	Warnings []string          `json:"warnings,omitempty"` // about the document
 }
 
-func newOpening(d *document) opening {
-	o := opening{Warnings: d.warnings, Metadata: map[string]string{"host": hostname(), "deckhand.version": version}}
-	for _, name := range []string{"SLURM_JOB_ID", "NOMAD_ALLOC_ID", "AZ_BATCH_TASK_ID", "AWS_BATCH_JOB_ID"} {
+// newOpening takes down where an attempt begins; docker is the engine's version.
+func newOpening(d *document, docker string) opening {
+	o := opening{Warnings: d.warnings, Metadata: map[string]string{
+		"host": hostname(), "deckhand.version": version, "deckhand.docker_version": docker,
+	}}
+	for name, key := range engineKeys {
 		if id := os.Getenv(name); id != "" {
-			o.Metadata[engineKeys[name]] = id
+			o.Metadata[key] = id
 		}
 	}
 	return o
@@ -76,7 +80,7 @@ type account struct {
 	seconds    map[machine.State]float64
 	executors  []run.Result
 	outputs    []tes.OutputFileLog
-	images     []imagecheck.Image
+	images     map[string]imagecheck.Image // by reference, as they came last
 	bytesIn    int64
 	system     []string
 	resumed    int
@@ -92,7 +96,7 @@ func accounts(records iter.Seq2[machine.Record, error]) ([]*account, error) {
 		}
 		if r.Attempt != attempt {
 			attempt = r.Attempt
-			all = append(all, &account{start: r.Time, entered: r.Time, seconds: map[machine.State]float64{}})
+			all = append(all, &account{start: r.Time, entered: r.Time, seconds: map[machine.State]float64{}, images: map[string]imagecheck.Image{}})
 		}
 		if err := all[len(all)-1].add(r); err != nil {
 			return nil, fmt.Errorf("record %d of task %s: %w", r.Seq, r.Task, err)
@@ -116,7 +120,7 @@ func (a *account) add(r machine.Record) error {
 			a.seconds[r.From] += r.Time.Sub(a.entered).Seconds()
 		}
 		a.entered = r.Time
-		if r.Reason != "" && r.To != machine.Upload {
+		if r.Reason != "" && r.To != machine.Upload && !a.said(r.Reason) {
 			a.say(r.Time, fmt.Sprintf("%s in %s: %s", r.Event, r.From, r.Reason))
 		}
 	case machine.KindResume:
@@ -153,7 +157,7 @@ func (a *account) done(r machine.Record) error {
 		if err := json.Unmarshal(r.Detail, &image); err != nil {
 			return err
 		}
-		a.images = append(a.images, image)
+		a.images[image.Reference] = image
 	case download.WhatInputs:
 		var staged batch.Files[download.File]
 		if err := json.Unmarshal(r.Detail, &staged); err != nil {
@@ -181,7 +185,13 @@ func (a *account) say(t time.Time, text string) {
 	}
 }
 
-func (a *account) taskLog() tes.TaskLog {
+// said says whether a reason was told already: it goes on with the task from one
+// state to the next.
+func (a *account) said(reason string) bool {
+	return slices.ContainsFunc(a.system, func(line string) bool { return strings.HasSuffix(line, " "+reason) })
+}
+
+func (a *account) taskLog(doc *tes.Task) tes.TaskLog {
 	log := tes.TaskLog{
 		StartTime: a.start, EndTime: a.end, Outputs: a.outputs, SystemLogs: a.system,
 		Metadata: map[string]string{
@@ -202,8 +212,18 @@ func (a *account) taskLog() tes.TaskLog {
 	}
 	if pull := pulls(a.images); pull != "" {
 		log.Metadata["deckhand.image_pull"] = pull
-		log.Metadata["deckhand.image_id"] = a.images[0].ImageID
-		log.Metadata["deckhand.image_digest"] = a.images[0].Digest
+	}
+	for i, e := range doc.Executors {
+		image, ready := a.images[e.Image]
+		if !ready || i > 0 && e.Image == doc.Executors[0].Image {
+			continue
+		}
+		suffix := ""
+		if i > 0 {
+			suffix = "." + strconv.Itoa(i)
+		}
+		log.Metadata["deckhand.image_id"+suffix] = image.ImageID
+		log.Metadata["deckhand.image_digest"+suffix] = image.Digest
 	}
 	return log
 }
@@ -216,7 +236,7 @@ var engineKeys = map[string]string{
 
 // pulls sums the images of a task up in one word: the most costly that
 // happened to any of them.
-func pulls(images []imagecheck.Image) string {
+func pulls(images map[string]imagecheck.Image) string {
 	word := ""
 	for _, i := range images {
 		switch {
@@ -281,5 +301,5 @@ func replaceFile(name string, data []byte) error {
 	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(name, data, 0o644)
 	}
-	return renameio.WriteFile(name, data, 0o644)
+	return node.ReplaceFile(name, data, 0o644)
 }

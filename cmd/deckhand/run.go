@@ -72,7 +72,7 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 		return printPlan(a.stdout, a.conf, d)
 	}
 	if !o.fresh {
-		if known, err := a.repeat(d, o); known || err != nil {
+		if known, err := a.repeat(ctx, d, o); known || err != nil {
 			return err
 		}
 	}
@@ -110,8 +110,8 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 }
 
 // repeat prints the recorded result of a task that is Complete. That needs
-// neither the engine nor the root's lock.
-func (a *app) repeat(d *document, o runOptions) (known bool, err error) {
+// neither the engine nor the root's lock, unless the node was restarted since.
+func (a *app) repeat(ctx context.Context, d *document, o runOptions) (known bool, err error) {
 	v, ok, err := a.view()
 	if err != nil || !ok {
 		return false, nil // whoever opens the journal for writing says what is wrong with it
@@ -122,7 +122,35 @@ func (a *app) repeat(d *document, o runOptions) (known bool, err error) {
 		return false, nil
 	}
 	a.log.Info("the task is complete already; printing its recorded result", "task", d.id, "attempt", head.Attempt)
+	if err := a.cleanAfterRestart(ctx, v.Records(d.id)); err != nil {
+		a.log.Warn("cannot remove what a power cut may have brought back; the next scrub tries again", "error", err)
+	}
 	return true, a.report(d, o, head, v.Records(d.id))
+}
+
+// cleanAfterRestart scrubs when the node was restarted since the last of the
+// records. Nobody makes Docker's removals durable: a power cut may bring back
+// what was gone when the task's end was journaled.
+func (a *app) cleanAfterRestart(ctx context.Context, records iter.Seq2[machine.Record, error]) error {
+	boot, err := node.BootID()
+	if err != nil {
+		return err
+	}
+	var last machine.Record
+	for r, err := range records {
+		if err != nil {
+			return err
+		}
+		last = r
+	}
+	if last.BootID == boot {
+		return nil
+	}
+	report, err := a.scrub(ctx, false)
+	if err == nil && len(report.Failed) > 0 {
+		err = fmt.Errorf("%s %s: %s", report.Failed[0].Kind, report.Failed[0].Name, report.Failed[0].Why)
+	}
+	return err
 }
 
 // beforeStart is the error of a run that was told to stop before it had begun
@@ -146,7 +174,13 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 	if err != nil {
 		return machine.Head{}, err
 	}
-	m.Opening = newOpening(d)
+	m.Opening = func(ctx context.Context) any {
+		docker, err := s.docker.Info(ctx)
+		if err != nil {
+			s.app.log.Warn("cannot tell the version of Docker", "error", err)
+		}
+		return newOpening(d, docker.Version)
+	}
 	head, known, err := s.journal.Head(d.id)
 	if err != nil {
 		return machine.Head{}, err

@@ -118,7 +118,7 @@ func (s *session) leftovers(ctx context.Context, c *scrub.Cleaner) (gone, kept [
 // of another kind, or none, is left as it is.
 func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
-	if err := node.CheckRoot(a.conf.Root); err != nil || !exists(a.journalDir()) {
+	if err := a.checkRoot(); err != nil || !exists(a.journalDir()) {
 		return report, err
 	}
 	docker, err := a.connect(ctx)

@@ -4,14 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/room"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
@@ -29,17 +35,35 @@ import (
 type session struct {
 	app     *app
 	lock    *node.RootLock
-	journal *journal.Journal
-	docker  *engine.Docker
+	journal record
+	docker  docker
 	boot    string
 	meter   *progress.Meter
 	head    atomic.Pointer[machine.Head] // of the task that is being worked on
 }
 
+// record is the journal as a session writes it.
+type record interface {
+	machine.Journal
+	Close() error
+}
+
+// docker is the engine as a session uses it.
+type docker interface {
+	scrub.Engine
+	imagecheck.Engine
+	run.Engine
+	run.ContainerEngine
+	own.Engine
+	upload.Engine
+	Info(ctx context.Context) (engine.Info, error)
+	Close() error
+}
+
 // enter takes the root of this node, with its journal, for a task or for none.
 // Nothing is made before the root and the engine are known to be usable.
 func (a *app) enter(ctx context.Context, task, document string, take func(context.Context) (*node.RootLock, error)) (*session, error) {
-	if err := node.CheckRoot(a.conf.Root); err != nil {
+	if err := a.checkRoot(); err != nil {
 		return nil, err
 	}
 	docker, err := a.connect(ctx)
@@ -56,11 +80,22 @@ func (a *app) enter(ctx context.Context, task, document string, take func(contex
 	if err := a.own(lock, task, document); err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
-	s, err := a.open(ctx, lock, docker)
+	a.removeSocket()
+	s, err := a.open(ctx, task, lock, docker)
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	return s, nil
+}
+
+// checkRoot refuses a root that cannot be used, changing nothing.
+func (a *app) checkRoot() error {
+	if !a.conf.Disk.AnyFilesystem {
+		if err := node.CheckFilesystem(a.conf.Root); err != nil {
+			return err
+		}
+	}
+	return node.CheckRoot(a.conf.Root)
 }
 
 // hold takes the root for a command that runs no task.
@@ -71,32 +106,39 @@ func (a *app) hold(ctx context.Context) (*session, error) {
 }
 
 // open takes the journal of a root whose lock this process has.
-func (a *app) open(ctx context.Context, lock *node.RootLock, docker *engine.Docker) (*session, error) {
+func (a *app) open(ctx context.Context, task string, lock *node.RootLock, docker docker) (*session, error) {
 	boot, err := node.BootID()
 	if err != nil {
 		return nil, machine.Faultf(machine.NodeFault, "cannot tell this boot of the node from another: %w", err)
 	}
-	j, err := a.openJournal(ctx, boot, docker)
+	j, err := a.openJournal(ctx, task, boot, docker)
 	if err != nil {
 		return nil, err
 	}
 	return &session{app: a, lock: lock, journal: j, docker: docker, boot: boot, meter: new(progress.Meter)}, nil
 }
 
-// openJournal opens the journal. On a full disk it first removes what dead
-// tasks have left, as a copy of the journal in memory tells it. A damaged
-// journal is moved aside, never deleted, and a new one begun.
-func (a *app) openJournal(ctx context.Context, boot string, docker *engine.Docker) (*journal.Journal, error) {
+// openJournal opens the journal for a task, or for none. On a full disk it first
+// removes what dead tasks have left, as reading the journal tells it: what is set
+// aside comes last. A damaged journal is moved aside, never deleted, and a new
+// one begun.
+func (a *app) openJournal(ctx context.Context, task, boot string, docker docker) (*journal.Journal, error) {
 	options := a.journalOptions(boot)
-	j, err := journal.Open(a.journalDir(), options)
-	switch {
-	case errors.Is(err, journal.ErrNoSpace):
-		a.log.Warn("no space to open the journal; removing what earlier tasks left", "error", err)
-		if err := a.freeSpace(ctx, docker); err != nil {
+	if journal.NeedsReserve(a.journalDir()) {
+		a.log.Warn("the disk is full; removing what dead tasks left before the journal is opened")
+		if err := a.freeSpace(ctx, docker, task); err != nil {
+			a.log.Warn("cannot free space", "error", err)
+		}
+	}
+	j, err := a.openSound(task, options)
+	if errors.Is(err, journal.ErrNoSpace) {
+		a.log.Warn("no space to open the journal; removing what this task left too", "error", err)
+		if err := a.freeSpace(ctx, docker, ""); err != nil {
 			return nil, err
 		}
-		return journal.Open(a.journalDir(), options)
-	case errors.Is(err, journal.ErrDamaged):
+		j, err = a.openSound(task, options)
+	}
+	if errors.Is(err, journal.ErrDamaged) {
 		moved, moveErr := journal.MoveAside(a.journalDir(), time.Now())
 		if moveErr != nil {
 			return nil, errors.Join(err, moveErr)
@@ -108,20 +150,33 @@ func (a *app) openJournal(ctx context.Context, boot string, docker *engine.Docke
 	return j, err
 }
 
+// openSound opens the journal and reads what it holds of the task: finished
+// tasks are only verified when they are read.
+func (a *app) openSound(task string, options journal.Options) (*journal.Journal, error) {
+	j, err := journal.Open(a.journalDir(), options)
+	if err != nil || task == "" {
+		return j, err
+	}
+	if _, _, err := j.Head(task); err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	return j, nil
+}
+
 // journalOptions are those of every opening for writing: whoever opens it may
 // put finished tasks away. The bytes set it apart from a Retention that is not
 // given, for no limit of age and count is a choice too.
 func (a *app) journalOptions(boot string) journal.Options {
-	return journal.Options{BootID: boot, Retention: journal.Retention{
+	return journal.Options{BootID: boot, AnyFilesystem: a.conf.Disk.AnyFilesystem, Retention: journal.Retention{
 		Keep: a.conf.History.Keep, Age: a.conf.History.Age, Bytes: journal.DefaultRetention.Bytes,
 	}}
 }
 
 // freeSpace removes the containers, volumes and directories of this root's
-// tasks, none of which is alive: this process holds the root. The journal, once
-// it can be opened, still has the task as unfinished; its roll-back finds
-// nothing left, or its resumption finds its container lost.
-func (a *app) freeSpace(ctx context.Context, docker *engine.Docker) (err error) {
+// tasks, none of which is alive: this process holds the root. What the unfinished
+// attempt at task has made stays. The journal, once it can be opened, still has
+// the others as unfinished; their roll-back finds nothing left.
+func (a *app) freeSpace(ctx context.Context, docker docker, task string) (err error) {
 	v, known, err := a.view()
 	if err != nil || !known {
 		return err
@@ -131,8 +186,12 @@ func (a *app) freeSpace(ctx context.Context, docker *engine.Docker) (err error) 
 	if err != nil {
 		return err
 	}
+	var keep *machine.TaskRef
+	if n.Active != nil && n.Active.Task == task {
+		keep = n.Active
+	}
 	cleaner := a.cleaner(docker, n.RootID)
-	gone, _, err := cleaner.Find(ctx, nil, "", nil)
+	gone, _, err := cleaner.Find(ctx, keep, taskDir(task), nil)
 	if err != nil {
 		return err
 	}
@@ -161,8 +220,8 @@ func (s *session) rootID() (string, error) {
 func taskDir(task string) string { return tes.EncodeID(task) }
 
 // cleaner returns what scrubs a root.
-func (a *app) cleaner(docker *engine.Docker, rootID string) *scrub.Cleaner {
-	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace}
+func (a *app) cleaner(docker docker, rootID string) *scrub.Cleaner {
+	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace, Owner: own.New(docker, rootID)}
 }
 
 func (s *session) cleaner() (*scrub.Cleaner, error) {
@@ -188,29 +247,35 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, doc) }
 	store := storage.New(storage.Options{
 		RetryFor: conf.Transfer.RetryFor, Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
-		Bandwidth: conf.Transfer.Bandwidth, Meter: s.meter, Log: s.app.log,
+		Bandwidth: conf.Transfer.Bandwidth, S3: storage.S3(conf.Storage.S3), GCS: storage.GCS(conf.Storage.GCS), Azure: storage.Azure(conf.Storage.Azure), Meter: s.meter, Log: s.app.log,
 	})
 	containers := &run.Containers{
-		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Tree: tree, ClearEntrypoint: conf.Run.ClearEntrypoint,
-		Limits: run.Limits{CPUs: runtime.NumCPU(), CgroupParent: conf.Run.CgroupParent},
+		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Tree: tree,
+		User: containerUser(conf.Run.User), ClearEntrypoint: conf.Run.ClearEntrypoint, ShellCommands: conf.Run.ShellCommands,
+		Grants: s.app.grants(), Limits: run.Limits{CPUs: runtime.NumCPU(), CgroupParent: conf.Run.CgroupParent},
+		Hardening: hardening(conf.Run),
+	}
+	inputs := &download.Step{Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log}
+	space := &room.Room{
+		Dir: s.app.tasksDir(), Images: s.dataRoot, Disk: doc.Resources.DiskBytes(), Inputs: inputs.Need,
+		Floor: room.Floor{Bytes: conf.Disk.Floor, Inodes: conf.Disk.InodeFloor},
 	}
 	steps := []machine.Step{
 		&scrub.Step{
-			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep),
-			DiskBytes: doc.Resources.DiskBytes(), Floor: conf.Disk.Floor, Log: s.app.log,
+			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
-			Keep: conf.Image.Keep, Meter: s.meter, Log: s.app.log,
+			Keep: conf.Image.Keep, Room: space, Meter: s.meter, Log: s.app.log,
 		},
-		&download.Step{Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log},
+		inputs,
 		&run.Step{
-			Task: doc, Engine: s.docker, Containers: containers, Tree: tree, Grace: conf.Run.StopGrace,
+			Task: doc, Engine: s.docker, Containers: containers, Tree: tree, Owner: cleaner.Owner, Grace: conf.Run.StopGrace,
 			TimeLimit: conf.Run.TimeLimit, BootID: s.boot, Meter: s.meter, Log: s.app.log,
 		},
 		&upload.Step{
-			Task: doc, Storage: store, Engine: s.docker, Containers: containers, Tree: tree, BootID: s.boot,
-			Missing: upload.Missing(conf.Outputs.Missing), Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log,
+			Task: doc, Storage: store, Engine: s.docker, Containers: containers, Tree: tree, Owner: cleaner.Owner, BootID: s.boot,
+			Missing: upload.Missing(conf.Outputs.Missing), MaxFiles: conf.Outputs.MaxFiles, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log,
 		},
 	}
 	head, known, err := s.journal.Head(task)
@@ -229,6 +294,37 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		m.Steps[step.State()] = step
 	}
 	return m, nil
+}
+
+// containerUser is who executors are, empty for who their image says.
+func containerUser(setting string) string {
+	if setting == "caller" {
+		return fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid())
+	}
+	return ""
+}
+
+// dataRoot is where Docker keeps its data.
+func (s *session) dataRoot(ctx context.Context) (string, error) {
+	info, err := s.docker.Info(ctx)
+	return info.DataRoot, err
+}
+
+// hardening is what the configuration says of containers.
+func hardening(c config.Run) run.Hardening {
+	h := run.Hardening{
+		NoNewPrivileges: c.NoNewPrivileges, PidsLimit: int64(c.PidsLimit), CapAdd: fields(c.CapAdd), CapDrop: fields(c.CapDrop),
+		BlockOrWarn: c.BlockFailure == "warn",
+	}
+	for _, a := range fields(c.BlockAddresses) {
+		h.Block = append(h.Block, netip.MustParsePrefix(a)) // config has checked it
+	}
+	return h
+}
+
+// fields splits a list of the configuration.
+func fields(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' })
 }
 
 // entered tells of a transition.

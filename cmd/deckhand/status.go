@@ -39,6 +39,8 @@ type status struct {
 	Transfers   progress.Snapshot `json:"transfers"`
 	Image       statusImage       `json:"image"`
 	ResultState string            `json:"result_state"`
+	// Reserve is what the journal of this root has set aside for a full disk.
+	Reserve journal.Reserve `json:"reserve"`
 }
 
 type statusOwner struct {
@@ -114,6 +116,9 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 	if err := s.addImage(v, head); err != nil {
 		return s, err
 	}
+	if s.Reserve, err = journal.ReserveOf(a.journalDir()); err != nil {
+		return s, err
+	}
 	owner, alive, err := a.owner()
 	if err != nil {
 		a.log.Debug("cannot tell whether the owner lives", "error", err)
@@ -171,13 +176,23 @@ func printStatus(w io.Writer, s status) error {
 		lines = append(lines, fmt.Sprintf("transfer: %d of %d files, %s of %s",
 			t.FilesDone, t.FilesTotal, units.BytesSize(float64(t.BytesDone)), units.BytesSize(float64(t.BytesTotal))))
 	}
-	lines = append(lines, "next:     "+s.Next)
+	lines = append(lines, "next:     "+s.Next, "reserve:  "+reserveInWords(s.Reserve))
 	for _, l := range lines {
 		if _, err := fmt.Fprintln(w, printable(l)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// reserveInWords says what a full disk leaves the journal.
+func reserveInWords(r journal.Reserve) string {
+	text := fmt.Sprintf("%s of %s set aside to open the journal on a full disk, %s to finish a task there",
+		units.BytesSize(float64(r.Ballast)), units.BytesSize(float64(r.BallastWanted)), units.BytesSize(float64(r.Log)))
+	if r.Ballast < r.BallastWanted {
+		text += "; filled again when a run finds space"
+	}
+	return text
 }
 
 // shortID is an image ID as Docker shows it; anything else stays as it is.

@@ -18,6 +18,7 @@ import (
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/steps/run"
 )
 
 // document is a task document that was read and found valid.
@@ -41,7 +42,7 @@ func (a *app) readDocument(ctx context.Context, source, encoded string) (*docume
 	}
 	d := &document{task: task, hash: tes.DocumentHash(task, nil)} // of the document as it came: Validate changes it
 	problems := a.checkURLs(task)
-	d.warnings, err = task.Validate()
+	d.warnings, err = task.Validate(a.grants().Parameters()...)
 	var invalid tes.FieldErrors
 	if err != nil && !errors.As(err, &invalid) {
 		return nil, unusable(name, err)
@@ -55,6 +56,11 @@ func (a *app) readDocument(ctx context.Context, source, encoded string) (*docume
 	}
 	d.id = task.ID
 	return d, nil
+}
+
+// grants are what of this node a task may ask for.
+func (a *app) grants() run.Grants {
+	return run.Grants{GPUs: a.conf.Run.GPUs, Devices: a.conf.Run.Devices}
 }
 
 // readStdin reads standard input until its end or that of ctx.
@@ -100,7 +106,7 @@ func (a *app) checkURLs(t *tes.Task) (problems tes.FieldErrors) {
 	}
 	for i, out := range t.Outputs {
 		if out.URL != "" {
-			check("outputs", i, errors.Join(storage.CheckOutput(out.URL), a.checkOutside(out.URL)))
+			check("outputs", i, errors.Join(storage.CheckOutput(out.URL, out.Type == tes.Directory || out.Wildcard()), a.checkOutside(out.URL)))
 		}
 	}
 	return problems

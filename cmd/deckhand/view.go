@@ -26,7 +26,14 @@ func (a *app) view() (*journal.View, bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	}
-	return v, err == nil, err
+	if err != nil {
+		return nil, false, err
+	}
+	if doubt := v.Doubt(); doubt != nil {
+		fmt.Fprintf(a.stderr, "deckhand: warning: the journal %s: %s; \"deckhand journal verify\" tells more, the next run sets it aside\n",
+			a.journalDir(), message(doubt))
+	}
+	return v, true, nil
 }
 
 func exists(name string) bool {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -13,6 +14,10 @@ import (
 // limit is about how many bytes of items one record holds; a journal
 // transaction takes several times as much.
 const limit = 32 << 10
+
+// delay is how long an item waits for others before it is journaled all the
+// same: a restart does again what was handled in that time.
+const delay = time.Second
 
 // Files is the detail of a record: the things it is about.
 type Files[T any] struct {
@@ -30,6 +35,8 @@ type Writer[T any] struct {
 	next  int // number of the last record
 	items []T
 	bytes int
+	timer *time.Timer // writes the items that wait; nil when there are none
+	late  error       // of the timer's last write
 }
 
 // NewWriter returns a writer of done-facts of a kind; size tells about how many
@@ -44,16 +51,24 @@ func NewWriter[T any](n machine.Notes, what string, size func(T) int) *Writer[T]
 	return w
 }
 
-// Add takes an item, which is journaled with a later Add or with Flush.
+// Add takes an item, which is journaled with a later Add, with Flush or after a
+// second, whichever comes first. Its error may be of earlier items.
 func (w *Writer[T]) Add(ctx context.Context, item T) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.items = append(w.items, item)
 	w.bytes += w.size(item)
-	if w.bytes < limit {
-		return nil
+	if w.bytes >= limit {
+		return w.write(ctx)
 	}
-	return w.write(ctx)
+	if w.timer == nil {
+		w.timer = time.AfterFunc(delay, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.late = w.write(context.WithoutCancel(ctx))
+		})
+	}
+	return w.late
 }
 
 // Flush journals what is left.
@@ -64,8 +79,12 @@ func (w *Writer[T]) Flush(ctx context.Context) error {
 }
 
 func (w *Writer[T]) write(ctx context.Context) error {
-	if len(w.items) == 0 {
-		return nil
+	if w.timer != nil {
+		w.timer.Stop()
+		w.timer = nil
+	}
+	if w.late != nil || len(w.items) == 0 {
+		return w.late // what is in the journal after an error is not known
 	}
 	w.next++
 	err := w.notes.Done(ctx, machine.Fact{What: w.what, Name: fmt.Sprintf("batch %d", w.next), Detail: Files[T]{w.items}})

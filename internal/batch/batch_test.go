@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
@@ -60,6 +62,40 @@ func TestRoundTrip(t *testing.T) {
 			}
 		}
 	}
+}
+
+// An item that nothing follows is journaled nevertheless.
+func TestItemsDoNotWaitForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := journaltest.NewMemory()
+		n := notes(t, j)
+		w := NewWriter(n, "files", func(string) int { return 1 })
+		if err := w.Add(t.Context(), "a"); err != nil || records(n) != 0 {
+			t.Fatalf("%d records at once (%v)", records(n), err)
+		}
+		time.Sleep(delay)
+		synctest.Wait()
+		if got, err := Read[string](n, "files"); len(got) != 1 || err != nil {
+			t.Fatalf("after a second: %q, %v", got, err)
+		}
+		if err := w.Flush(t.Context()); err != nil || records(n) != 1 {
+			t.Fatalf("%d records in the end (%v)", records(n), err)
+		}
+		// A late error is told by whoever comes next.
+		full := errors.New("full")
+		j.Fail = func(machine.Entry) (bool, error) { return false, full }
+		if err := w.Add(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay)
+		synctest.Wait()
+		if err := w.Add(t.Context(), "c"); !errors.Is(err, full) {
+			t.Errorf("the next item is told %v", err)
+		}
+		if err := w.Flush(t.Context()); !errors.Is(err, full) {
+			t.Errorf("the end is told %v", err)
+		}
+	})
 }
 
 // A later writer goes on after the records of an earlier one.

@@ -9,21 +9,43 @@ import (
 )
 
 // CopyFrom reads a file or a directory of a container, running or not, as a
-// tar stream whose names begin with the last element of path. ErrNotFound when
-// there is no such path or container. The caller closes the stream.
-func (d *Docker) CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error) {
-	var stream io.ReadCloser
-	err := d.retry(ctx, func() error {
-		watched, stop := d.watch(ctx)
-		body, _, err := d.api.CopyFromContainer(watched, id, path)
+// tar stream whose names begin with the last element of path. When the stream
+// breaks off, read is called again, with another one. ErrNotFound when there is
+// no such path or container.
+func (d *Docker) CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error {
+	var failed error // of read alone
+	err := d.ask(ctx, func(ctx context.Context) error {
+		body, _, err := d.api.CopyFromContainer(ctx, id, path)
 		if err != nil {
-			defer stop()
-			return heard(watched, err)
+			return err
 		}
-		stream = onClose{body, stop}
+		defer body.Close()
+		stream := &source{from: body}
+		failed = read(stream)
+		if stream.err != nil {
+			failed = nil
+			return broken{stream.err}
+		}
 		return nil
 	})
-	return stream, explain(err, "read %s of container %s", path, id)
+	if failed != nil {
+		return failed
+	}
+	return explain(err, "read %s of container %s", path, id)
+}
+
+// source is a reader that keeps the error which ended it before its end.
+type source struct {
+	from io.Reader
+	err  error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.from.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
 }
 
 // Changes lists what a container has added to its image or changed in it, mounts

@@ -7,42 +7,47 @@ import (
 	"github.com/docker/docker/api/types/registry"
 )
 
-// auth returns the credentials for a registry as Docker's API takes them, from
-// the Docker configuration file ($DOCKER_CONFIG, else ~/.docker) and the
-// credential helpers that it names. Without any it is empty: a public image
-// needs none. It reads them each time, because helpers hand out tokens that expire.
+// auth returns the credentials for a registry as Docker's API takes them; empty
+// without any: a public image needs none.
 func (d *Docker) auth(ctx context.Context, domain string) (string, error) {
-	encoded := make(chan string, 1)
+	a, err := d.credentials(ctx, domain)
+	if err != nil || a == (registry.AuthConfig{ServerAddress: a.ServerAddress}) {
+		return "", err
+	}
+	return registry.EncodeAuthConfig(a)
+}
+
+// credentials returns those for a registry, from the Docker configuration file
+// ($DOCKER_CONFIG, else ~/.docker) and the credential helpers that it names. It
+// reads them each time, because helpers hand out tokens that expire.
+func (d *Docker) credentials(ctx context.Context, domain string) (registry.AuthConfig, error) {
+	found := make(chan registry.AuthConfig, 1)
 	go func() { // a helper is a program and may hang
-		e, err := credentials(domain)
+		a, err := readCredentials(domain)
 		if err != nil {
 			d.log.Warn("cannot read the credentials for a registry; going on without", "registry", domain, "error", err)
 		}
-		encoded <- e
+		found <- a
 	}()
 	select {
-	case e := <-encoded:
-		return e, nil
+	case a := <-found:
+		return a, nil
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return registry.AuthConfig{}, ctx.Err()
 	}
 }
 
-func credentials(domain string) (string, error) {
+func readCredentials(domain string) (registry.AuthConfig, error) {
 	file, err := config.Load(config.Dir())
 	if err != nil {
-		return "", err
+		return registry.AuthConfig{}, err
 	}
 	c, err := file.GetAuthConfig(domain)
 	if err != nil {
-		return "", err
+		return registry.AuthConfig{}, err
 	}
-	a := registry.AuthConfig{
+	return registry.AuthConfig{
 		Username: c.Username, Password: c.Password, Auth: c.Auth, ServerAddress: c.ServerAddress,
 		IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
-	}
-	if a == (registry.AuthConfig{ServerAddress: a.ServerAddress}) {
-		return "", nil
-	}
-	return registry.EncodeAuthConfig(a)
+	}, nil
 }

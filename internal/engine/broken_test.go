@@ -92,6 +92,37 @@ func TestLogsGoOnAfterABreak(t *testing.T) {
 	}
 }
 
+// A copy that breaks off is begun again, as often as it takes; one that its
+// reader gives up is not.
+func TestCopyBeginsAgainAfterABreak(t *testing.T) {
+	content := strings.Repeat("x", 100_000)
+	for _, failed := range []error{nil, errors.New("the reader's own")} {
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, _ *http.Request, try int) {
+			w.Header().Set("X-Docker-Container-Path-Stat", "e30=")
+			if try < 3 {
+				fmt.Fprint(w, content[:50_000])
+				cut(w)
+			}
+			fmt.Fprint(w, content)
+		})
+		var got []byte
+		err := d.connect(t).CopyFrom(t.Context(), "x", "/f", func(r io.Reader) (err error) {
+			if failed != nil {
+				return failed
+			}
+			got, err = io.ReadAll(r)
+			return err
+		})
+		requests := 3
+		if failed != nil {
+			requests = 1
+		}
+		if !errors.Is(err, failed) || len(d.requests) != requests || failed == nil && string(got) != content {
+			t.Errorf("the reader's error %v: %v after %d requests with %d bytes", failed, err, len(d.requests), len(got))
+		}
+	}
+}
+
 func TestACommandIsNotStartedTwice(t *testing.T) {
 	for started, want := range map[string]error{
 		"2026-01-02T03:04:05Z": nil,

@@ -36,8 +36,21 @@ type Spec struct {
 	// CgroupParent, when not empty, is the cgroup in which Docker makes the
 	// container's own: a path, or a slice with the systemd driver.
 	CgroupParent string
+	// ShmBytes is the size of /dev/shm; zero is Docker's own.
+	ShmBytes int64
+	Devices  []Device
+	GPUs     GPUs
 	// NoNewPrivileges keeps set-uid programs from gaining any.
 	NoNewPrivileges bool
+	// CapAdd and CapDrop change the capabilities that Docker gives: names without
+	// CAP_, or ALL.
+	CapAdd, CapDrop []string
+	// Network is Docker's network mode; empty is the default.
+	Network string
+	// ReadOnly forbids writing to the container's own filesystem.
+	ReadOnly bool
+	// HostUsers makes its user ids those of the host, where Docker maps others.
+	HostUsers bool
 }
 
 // MountKind says what is mounted.
@@ -55,6 +68,24 @@ type Mount struct {
 	Target   string // path in the container
 	ReadOnly bool
 }
+
+// Device is a device that a container may use.
+type Device struct {
+	// Host is a path on the host, or the name by which the Container Device
+	// Interface knows it, such as nvidia.com/gpu=0; that has no path of its own.
+	Host        string
+	Target      string // path in the container
+	Permissions string // of r, w and m
+}
+
+// GPUs are those that a container may use; the zero value is none.
+type GPUs struct {
+	Count int      // how many, AllGPUs for every one
+	IDs   []string // these, by number or UUID, instead of a count
+}
+
+// AllGPUs is every GPU of the host.
+const AllGPUs = -1
 
 // State is where a container stands (Docker API, ContainerState.Status).
 type State string
@@ -87,6 +118,12 @@ type Container struct {
 	Started   time.Time // zero when it never was
 	Finished  time.Time // zero while it runs
 	Error     string    // why it could not be started
+	Binds     []Mount   // of paths of the host
+	PID       int       // of its first process, in Docker's PID namespace; 0 when it does not run
+	// ResolvConf is the path on the host of its resolv.conf(5).
+	ResolvConf string
+	// Network is Docker's network mode, as the engine has understood it.
+	Network string
 }
 
 // wholeLog keeps the whole log of a container. The daemon's own defaults are
@@ -105,17 +142,24 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 	}
 	host := &container.HostConfig{
 		LogConfig: wholeLog,
+		CapAdd:    s.CapAdd, CapDrop: s.CapDrop,
+		NetworkMode: container.NetworkMode(s.Network), ReadonlyRootfs: s.ReadOnly,
 		Resources: container.Resources{
 			NanoCPUs: int64(s.CPUs * 1e9),
 			Memory:   s.MemoryBytes, MemorySwap: s.MemoryBytes, // the sum of both
 			CgroupParent: s.CgroupParent,
 		},
+		ShmSize: s.ShmBytes,
 	}
+	addDevices(&host.Resources, s)
 	if s.PidsLimit > 0 {
 		host.PidsLimit = &s.PidsLimit
 	}
 	if s.NoNewPrivileges {
 		host.SecurityOpt = []string{"no-new-privileges"}
+	}
+	if s.HostUsers {
+		host.UsernsMode = "host"
 	}
 	for _, m := range s.Mounts {
 		host.Mounts = append(host.Mounts, mount.Mount{
@@ -125,6 +169,8 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 	config := &container.Config{
 		Image: s.Image, Entrypoint: s.Entrypoint, Cmd: s.Command, Env: env,
 		WorkingDir: s.Workdir, User: s.User, Labels: s.Labels,
+		// An image's health check would run beside the command, and before it may begin.
+		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 	}
 	var made container.CreateResponse
 	create := func() error {
@@ -147,10 +193,33 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 	if cerrdefs.IsConflict(err) {
 		return "", fmt.Errorf("cannot create container %s: %w: %s", s.Name, ErrExists, message(err))
 	}
+	if err != nil && misused.MatchString(err.Error()) {
+		return "", machine.Faultf(machine.TaskFault, "cannot create container %s: %s", s.Name, message(err))
+	}
 	for _, w := range made.Warnings {
 		d.log.Warn("Docker warns about a container", "container", s.Name, "warning", w)
 	}
 	return made.ID, explain(err, "create container %s", s.Name)
+}
+
+// addDevices asks for devices and GPUs, as the docker command line does.
+func addDevices(r *container.Resources, s Spec) {
+	var cdi []string
+	for _, d := range s.Devices {
+		if strings.HasPrefix(d.Host, "/") {
+			r.Devices = append(r.Devices, container.DeviceMapping{PathOnHost: d.Host, PathInContainer: d.Target, CgroupPermissions: d.Permissions})
+		} else {
+			cdi = append(cdi, d.Host)
+		}
+	}
+	if len(cdi) > 0 {
+		r.DeviceRequests = append(r.DeviceRequests, container.DeviceRequest{Driver: "cdi", DeviceIDs: cdi})
+	}
+	if s.GPUs.Count != 0 || len(s.GPUs.IDs) > 0 {
+		r.DeviceRequests = append(r.DeviceRequests, container.DeviceRequest{
+			Count: s.GPUs.Count, DeviceIDs: s.GPUs.IDs, Capabilities: [][]string{{"gpu"}},
+		})
+	}
 }
 
 // Container returns the container with that name or ID, or ErrNotFound.
@@ -172,8 +241,17 @@ func (d *Docker) inspect(ctx context.Context, nameOrID string) (Container, error
 		ID: i.ID, Name: strings.TrimPrefix(i.Name, "/"), ImageID: i.Image, Volumes: volumesOf(i.Mounts),
 		State: State(i.State.Status), ExitCode: i.State.ExitCode, OOMKilled: i.State.OOMKilled, Error: i.State.Error,
 	}
+	c.PID, c.ResolvConf = i.State.Pid, i.ResolvConfPath
 	if i.Config != nil {
 		c.Labels = i.Config.Labels
+	}
+	if i.HostConfig != nil {
+		c.Network = string(i.HostConfig.NetworkMode)
+	}
+	for _, m := range i.Mounts {
+		if m.Type == mount.TypeBind {
+			c.Binds = append(c.Binds, Mount{Kind: BindMount, Source: m.Source, Target: m.Destination, ReadOnly: !m.RW})
+		}
 	}
 	var starts, ends error
 	c.Started, starts = time.Parse(time.RFC3339Nano, i.State.StartedAt)
@@ -254,6 +332,10 @@ func (d *Docker) Start(ctx context.Context, id string) error {
 	}
 	if refused := startError(err); refused != nil {
 		return refused
+	}
+	if noDevice.MatchString(err.Error()) {
+		return machine.Faultf(machine.NodeFault,
+			"cannot start container %s: this node does not have a device that the task asks for: %s; run.gpus and run.devices say what tasks may ask for", id, message(err))
 	}
 	if misused.MatchString(err.Error()) {
 		return machine.Faultf(machine.TaskFault, "cannot start container %s: %s", id, message(err))

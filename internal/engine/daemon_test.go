@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -90,6 +89,65 @@ func TestDaemonRestart(t *testing.T) {
 	}
 }
 
+// Nobody watched how these containers ended. Where their daemon went away while
+// they ran, their exit code says nothing: a command that heeds SIGTERM ends well.
+func TestEndsThatNobodySaw(t *testing.T) {
+	d, docker, image := private(t)
+	polite, quick := "trap 'exit 0' TERM; while :; do usleep 10000; done", "until [ -e /go ]; do usleep 10000; done; exit 3"
+	start := func(script string) string {
+		t.Helper()
+		id, _ := begin(t, docker, image, script)
+		return id
+	}
+	end := func(id string) {
+		t.Helper()
+		if err := docker.CopyTo(t.Context(), id, "/", tarOf(t, "go")); err != nil {
+			t.Fatal(err)
+		}
+		if code := d.Cmd(t, "wait", id); code != "3" {
+			t.Fatalf("the container ended with %s, want 3", code)
+		}
+	}
+	check := func(what, id string, code int, want error) {
+		t.Helper()
+		if exit, err := docker.Wait(t.Context(), id); !errors.Is(err, want) || err == nil && exit.Code != code {
+			t.Errorf("%s: %+v, %v; want exit code %d, error %v", what, exit, err, code, want)
+		}
+	}
+
+	seen := start(quick)
+	end(seen)
+	check("seen by the daemon that started it", seen, 3, nil)
+	for range 128 { // two events each: so much it remembers
+		if err := errors.Join(docker.CreateVolume(t.Context(), "again", nil), docker.RemoveVolume(t.Context(), "again")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("forgotten by it", seen, 3, nil)
+
+	id := start(polite)
+	d.Kill(t)
+	d.Start(t)
+	check("its daemon was killed", id, 0, machine.ErrLost)
+	id = start(polite)
+	d.Restart(t)
+	check("its daemon was stopped", id, 0, machine.ErrLost)
+
+	again(t, d, "--live-restore")
+	id = start(quick)
+	d.Kill(t)
+	d.Start(t)
+	end(id)
+	check("it outlived its daemon", id, 3, nil)
+
+	d.Options = []string{"--bridge=none"}
+	d.Restart(t)
+	check("without a network, seen by no daemon that runs", id, 0, machine.ErrLost)
+	id = start(quick)
+	end(id)
+	check("without a network, seen by its daemon", id, 3, nil)
+}
+
 func TestDaemonSilent(t *testing.T) {
 	d, docker, image := private(t)
 	_, exits := begin(t, docker, image, "sleep 2; exit 4")
@@ -120,26 +178,12 @@ func TestDaemonSilent(t *testing.T) {
 	}
 }
 
-// again starts dockerd as the rig does, with more options. The rig finds it by
-// its pidfile and ends it.
+// again kills a daemon and starts it with more options.
 func again(t *testing.T, d *rig.Daemon, more ...string) {
 	t.Helper()
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", d.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := append(strings.Split(strings.TrimRight(string(line), "\x00"), "\x00"), more...)
 	d.Kill(t)
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	connect(t, d.Host)
+	d.Options = append(d.Options, more...)
+	d.Start(t)
 }
 
 func TestLiveRestore(t *testing.T) {
@@ -242,29 +286,6 @@ func TestPullOutlastsThrottling(t *testing.T) {
 		if machine.FaultOf(err) != machine.RetryLater || !contains(err, image) {
 			t.Errorf("%s from a registry that goes on throttling: %v (fault %s)", what, err, machine.FaultOf(err))
 		}
-	}
-}
-
-func TestDigestIsOneQuestion(t *testing.T) {
-	registry := rig.NewRegistry(t)
-	image := rig.Image(t, registry, "tool:1", rig.Spec{})
-	docker := connect(t, rig.Docker(t))
-	registry.Reset()
-	if _, err := docker.RemoteDigest(t.Context(), image.Tag); err != nil {
-		t.Fatal(err)
-	}
-	asked := 0
-	for _, r := range registry.Requests() {
-		if r.Path == "/v2/tool/manifests/1" {
-			asked++
-		}
-	}
-	if asked != 1 {
-		t.Errorf("the tag was asked for %d times: %v", asked, registry.Requests())
-	}
-	registry.Reset()
-	if _, err := docker.RemoteDigest(t.Context(), image.Digest); err != nil || len(registry.Requests()) != 0 {
-		t.Errorf("a digest was asked for: %v, %v", registry.Requests(), err)
 	}
 }
 

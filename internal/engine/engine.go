@@ -11,7 +11,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -29,6 +28,10 @@ const (
 	LabelAttempt  = "deckhand.attempt"  // number of the attempt
 	LabelExecutor = "deckhand.executor" // index of the executor
 )
+
+// RootPrefix begins the name of every container and volume that is made for the
+// tasks of a root.
+func RootPrefix(rootID string) string { return "deckhand-" + rootID + "-" }
 
 // oldestAPI is that of Docker 20.10.
 const oldestAPI = "1.41"
@@ -143,14 +146,3 @@ func goarch(machine string) string {
 
 // platform is how an operating system and architecture are written.
 func platform(os, arch string) string { return fmt.Sprintf("%s/%s", os, arch) }
-
-// onClose is a stream that runs close when it is closed.
-type onClose struct {
-	io.ReadCloser
-	close func()
-}
-
-func (s onClose) Close() error {
-	defer s.close()
-	return s.ReadCloser.Close()
-}

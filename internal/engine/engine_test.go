@@ -3,6 +3,7 @@ package engine_test
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"io"
 	"log/slog"
@@ -39,6 +40,54 @@ func TestConformance(t *testing.T) {
 			},
 		}
 	})
+}
+
+// What is asked of Docker for devices and GPUs is what its own command line asks
+// for, on a machine that has none too.
+func TestDeviceRequests(t *testing.T) {
+	docker := connect(t, rig.Docker(t))
+	tag := rig.Image(t, rig.NewRegistry(t), "devices", rig.Spec{}).Tag
+	if err := docker.Pull(t.Context(), tag, func(engine.PullProgress) {}); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		spec engine.Spec
+		args []string // the same for docker create
+	}{
+		"nothing":       {},
+		"all GPUs":      {engine.Spec{GPUs: engine.GPUs{Count: engine.AllGPUs}}, []string{"--gpus", "all"}},
+		"a number":      {engine.Spec{GPUs: engine.GPUs{Count: 2}}, []string{"--gpus", "2"}},
+		"some GPUs":     {engine.Spec{GPUs: engine.GPUs{IDs: []string{"0", "GPU-1a"}}}, []string{"--gpus", `"device=0,GPU-1a"`}},
+		"devices":       {engine.Spec{Devices: []engine.Device{{"/dev/fuse", "/dev/f", "rw"}, {"/dev/kvm", "/dev/kvm", "rwm"}}}, []string{"--device", "/dev/fuse:/dev/f:rw", "--device", "/dev/kvm"}},
+		"shared memory": {engine.Spec{ShmBytes: 1 << 30}, []string{"--shm-size", "1g"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const format = "{{json .HostConfig.DeviceRequests}} {{json .HostConfig.Devices}} {{json .HostConfig.ShmSize}}"
+			inspect := func(id string) string {
+				defer rig.DockerCmd(t, "rm", id)
+				text := rig.DockerCmd(t, "inspect", "--format", format, id)
+				// Nothing and none are the same.
+				return strings.NewReplacer("[]", "null", `"Options":{}`, `"Options":null`).Replace(text)
+			}
+			test.spec.Image, test.spec.Name = tag, "devices-"+strings.ToLower(rand.Text())
+			id, err := docker.Create(t.Context(), test.spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, want := inspect(id), inspect(rig.DockerCmd(t, append(append([]string{"create"}, test.args...), tag)...))
+			if got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
+			}
+		})
+	}
+	id, err := docker.Create(t.Context(), engine.Spec{Image: tag, Name: "devices-" + strings.ToLower(rand.Text()), Devices: []engine.Device{{Host: "nvidia.com/gpu=all"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rig.DockerCmd(t, "rm", id)
+	if got := rig.DockerCmd(t, "inspect", "--format", "{{json .HostConfig.DeviceRequests}}", id); !strings.Contains(got, `"Driver":"cdi"`) || !strings.Contains(got, `"DeviceIDs":["nvidia.com/gpu=all"]`) {
+		t.Errorf("a CDI name is asked for as %s", got)
+	}
 }
 
 // connect gives up on a silent engine soon, and shows its log when the test fails.

@@ -71,10 +71,11 @@ var nodeTrouble = regexp.MustCompile(`(?i)no space left on device|disk quota exc
 
 func isNodeTrouble(said string) bool { return nodeTrouble.MatchString(said) }
 
-// How runc and crun word a command that cannot be started. Their errors about
+// How runc and crun word a command that cannot be started, or a working directory
+// that cannot be made or entered. Their errors about
 // mounts and devices use the same words of the kernel, but neither of these.
 var (
-	aboutCommand = regexp.MustCompile(`(?i)exec: "|executable|chdir to cwd|: exec /`)
+	aboutCommand = regexp.MustCompile(`(?i)exec: "|executable|chdir to cwd|container init: mkdir |: exec /`)
 	noCommand    = regexp.MustCompile(`(?i)not found|no such file or directory|not a directory`)
 	badCommand   = regexp.MustCompile(`(?i)permission denied|is a directory|exec format error|argument list too long`)
 )
@@ -93,7 +94,13 @@ func startError(err error) *StartError {
 	return nil
 }
 
-// misused is how Docker words a start that fails for what the task or its image
-// asks, the command aside.
+// noDevice is how Docker words a start that fails because a device is not there
+// (daemon/oci_linux.go, daemon/devices.go) or, with CDI, not registered.
+var noDevice = regexp.MustCompile(`(?i)gathering device information|could not select device driver|` +
+	`unresolvable CDI devices|CDI device injection failed|nvidia-container-cli`)
+
+// misused is how Docker words a container that it cannot make or start for what
+// the task or its image asks, the command aside.
 var misused = regexp.MustCompile(`(?i)unable to find (?:user|group)|no matching entries in|` +
-	`mount a directory onto a file|OOM-killed|Minimum memory limit|inside /proc|mountpoint for `)
+	`mount a directory onto a file|OOM-killed|Minimum memory limit|inside /proc|rootfs at "/(?:proc|sys)[/"]|mountpoint for |` +
+	`cannot mkdir: .* is not a directory|file name too long`)

@@ -24,6 +24,7 @@ func TestStartErrorsOfRuntimes(t *testing.T) {
 		{`unable to start container process: exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown: Are you trying to mount a directory onto a file (or vice-versa)?`, 127},
 		{`unable to start container process: chdir to cwd ("/secret") set in config.json failed: permission denied: unknown`, 126},
 		{`unable to start container process: exec /opt/tool: exec format error: unknown`, 126},
+		{`unable to start container process: error during container init: mkdir /abs/path: not a directory: unknown: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type`, 127},
 		// crun
 		{"crun: executable file `nosuch` not found in $PATH: No such file or directory: OCI runtime attempted to invoke a command that was not found", 127},
 		{"crun: executable file not found in `$PATH`: No such file or directory: unknown", 127},
@@ -42,6 +43,38 @@ func TestStartErrorsOfRuntimes(t *testing.T) {
 			t.Errorf("%s\ngives %+v, want exit code %d", c.said, got, c.code)
 		case got.Message != c.said:
 			t.Errorf("message %q, want %q", got.Message, c.said)
+		}
+	}
+}
+
+func TestDevicesOfRuntimes(t *testing.T) {
+	for said, want := range map[string]bool{
+		`error gathering device information while adding custom device "/dev/x": no such file or directory`: true,
+		`could not select device driver "" with capabilities: [[gpu]]`:                                      true,
+		`CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=9`:                            true,
+		`OCI runtime create failed: nvidia-container-cli: device error: 9: unknown device: unknown`:         true,
+		`failed to create task for container: cgroup: permission denied`:                                    false,
+		`error mounting "/a" to rootfs at "/dev/b": no such file or directory: unknown`:                     false,
+	} {
+		if noDevice.MatchString(said) != want {
+			t.Errorf("%s\nis taken for a missing device: %t", said, !want)
+		}
+	}
+}
+
+func TestMisuseOfRuntimes(t *testing.T) {
+	for said, want := range map[string]bool{
+		`error mounting "/a" to rootfs at "/sys/x": open /overlay/merged/sys/x: read-only file system: unknown`:             true,
+		`error mounting "/a" to rootfs at "/proc": "/overlay/merged/proc" cannot be mounted because it is not of type proc`: true,
+		`Cannot mkdir: /etc/passwd is not a directory`:                                                                      true,
+		`mkdir /overlay/merged/w/nnn: file name too long`:                                                                   true,
+		`unable to find user nobody: no matching entries in passwd file`:                                                    true,
+		`error mounting "/proc/x" to rootfs at "/data": open /data: read-only file system`:                                  false,
+		`mkdir /var/lib/docker/overlay2/x: not a directory`:                                                                 false,
+		`failed to create task for container: write /run/x.pid: read-only file system`:                                      false,
+	} {
+		if misused.MatchString(said) != want {
+			t.Errorf("%s\nis taken for the task's own mistake: %t", said, !want)
 		}
 	}
 }

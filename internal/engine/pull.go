@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"regexp"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/image"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -31,6 +33,9 @@ const (
 	pullSilence = 10 * time.Minute
 	// unknownTries is how often a pull is tried that fails in an unknown way.
 	unknownTries = 3
+	// doubtFor is how long a registry is asked again that says, not in the words of
+	// registries, that there is no such thing: some answer so when they throttle.
+	doubtFor = 2 * time.Minute
 )
 
 var (
@@ -50,26 +55,45 @@ func (d *Docker) RemoteDigest(ctx context.Context, ref string) (string, error) {
 	if digested, ok := named.(reference.Digested); ok {
 		return digested.Digest().String(), nil
 	}
-	var digest string
-	err = d.ask(ctx, func(ctx context.Context) error {
-		limited, cancel := context.WithTimeout(ctx, digestLimit)
-		defer cancel()
-		auth, err := d.auth(limited, reference.Domain(named))
-		if err != nil {
-			return err
-		}
-		i, err := d.api.DistributionInspect(limited, named.String(), auth)
-		if err != nil && ctx.Err() == nil && limited.Err() != nil {
-			return machine.Faultf(machine.RetryLater, "no answer in %s", digestLimit)
-		}
-		digest = i.Descriptor.Digest.String()
-		return err
-	})
+	limited, cancel := context.WithTimeout(ctx, digestLimit)
+	defer cancel()
+	digest, err := d.digestOf(limited, named)
+	if err != nil && !overloaded(err) && limited.Err() == nil {
+		d.log.Debug("asking the registry through Docker", "image", ref, "error", err)
+		digest, err = d.digestByDocker(limited, named)
+	}
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = machine.Faultf(machine.RetryLater, "no answer in %s", digestLimit)
+	}
 	if err != nil {
 		_, err = pullFault("ask the registry about", named, err)
 		return "", err
 	}
 	return digest, nil
+}
+
+// overloaded says whether a registry answered in a way that forbids to ask it
+// again at once, even by another way.
+func overloaded(err error) bool {
+	var answer *transport.Error
+	return errors.As(err, &answer) &&
+		(answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode >= http.StatusInternalServerError)
+}
+
+// digestByDocker asks a registry through Docker, which may know a way to it that
+// this process does not. For some images Docker also fetches the configuration.
+func (d *Docker) digestByDocker(ctx context.Context, named reference.Named) (string, error) {
+	var digest string
+	err := d.ask(ctx, func(ctx context.Context) error {
+		auth, err := d.auth(ctx, reference.Domain(named))
+		if err != nil {
+			return err
+		}
+		i, err := d.api.DistributionInspect(ctx, named.String(), auth)
+		digest = i.Descriptor.Digest.String()
+		return err
+	})
+	return digest, err
 }
 
 // Pull loads an image from its registry and calls report, from one goroutine,
@@ -102,6 +126,7 @@ func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)
 		switch {
 		case verdict == final,
 			verdict == unknown && try == unknownTries,
+			verdict == doubtful && time.Since(since)+wait > doubtFor,
 			time.Since(since)+wait > d.options.PullRetryFor:
 			return err
 		}
@@ -190,6 +215,7 @@ type verdict int
 const (
 	final verdict = iota
 	passing
+	doubtful
 	unknown
 )
 
@@ -201,9 +227,13 @@ var (
 		`connection refused|connection reset|broken pipe|time-?out|timed out|deadline exceeded|` +
 		`no such host|server misbehaving|temporary failure|network is unreachable|no route to host|` +
 		`\bEOF\b|request canceled|use of closed network connection`)
-	untrusted   = regexp.MustCompile(`(?i)x509:|certificate|server gave HTTP response to HTTPS client`)
-	noPlatform  = regexp.MustCompile(`(?i)no matching manifest|does not match the specified platform|image operating system`)
-	refused     = regexp.MustCompile(`(?i)unauthorized|authentication required|access denied|access forbidden|\bdenied\b|no basic auth credentials|\b40[13]\b`)
+	untrusted  = regexp.MustCompile(`(?i)x509:|certificate|server gave HTTP response to HTTPS client`)
+	noPlatform = regexp.MustCompile(`(?i)no matching manifest|does not match the specified platform|image operating system`)
+	refused    = regexp.MustCompile(`(?i)unauthorized|authentication required|access denied|access forbidden|\bdenied\b|no basic auth credentials|\b40[13]\b`)
+	// A gateway says it without the registry's code for it; and a layer that the
+	// manifest has just named is there.
+	noAnswer    = regexp.MustCompile(`(?i)parsing HTTP 404 response|unknown blob|blob unknown`)
+	wrongBytes  = regexp.MustCompile(`(?i)verification failed|unexpected digest|digest mismatch`)
 	noSuchImage = regexp.MustCompile(`(?i)manifest unknown|name unknown|not found|unknown: (?:artifact|repository)|repository does not exist|\b404\b`)
 	unusable    = regexp.MustCompile(`(?i)unsupported (?:media type|manifest)|invalid reference|not implemented|Encountered remote`)
 )
@@ -233,6 +263,10 @@ func pullFault(doing string, named reference.Named, err error) (verdict, error) 
 		return final, fail(machine.TaskFault, "name an image for this platform")
 	case refused.MatchString(said):
 		return final, fail(machine.TaskFault, "check the name, or log in to "+domain+" with docker login as the user that runs deckhand")
+	case noAnswer.MatchString(said):
+		return doubtful, fail(machine.TaskFault, "check the name; registry "+domain+" may also be overloaded, or have lost a layer")
+	case wrongBytes.MatchString(said):
+		return unknown, fail(machine.TaskFault, "registry "+domain+", or a cache before it, sends other bytes than the digest says: push the image anew or empty the cache")
 	case noSuchImage.MatchString(said):
 		return final, fail(machine.TaskFault, "check the name and the tag or digest")
 	case unusable.MatchString(said):

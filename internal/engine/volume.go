@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -37,14 +39,20 @@ func (d *Docker) CreateVolume(ctx context.Context, name string, labels map[strin
 	return explain(err, "create volume %s", name)
 }
 
-// Volumes lists the volumes that have all of these labels.
-func (d *Docker) Volumes(ctx context.Context, labels map[string]string) ([]Volume, error) {
+// Volumes lists the volumes that have all of these labels, and those that have
+// no label at all and a name that begins with one of prefixes. Docker keeps the
+// labels apart from the files: a power cut can bring back a volume that was
+// being removed without them.
+func (d *Docker) Volumes(ctx context.Context, labels map[string]string, prefixes ...string) ([]Volume, error) {
 	var found []Volume
 	err := d.ask(ctx, func(ctx context.Context) error {
-		list, err := d.api.VolumeList(ctx, volume.ListOptions{Filters: byLabels(labels)})
+		list, err := d.api.VolumeList(ctx, volume.ListOptions{})
 		found = nil
 		for _, v := range list.Volumes {
-			found = append(found, Volume{Name: v.Name, Labels: v.Labels})
+			x := Volume{Name: v.Name, Labels: v.Labels}
+			if x.has(labels) || x.forgotten(prefixes) {
+				found = append(found, x)
+			}
 		}
 		return err
 	})
@@ -56,6 +64,19 @@ func (d *Docker) Volumes(ctx context.Context, labels map[string]string) ([]Volum
 		found[i].Bytes = sizes[found[i].Name]
 	}
 	return found, nil
+}
+
+func (v Volume) has(labels map[string]string) bool {
+	for key, value := range labels {
+		if is, ok := v.Labels[key]; !ok || is != value {
+			return false
+		}
+	}
+	return true
+}
+
+func (v Volume) forgotten(prefixes []string) bool {
+	return len(v.Labels) == 0 && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(v.Name, p) })
 }
 
 // volumeSizes returns what Docker says in time about the bytes in its volumes.

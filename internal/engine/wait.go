@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/client"
 
 	"github.com/deckhand/deckhand/machine"
@@ -53,10 +56,12 @@ func (d *Docker) Wait(ctx context.Context, id string) (Exit, error) {
 	if err != nil {
 		return Exit{}, err
 	}
+	var exit Exit
 	if ended != nil {
-		return Exit{Code: ended.ExitCode}, nil
+		exit = d.past(ctx, *ended)
+	} else {
+		exit = d.await(ctx, id, w)
 	}
-	exit := d.await(ctx, id, w)
 	return exit, exit.Err
 }
 
@@ -107,7 +112,7 @@ func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
 			return Exit{Err: err}
 		}
 		if ended != nil {
-			return d.unwatched(ctx, *ended)
+			return d.past(ctx, *ended)
 		}
 		w = next
 	}
@@ -115,51 +120,70 @@ func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
 
 // confirm judges an exit code that Docker has just reported. A daemon that is
 // told to stop ends its containers first and reports their ends on the
-// connections that are open, as if they had come by themselves. But it takes no
-// new connection any more, and the daemon that takes the next one has not seen
-// the end.
+// connections that are open, as if they had come by themselves.
 func (d *Docker) confirm(ctx context.Context, id string, code int) Exit {
-	saw, err := d.saw(ctx, id)
-	switch {
-	case ctx.Err() != nil:
-		return Exit{Err: ctx.Err()}
-	case saw, err != nil && !unanswered(err) && !errors.Is(err, errSilent):
-		// The second is an answer as well, such as ErrNotFound: it ended, and
-		// somebody else removed it.
-		return Exit{Code: code}
-	}
-	d.log.Warn("Docker went away as a container ended", "container", id, "exit_code", code, "error", err)
 	c, err := d.Container(ctx, id)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return Exit{Code: code} // it ended, and somebody else removed it
+	case err != nil:
 		return Exit{Err: err}
 	}
-	return d.unwatched(ctx, c)
+	return d.past(ctx, c)
 }
 
-// saw asks, on a new connection, whether the daemon there saw the container end.
-func (d *Docker) saw(ctx context.Context, id string) (bool, error) {
-	fresh, err := client.NewClientWithOpts(append(slices.Clone(d.opts), client.WithVersion(d.api.ClientVersion()))...)
-	if err != nil {
-		return false, err
-	}
-	defer fresh.Close()
-	ctx, stop := d.watch(ctx)
-	defer stop()
-	// Docker answers this when it is done with the end, the event included.
-	if _, err := fresh.ContainerInspect(ctx, id); err != nil {
-		return false, heard(ctx, err)
+// fresh is a client with connections of its own.
+func (d *Docker) fresh() (*client.Client, error) {
+	return client.NewClientWithOpts(append(slices.Clone(d.opts), client.WithVersion(d.api.ClientVersion()))...)
+}
+
+// remembers says whether the daemon knows of one of these events of a container.
+// It keeps the latest 256 of all since it has started (Docker API, GET /events).
+func remembers(ctx context.Context, api *client.Client, id string, actions ...events.Action) (bool, error) {
+	wanted := filters.NewArgs(filters.Arg("type", string(events.ContainerEventType)), filters.Arg("container", id))
+	for _, a := range actions {
+		wanted.Add("event", string(a))
 	}
 	now := time.Now()
-	died, errs := fresh.Events(ctx, events.ListOptions{
-		Since: "0", Until: fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()),
-		Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("container", id), filters.Arg("event", "die")),
+	found, errs := api.Events(ctx, events.ListOptions{
+		Since: "0", Until: fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()), Filters: wanted,
 	})
 	select {
-	case <-died:
+	case <-found:
 		return true, nil
 	case err := <-errs:
-		return false, heard(ctx, err)
+		if errors.Is(err, io.EOF) {
+			err = nil // these were all
+		}
+		return false, err
 	}
+}
+
+// Restarted says whether the daemon was started anew, or is about to end, since a
+// time when it had made or started a container: one that is about to end takes no
+// new connection, and the next one answers. When it cannot be told, it was.
+func (d *Docker) Restarted(ctx context.Context, id string, since time.Time) (bool, error) {
+	restarted := true
+	err := d.ask(ctx, func(ctx context.Context) error {
+		fresh, err := d.fresh()
+		if err != nil {
+			return err
+		}
+		defer fresh.Close()
+		if knows, err := remembers(ctx, fresh, id, events.ActionCreate, events.ActionStart); knows || err != nil {
+			restarted = !knows
+			return err
+		}
+		// It may have forgotten, as it has had more to do. Each start of a daemon
+		// makes its default network anew, unless it was told to have none.
+		n, err := fresh.NetworkInspect(ctx, network.NetworkBridge, network.InspectOptions{})
+		if cerrdefs.IsNotFound(err) {
+			return nil
+		}
+		restarted = n.Created.After(since)
+		return err
+	})
+	return restarted, explain(err, "find out since when Docker runs")
 }
 
 // reattach registers a wait and then looks: an end is either seen or waited
@@ -175,6 +199,19 @@ func (d *Docker) reattach(ctx context.Context, id string) (waiting, *Container, 
 		return waiting{}, &c, err
 	}
 	return w, nil, nil
+}
+
+// past judges the end of a container that was found ended. A daemon that has run
+// since before the start has seen it; another one may be the reason for it.
+func (d *Docker) past(ctx context.Context, c Container) Exit {
+	restarted, err := d.Restarted(ctx, c.ID, c.Started)
+	switch {
+	case err != nil:
+		return Exit{Err: err}
+	case restarted:
+		return d.unwatched(ctx, c)
+	}
+	return Exit{Code: c.ExitCode}
 }
 
 // unwatched judges a container that ended while Docker was away. A daemon that

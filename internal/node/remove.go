@@ -326,15 +326,15 @@ func (r *remover) empty(d *dir, want func(name string) bool) {
 		if n <= 0 {
 			break
 		}
-		for name, kind := range dirents(buf[:n]) {
+		for name, e := range dirents(buf[:n]) {
 			if !want(name) {
 				continue
 			}
 			if r.ctx.Err() != nil {
 				break
 			}
-			if kind != unix.DT_DIR || !r.handOver(d, name) {
-				r.remove(d, name, kind)
+			if e.kind != unix.DT_DIR || !r.handOver(d, name) {
+				r.remove(d, name, e.kind)
 			}
 		}
 	}

@@ -14,8 +14,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/google/renameio/v2"
 )
 
 // gone fails unless RemoveTree removed base/name without a rest.
@@ -317,7 +315,7 @@ func TestRemoveTreeBytes(t *testing.T) {
 	must(t, os.MkdirAll(disk+"/tree/a/b", 0o755))
 	must(t, os.MkdirAll(disk+"/tree/c", 0o755))
 	write := func(name string, size int) {
-		must(t, renameio.WriteFile(filepath.Join(disk, name), make([]byte, size), 0o644))
+		must(t, ReplaceFile(filepath.Join(disk, name), make([]byte, size), 0o644))
 	}
 	write("outside", 64<<10)
 	write("tree/a/big", 1<<20)
@@ -404,6 +402,58 @@ func TestOpenBeneath(t *testing.T) {
 		}
 	}
 	noOpenat2.Store(false)
+}
+
+// A path of any length is opened, and no element of it may be a link or a mount.
+func TestOpenPathBeneath(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	long := strings.Repeat("elements/", 600) + "x"
+	deep, err := os.OpenRoot(dir)
+	must(t, err)
+	must(t, deep.MkdirAll("a/b/c", 0o755))
+	must(t, deep.MkdirAll(long, 0o755))
+	mkfile("a/b/file")(t, dir)
+	must(t, unix.Mkfifo(dir+"/a/b/fifo", 0o600))
+	for name, to := range map[string]string{"link": "a", "a/link": "b", "a/b/link": "file", "a/b/out": dir} {
+		must(t, os.Symlink(to, filepath.Join(dir, name)))
+	}
+	mkdir("bind", 0o755)(t, dir)
+	must(t, unix.Mount(dir+"/a", dir+"/bind", "", unix.MS_BIND, ""))
+	defer unix.Unmount(dir+"/bind", unix.MNT_DETACH)
+
+	isLink := []error{unix.ELOOP, unix.ENOTDIR}
+	defer noOpenat2.Store(false)
+	for name, want := range map[string][]error{
+		".": {nil}, "a/b/file": {nil}, "a/b/fifo": {nil}, long: {nil}, "a/b/link": {nil}, "a/b/file/x": {unix.ENOTDIR},
+		"link/b/file": isLink, "a/link/file": isLink, "a/b/out/a": isLink,
+		"missing/x": {unix.ENOENT}, "bind/b/file": {unix.EXDEV}, "bind": {unix.EXDEV}, "a/" + long: {unix.ENOENT},
+	} {
+		for _, old := range []bool{false, true} {
+			noOpenat2.Store(old)
+			f, err := OpenBeneath(dir, name, unix.O_PATH)
+			if err == nil {
+				f.Close()
+			}
+			if !slices.ContainsFunc(want, func(w error) bool { return errors.Is(err, w) }) {
+				t.Errorf("%.40s, old kernel %v: %v, want %v", name, old, err, want)
+			}
+		}
+	}
+	for _, old := range []bool{false, true} {
+		noOpenat2.Store(old)
+		if f, err := OpenBeneath(dir, "a/b/link", unix.O_RDONLY); err == nil {
+			t.Errorf("%s was opened", f.Name())
+		}
+	}
+	// A kernel that turns out to be old on the way.
+	noOpenat2.Store(false)
+	at, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(at)
+	if _, err := openBeneathOld(at, "link/b/file", unix.O_RDONLY); err == nil {
+		t.Error("an old kernel follows a link in the middle")
+	}
 }
 
 // What an entry was when the directory was read need not be what it is.

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -13,46 +12,12 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// ErrNetworkFilesystem refuses a root that other machines may share: locks,
-// memory maps and durability are only promised by a local disk.
-var ErrNetworkFilesystem = errors.New("is on a network filesystem; choose a directory on a disk of this node (--root)")
-
 // ErrRootName refuses a root whose name no filesystem takes.
 var ErrRootName = errors.New("its name is too long; choose a shorter one (--root)")
 
-// networkFilesystems by the f_type of statfs(2).
-var networkFilesystems = map[uint32]string{
-	unix.AFS_SUPER_MAGIC:   "AFS",
-	unix.CEPH_SUPER_MAGIC:  "CephFS",
-	unix.CIFS_SUPER_MAGIC:  "CIFS",
-	unix.CODA_SUPER_MAGIC:  "Coda",
-	unix.NCP_SUPER_MAGIC:   "NCP",
-	unix.NFS_SUPER_MAGIC:   "NFS",
-	unix.OCFS2_SUPER_MAGIC: "OCFS2",
-	unix.SMB2_SUPER_MAGIC:  "SMB",
-	unix.SMB_SUPER_MAGIC:   "SMB",
-	unix.V9FS_MAGIC:        "9P",
-	// Not in the kernel's magic.h; from their own sources.
-	0x01161970: "GFS2",
-	0x0BD00BD0: "Lustre",
-	0x19830326: "BeeGFS",
-	0x47504653: "GPFS",
-	0xAAD7AAEA: "PanFS",
-}
-
-// networkFUSE are the subtypes of FUSE that reach other machines. FUSE in
-// general is not refused: it is also the way to a virtual machine's own disk.
-var networkFUSE = map[string]bool{
-	"sshfs": true, "glusterfs": true, "ceph": true, "ceph-fuse": true, "cvmfs2": true,
-	"s3fs": true, "gcsfuse": true, "blobfuse": true, "blobfuse2": true, "goofys": true,
-	"mount-s3": true, "mountpoint-s3": true, "rclone": true, "juicefs": true, "JuiceFS": true,
-	"davfs": true, "curlftpfs": true, "beegfs": true, "lizardfs": true, "mfs": true, "moosefs": true,
-}
-
-// PrepareRoot makes root a directory of mode 0700 that this user owns, on a
-// local filesystem, with its parents. All checks come before the first change,
-// and a refusal leaves nothing behind. Refusals carry machine.NodeFault; one for
-// a network filesystem is ErrNetworkFilesystem.
+// PrepareRoot makes root a directory of mode 0700 that this user owns, with its
+// parents. All checks come before the first change, and a refusal leaves
+// nothing behind. Refusals carry machine.NodeFault.
 func PrepareRoot(root string) error {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -78,15 +43,12 @@ func CheckRoot(root string) error {
 
 // checkRoot returns the nearest directory of root that exists.
 func checkRoot(root string) (at string, info os.FileInfo, err error) {
-	at, st, err := statfsNearest(root)
+	at, _, err = statfsNearest(root)
 	if errors.Is(err, unix.ENAMETOOLONG) {
 		return "", nil, ErrRootName
 	}
 	if err != nil {
 		return "", nil, err
-	}
-	if name := networkFilesystem(at, st); name != "" {
-		return "", nil, fmt.Errorf("it %w (%s)", ErrNetworkFilesystem, name)
 	}
 	if info, err = os.Stat(at); err != nil {
 		return "", nil, err
@@ -182,45 +144,3 @@ func syncDir(dir string) error {
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
-
-// networkFilesystem names the network filesystem that path is on, or returns "".
-func networkFilesystem(path string, st unix.Statfs_t) string {
-	if uint32(st.Type) == unix.FUSE_SUPER_MAGIC {
-		if sub := fuseSubtype(path); networkFUSE[sub] {
-			return "FUSE, " + sub
-		}
-		return ""
-	}
-	return networkFilesystems[uint32(st.Type)]
-}
-
-// fuseSubtype finds the mount that path is on by the longest mount point above
-// it: asking the filesystem itself for its device could hang.
-func fuseSubtype(path string) string {
-	if p, err := filepath.EvalSymlinks(path); err == nil {
-		path = p
-	}
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	var best, subtype string
-	for s := bufio.NewScanner(f); s.Scan(); {
-		// proc_pid_mountinfo(5): the mount point is field 5, the type follows " - ".
-		left, right, ok := strings.Cut(s.Text(), " - ")
-		fields := strings.Fields(left)
-		if !ok || len(fields) < 5 {
-			continue
-		}
-		point := unescapeMount.Replace(fields[4])
-		if (path == point || point == "/" || strings.HasPrefix(path, point+"/")) && len(point) >= len(best) {
-			fstype, _, _ := strings.Cut(right, " ")
-			best = point
-			_, subtype, _ = strings.Cut(fstype, ".")
-		}
-	}
-	return subtype
-}
-
-var unescapeMount = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

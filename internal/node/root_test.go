@@ -190,48 +190,6 @@ func TestPrepareRootReadOnly(t *testing.T) {
 	}
 }
 
-// A FUSE mount of which nobody serves a request tells its magic number to
-// other users than its own, which is all that the check needs.
-func TestPrepareRootOnNetworkFilesystem(t *testing.T) {
-	needRoot(t)
-	for _, tc := range []struct {
-		fstype  string
-		refused bool
-	}{{"fuse.sshfs", true}, {"fuse.local", false}} {
-		t.Run(tc.fstype, func(t *testing.T) {
-			dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-			if err != nil {
-				missing(t, "/dev/fuse")
-			}
-			defer dev.Close()
-			at := t.TempDir()
-			opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=65534,group_id=65534", dev.Fd())
-			if err := unix.Mount("test", at, tc.fstype, 0, opts); err != nil {
-				missing(t, "FUSE: "+err.Error())
-			}
-			defer unix.Unmount(at, unix.MNT_DETACH)
-			err = PrepareRoot(at)
-			if got := errors.Is(err, ErrNetworkFilesystem); got != tc.refused {
-				t.Errorf("%v", err)
-			}
-			if tc.refused && machine.FaultOf(err) != machine.NodeFault {
-				t.Errorf("fault %s", machine.FaultOf(err))
-			}
-		})
-	}
-}
-
-func TestNetworkFilesystem(t *testing.T) {
-	for magic, want := range map[int64]string{
-		0x6969: "NFS", 0xff534d42: "CIFS", 0xfe534d42: "SMB", 0x0bd00bd0: "Lustre", 0x01021997: "9P",
-		unix.EXT4_SUPER_MAGIC: "", unix.XFS_SUPER_MAGIC: "", unix.BTRFS_SUPER_MAGIC: "", unix.TMPFS_MAGIC: "", unix.OVERLAYFS_SUPER_MAGIC: "",
-	} {
-		if got := networkFilesystem("/", unix.Statfs_t{Type: magic}); got != want {
-			t.Errorf("%#x: %q, want %q", magic, got, want)
-		}
-	}
-}
-
 func TestSpaceAt(t *testing.T) {
 	disk := mountExt4(t)
 	before, err := SpaceAt(filepath.Join(disk, "not", "yet", "there"))

@@ -35,6 +35,28 @@ func SpaceAt(path string) (Space, error) {
 	return s, nil
 }
 
+// SameFilesystem says whether two paths, or their nearest existing parents, take
+// from the same space. Parts of one filesystem that count their space together but
+// look like several, as on btrfs, are told apart.
+func SameFilesystem(a, b string) bool {
+	x, err := deviceOf(a)
+	if err != nil {
+		return false
+	}
+	y, err := deviceOf(b)
+	return err == nil && x == y
+}
+
+func deviceOf(path string) (uint64, error) {
+	path, _, err := statfsNearest(path)
+	if err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	err = unix.Stat(path, &st)
+	return st.Dev, err
+}
+
 // statfsNearest returns the nearest existing path at or above path, and its filesystem.
 func statfsNearest(path string) (string, unix.Statfs_t, error) {
 	path, err := filepath.Abs(path)

@@ -1,55 +1,54 @@
 package node
 
-import (
-	"encoding/json"
-	"os"
-	"path/filepath"
-	"testing"
-)
+import "testing"
 
 func TestSuccessor(t *testing.T) {
 	root := t.TempDir()
-	if Successor(root) {
-		t.Fatal("a root without an announcement has a successor")
-	}
-	done, err := Succeed(root)
+	self, err := Self()
 	if err != nil {
 		t.Fatal(err)
 	}
+	other := self
+	other.PID++
 	if Successor(root) {
-		t.Error("a process takes itself for its successor")
+		t.Error("a root that nobody has ever held has a successor")
 	}
-	// As another living process would have written it.
-	parent, err := readStat(os.Getppid())
+	lock, err := Lock(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := Self()
-	if err != nil {
+	t.Cleanup(func() { _ = lock.Unlock() }) // unlocked already, in a test that passes
+	succeed := func(p Process) (done func() error) {
+		t.Helper()
+		done, err := Succeed(root, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return done
+	}
+	check := func(want bool, what string) {
+		t.Helper()
+		if got := Successor(root); got != want {
+			t.Errorf("%s: has a successor: %v, want %v", what, got, want)
+		}
+	}
+	check(false, "without an announcement")
+	succeed(other)
+	check(false, "announced to another process")
+	first, second := succeed(self), succeed(self)
+	check(true, "announced twice")
+	if _, err := flock(root); err == nil {
+		t.Error("an announcement gave the root away")
+	}
+	if err := first(); err != nil {
 		t.Fatal(err)
 	}
-	other.PID, other.Start = os.Getppid(), parent.start
-	text, err := json.Marshal(other)
-	if err != nil {
+	check(true, "one of two announcements taken back")
+	if err := second(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, successorFile), text, 0o600); err != nil {
+	check(false, "both announcements taken back")
+	if err := lock.Unlock(); err != nil {
 		t.Fatal(err)
-	}
-	if !Successor(root) {
-		t.Error("the announcement is not seen")
-	}
-	if err := done(); err != nil {
-		t.Fatal(err)
-	}
-	if Successor(root) {
-		t.Error("the announcement was not taken back")
-	}
-	// A process that died before it had the root succeeds nobody.
-	if err := os.WriteFile(filepath.Join(root, successorFile), []byte(`{"pid":1,"start":1,"boot_id":"another"}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if Successor(root) {
-		t.Error("a dead process counts as successor")
 	}
 }

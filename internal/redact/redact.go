@@ -25,8 +25,12 @@ var parameter = regexp.MustCompile(`(?i)\b(sig|signature|x-amz-signature|x-amz-c
 // 11.6.2), and a bearer token that stands without its header.
 var credentials = regexp.MustCompile(`(?i)(\bauthorization["']?\s*[:=]\s*["']?[a-z0-9-]+\s+|\bbearer\s+)[A-Za-z0-9+/=_.~:-]{8,}`)
 
-// URL drops the query, the fragment and the password of a URL; a file URL has no
-// query. In http and
+// plain are the schemes whose URLs have neither query nor fragment: what looks
+// like one belongs to the name of the file or object.
+var plain = map[string]bool{"file": true, "s3": true, "gs": true, "az": true}
+
+// URL drops the query, the fragment and the password of a URL; one of a file or
+// of an object in a bucket has no query. In http and
 // https URLs the user goes too, where it is often a token; other schemes keep
 // it, as in abfss://container@account/path. A string without a scheme is a
 // path and returned as it is.
@@ -40,24 +44,25 @@ func URL(s string) string {
 		end = len(rest)
 	}
 	authority, path := rest[:end], rest[end:]
+	user, host := "", authority
 	if at := strings.LastIndexByte(authority, '@'); at >= 0 {
-		user, _, _ := strings.Cut(authority[:at], ":")
-		host := authority[at+1:]
-		if strings.EqualFold(scheme, "http") || strings.EqualFold(scheme, "https") || user == "" {
-			authority = host
-		} else {
-			authority = user + "@" + host
-		}
-	} else if host, port, ok := cutPort(authority); ok && !isPort(port) {
+		user, _, _ = strings.Cut(authority[:at], ":")
+		host = authority[at+1:]
+	}
+	if user != "" && !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+		user += "@"
+	} else {
+		user = ""
+	}
+	if name, port, ok := cutPort(host); ok && !isPort(port) {
 		// A password with an unescaped slash or question mark: what looks like
 		// host and port is user and the beginning of the password.
-		return scheme + "://" + host + ":" + Hidden
+		return scheme + "://" + user + name + ":" + Hidden
 	}
-	// A file's name may hold both, and means nothing by them.
-	if cut := strings.IndexAny(path, "?#"); cut >= 0 && !strings.EqualFold(scheme, "file") {
+	if cut := strings.IndexAny(path, "?#"); cut >= 0 && !plain[strings.ToLower(scheme)] {
 		path = path[:cut]
 	}
-	return scheme + "://" + authority + Text(path)
+	return scheme + "://" + user + host + Text(path)
 }
 
 // Text applies URL to each URL inside s and hides signatures, keys and

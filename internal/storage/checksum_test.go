@@ -152,7 +152,7 @@ func TestRetryAfter(t *testing.T) {
 
 func TestMetadataServiceIsRefused(t *testing.T) {
 	for address, refused := range map[string]bool{
-		"169.254.169.254:80": true, "[::ffff:169.254.169.254]:80": true, "[fd00:ec2::254]:80": true, "168.63.129.16:80": true,
+		"169.254.169.254:80": true, "[::ffff:169.254.169.254]:80": true, "[fd00:ec2::254]:80": true, "[fd20:ce::254]:80": true, "[fd00:c1::a9fe:a9fe]:80": true, "168.63.129.16:80": true,
 		"100.100.100.200:80": true, "127.0.0.1:80": false, "10.0.0.1:80": false, "[::1]:80": false, "93.184.216.34:443": false,
 	} {
 		if err := refuseMetadata("tcp", address, nil); (err != nil) != refused {

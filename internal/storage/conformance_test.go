@@ -19,6 +19,23 @@ func TestConformance(t *testing.T) {
 		s.Directories = true
 		storagetest.Run(t, s)
 	})
+	t.Run("s3", func(t *testing.T) {
+		s, _ := storagetest.Versitygw(t)
+		storagetest.Run(t, s)
+	})
+	t.Run("gs", func(t *testing.T) {
+		storagetest.Run(t, storagetest.FakeGCS(t))
+	})
+	t.Run("az", func(t *testing.T) {
+		s, _, _ := storagetest.Azurite(t)
+		storagetest.Run(t, s)
+	})
+	t.Run("https of Azure, signed", func(t *testing.T) {
+		s, _, signature := storagetest.Azurite(t)
+		t.Setenv("AZURE_STORAGE_KEY", "")
+		s.URL = "https://devstoreaccount1.blob.core.windows.net/bucket/top?" + signature
+		storagetest.Run(t, s)
+	})
 	t.Run("http", func(t *testing.T) {
 		url, dir := storagetest.Nginx(t)
 		storagetest.Run(t, storagetest.Tree(url, dir))

@@ -42,7 +42,7 @@ func httpChecksums(resp *http.Response) []Checksum {
 	add("md5", h.Get("X-Ms-Blob-Content-Md5"))
 	// What is stored compressed and sent as it was before has the checksum of
 	// the compressed bytes (decompressive transcoding of Cloud Storage).
-	if stored := h.Get("X-Goog-Stored-Content-Encoding"); stored == "" || stored == "identity" {
+	if stored := h.Get("X-Goog-Stored-Content-Encoding"); stored == "" || stored == "identity" || strings.EqualFold(stored, h.Get("Content-Encoding")) {
 		list("X-Goog-Hash")
 	}
 	// A composite one is made of the parts' checksums.

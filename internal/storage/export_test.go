@@ -13,3 +13,9 @@ func Hasten(s *Storage, idle time.Duration) *Storage {
 
 // PartName is the name of an unfinished Put's file.
 func PartName(name, tag string) string { return partName(name, tagSuffix(tag)) }
+
+// CRC32COf is the checksum of two texts that follow each other.
+var CRC32COf = crc32cOf
+
+// ErrNoName is what CheckOutput says of a file whose URL is that of a directory.
+var ErrNoName = errNoName

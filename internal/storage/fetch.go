@@ -24,7 +24,8 @@ type FetchRequest struct {
 	Name string
 	// Version that the object must have, as List gave it; empty for any.
 	Version string
-	// Mode of the file; 0 takes the source's permissions, readable by all.
+	// Mode of the file; 0 takes the source's permissions, and lets
+	// all read it, and run it where its owner may.
 	Mode fs.FileMode
 	// NoSync leaves it to the caller to make the file durable, with one
 	// syncfs(2) for many files, before it relies on it.
@@ -260,9 +261,18 @@ func (f *fetch) copyFrom(ctx context.Context, src *os.File) error {
 	return nil
 }
 
+// openToAll lets everybody read a file, and run it where its owner may: executors run as
+// whatever user their image names.
+func openToAll(mode fs.FileMode) fs.FileMode {
+	if mode&0o100 != 0 {
+		mode |= 0o111
+	}
+	return mode | 0o644
+}
+
 // publish makes the file durable and gives it its name.
 func (f *fetch) publish() error {
-	mode := cmp.Or(f.req.Mode, f.object.Mode.Perm()|0o644)
+	mode := cmp.Or(f.req.Mode, openToAll(f.object.Mode.Perm()))
 	if f.trail != nil {
 		// The record of parts goes only when it is not needed any more: syncing
 		// a large file takes a while, and whoever is killed meanwhile has

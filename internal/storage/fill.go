@@ -7,7 +7,7 @@ import (
 	"io"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/deckhand/deckhand/internal/group"
 )
 
 // errNoRanges says that a source did not answer a range with that range.
@@ -17,7 +17,7 @@ var errNoRanges = errors.New("the server does not keep to the range that it was 
 // fails for a passing reason leaves its part to the others.
 type workers struct {
 	*fetch
-	group *errgroup.Group
+	group *group.Group
 	ctx   context.Context // of the group
 
 	once   sync.Once
@@ -27,15 +27,15 @@ type workers struct {
 // fill brings every part that is missing and verifies the whole. first, when
 // not nil, is open at the beginning of the object. The caller holds one stream.
 func (f *fetch) fill(ctx context.Context, first *Reader) error {
-	group, groupCtx := errgroup.WithContext(ctx)
-	w := &workers{fetch: f, group: group, ctx: groupCtx}
-	verified := make(chan error, 1)
+	w := &workers{fetch: f}
+	w.group, w.ctx = group.WithContext(ctx)
+	verifier, _ := group.WithContext(ctx)
 	f.plan.start()
-	go func() { verified <- f.verify() }()
-	group.Go(func() error { return w.work(first) })
-	err := group.Wait()
+	verifier.Go(f.verify)
+	w.group.Go(func() error { return w.work(first) })
+	err := w.group.Wait()
 	f.plan.stop()
-	if wrong := <-verified; err == nil {
+	if wrong := verifier.Wait(); err == nil {
 		err = wrong
 	}
 	if err == nil && !f.plan.whole() {

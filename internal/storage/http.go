@@ -27,34 +27,35 @@ type httpStore struct {
 }
 
 func newHTTP(s *Storage) Store {
+	return &httpStore{storage: s, client: &http.Client{CheckRedirect: checkRedirect, Transport: s.transport}}
+}
+
+// newTransport returns what carries the requests of all stores.
+func newTransport(parallel int) *http.Transport {
 	dialer := &net.Dialer{Timeout: 30 * time.Second, Control: refuseMetadata}
-	return &httpStore{
-		storage: s,
-		client: &http.Client{
-			CheckRedirect: checkRedirect,
-			// Not HTTP/2: its streams share one connection, which is slower than several.
-			Transport: &http.Transport{
-				Proxy:                 http.ProxyFromEnvironment,
-				DialContext:           dialer.DialContext,
-				TLSHandshakeTimeout:   30 * time.Second,
-				MaxIdleConnsPerHost:   s.opts.Parallel,
-				IdleConnTimeout:       90 * time.Second,
-				DisableCompression:    true,
-				ExpectContinueTimeout: time.Second, // not every server knows Expect
-				ReadBufferSize:        64 << 10,
-				WriteBufferSize:       64 << 10,
-			},
-		},
+	// Not HTTP/2: its streams share one connection, which is slower than several.
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           dialer.DialContext,
+		TLSHandshakeTimeout:   30 * time.Second,
+		MaxIdleConnsPerHost:   parallel,
+		IdleConnTimeout:       90 * time.Second,
+		DisableCompression:    true,
+		ExpectContinueTimeout: time.Second, // not every server knows Expect
+		ReadBufferSize:        64 << 10,
+		WriteBufferSize:       64 << 10,
 	}
 }
 
 // metadata are the addresses at which a cloud gives a node its credentials. A
 // task may not read those through us, its containers cannot either.
 var metadata = []netip.Prefix{
-	netip.MustParsePrefix("169.254.0.0/16"),     // link-local: AWS, Azure, Google, OpenStack
-	netip.MustParsePrefix("fd00:ec2::/32"),      // AWS over IPv6
-	netip.MustParsePrefix("168.63.129.16/32"),   // Azure's wire server
-	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba
+	netip.MustParsePrefix("169.254.0.0/16"),         // link-local: AWS, Azure, Google, OpenStack
+	netip.MustParsePrefix("fd00:ec2::/32"),          // AWS over IPv6
+	netip.MustParsePrefix("fd20:ce::254/128"),       // Google over IPv6
+	netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), // Oracle over IPv6
+	netip.MustParsePrefix("168.63.129.16/32"),       // Azure's wire server
+	netip.MustParsePrefix("100.100.100.200/32"),     // Alibaba
 }
 
 var errMetadata = errors.New("a task may not read the node's metadata service")
@@ -143,7 +144,9 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: %w", err)
 	}
 	req.Header = header
-	header.Set("Accept-Encoding", "identity")
+	if header.Get("Accept-Encoding") == "" {
+		header.Set("Accept-Encoding", "identity")
+	}
 	header.Set("User-Agent", "deckhand")
 	if user != nil {
 		password, _ := user.Password()
@@ -224,13 +227,8 @@ func (h *httpStore) Stat(ctx context.Context, url string) (Object, error) {
 // If-Unmodified-Since) and compared with that of the answer as well.
 func (h *httpStore) Open(ctx context.Context, url string, r Range) (*Reader, error) {
 	header := http.Header{}
-	ranged := r.Offset > 0 || r.Length >= 0
-	if ranged {
-		last := ""
-		if r.Length >= 0 {
-			last = strconv.FormatInt(r.Offset+r.Length-1, 10)
-		}
-		header.Set("Range", fmt.Sprintf("bytes=%d-%s", r.Offset, last))
+	if r.partial() {
+		header.Set("Range", r.header())
 	}
 	if r.Version != "" {
 		kind, value, _ := strings.Cut(r.Version, " ")
@@ -240,19 +238,24 @@ func (h *httpStore) Open(ctx context.Context, url string, r Range) (*Reader, err
 	if err != nil {
 		return nil, err
 	}
+	return newReader(resp, w, r, httpObject)
+}
+
+// newReader makes a Reader of an answer to a GET, which it holds against what
+// was asked for. object reads what the answer says about the whole object.
+func newReader(resp *http.Response, w *watch, r Range, object func(*http.Response) (Object, error)) (*Reader, error) {
 	reader := &Reader{ReadCloser: &httpBody{resp.Body, w}}
-	if err := reader.accept(resp, r, ranged); err != nil {
+	if err := reader.accept(resp, r, object); err != nil {
 		return nil, errors.Join(err, reader.Close())
 	}
 	return reader, nil
 }
 
-// accept holds an answer against what was asked for.
-func (reader *Reader) accept(resp *http.Response, r Range, ranged bool) (err error) {
+func (reader *Reader) accept(resp *http.Response, r Range, object func(*http.Response) (Object, error)) (err error) {
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusPartialContent:
-		if !ranged {
+		if !r.partial() {
 			return errNoRanges
 		}
 	case http.StatusPreconditionFailed:
@@ -262,7 +265,7 @@ func (reader *Reader) accept(resp *http.Response, r Range, ranged bool) (err err
 	default:
 		return statusError(resp)
 	}
-	o, err := httpObject(resp)
+	o, err := object(resp)
 	if err != nil {
 		return err
 	}
@@ -279,6 +282,17 @@ func (reader *Reader) accept(resp *http.Response, r Range, ranged bool) (err err
 	}
 	reader.Object = o
 	return nil
+}
+
+// partial says that less than the whole object may be wanted.
+func (r Range) partial() bool { return r.Offset > 0 || r.Length >= 0 }
+
+// header is the range as HTTP asks for it (RFC 9110, 14.2).
+func (r Range) header() string {
+	if r.Length < 0 {
+		return fmt.Sprintf("bytes=%d-", r.Offset)
+	}
+	return fmt.Sprintf("bytes=%d-%d", r.Offset, r.Offset+r.Length-1)
 }
 
 // versionHeaders are the conditions that pin the two kinds of version.
@@ -309,18 +323,26 @@ func httpObject(resp *http.Response) (Object, error) {
 			"the server sends it with Content-Encoding %q although none was asked for; what is stored cannot be told from what is sent: "+
 				"mend the object's metadata or the proxy", coding)
 	}
-	o := Object{
-		Size: resp.ContentLength, Version: httpVersion(h),
-		Ranges: strings.EqualFold(h.Get("Accept-Ranges"), "bytes"),
-	}
-	o.ModTime, _ = http.ParseTime(h.Get("Last-Modified"))
-	o.Checksums = httpChecksums(resp)
+	o := storedObject(resp)
 	if o.Size < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor < 2 && resp.Request.Method != http.MethodHead &&
 		len(o.Checksums) == 0 {
 		return Object{}, machine.Faultf(machine.TaskFault,
 			"the server sends neither a length nor a checksum: a cut file could not be told from a whole one")
 	}
 	return o, nil
+}
+
+// storedObject reads what an answer says about an object, whose bytes are sent
+// as they are stored.
+func storedObject(resp *http.Response) Object {
+	h := resp.Header
+	o := Object{
+		Size: resp.ContentLength, Version: httpVersion(h),
+		Ranges:    strings.EqualFold(h.Get("Accept-Ranges"), "bytes"),
+		Checksums: httpChecksums(resp),
+	}
+	o.ModTime, _ = http.ParseTime(h.Get("Last-Modified"))
+	return o
 }
 
 // parseContentRange reads "bytes 0-4/5" (RFC 9110, 14.4); end is exclusive.
@@ -341,15 +363,19 @@ func statusError(resp *http.Response) error {
 	if said := excerpt(resp.Body); said != "" {
 		text += ": " + said
 	}
-	err := errors.New(text)
-	switch code := resp.StatusCode; {
+	return statusFault(resp.StatusCode, resp.Header, errors.New(text))
+}
+
+// statusFault gives the error that an answer makes its fault, by the status.
+func statusFault(code int, h http.Header, err error) error {
+	switch {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		return machine.Faultf(machine.TaskFault, "%w; credentials may be missing, wrong or expired", err)
 	case code == http.StatusNotFound, code == http.StatusGone:
 		return machine.Faultf(machine.TaskFault, "%w; there is no such object", err)
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests,
 		code >= 500 && code != http.StatusNotImplemented && code != http.StatusHTTPVersionNotSupported:
-		return &passingError{err, retryAfter(resp.Header)}
+		return &passingError{err, retryAfter(h)}
 	}
 	return machine.Faultf(machine.TaskFault, "%w", err)
 }
@@ -395,7 +421,7 @@ func (h *httpStore) List(_ context.Context, url string) iter.Seq2[Object, error]
 
 // Put sends the file with its length.
 func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
-	header := http.Header{"Content-Type": {"application/octet-stream"}}
+	header := http.Header{"Content-Type": {octetStream}}
 	resp, w, err := h.request(ctx, http.MethodPut, url, header, src)
 	if err != nil {
 		return err
@@ -410,16 +436,10 @@ func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
 }
 
 // Abort has nothing to do: a server keeps nothing of a PUT that was cut.
-func (h *httpStore) Abort(context.Context, string, string) error { return nil }
+func (h *httpStore) Abort(context.Context, string, Unfinished) error { return nil }
 
-// Join adds to the path and leaves a query, such as a signature, behind it.
-func (h *httpStore) Join(url, name string) string {
-	end := strings.IndexAny(url, "?#")
-	if end < 0 {
-		end = len(url)
-	}
-	return strings.TrimSuffix(url[:end], "/") + "/" + escapeName(name) + url[end:]
-}
+// Join adds to the path.
+func (h *httpStore) Join(url, name string) string { return joinEscaped(url, name) }
 
 // httpBody is a response's body under watch.
 type httpBody struct {

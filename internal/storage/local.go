@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -321,12 +322,12 @@ func (local) Put(ctx context.Context, url string, src *Source) error {
 }
 
 // Abort removes the hidden file of a Put that did not end.
-func (local) Abort(_ context.Context, url, tag string) error {
+func (local) Abort(_ context.Context, url string, left Unfinished) error {
 	target, err := localTarget(url)
 	if err != nil {
 		return err
 	}
-	temporary := filepath.Join(filepath.Dir(target), partName(filepath.Base(target), tagSuffix(tag)))
+	temporary := filepath.Join(filepath.Dir(target), partName(filepath.Base(target), tagSuffix(left.Tag)))
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return err
 	}
@@ -341,7 +342,7 @@ func localTarget(url string) (string, error) {
 		return "", err
 	}
 	if strings.HasSuffix(url, "/") {
-		return "", machine.Faultf(machine.TaskFault, "it names a directory; a file needs a name")
+		return "", machine.Faultf(machine.TaskFault, "%w", errNoName)
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
 		if path, err = filepath.EvalSymlinks(path); err != nil {
@@ -408,8 +409,12 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Join keeps the kind of the URL: in a file URL the name is encoded.
+// Join keeps the kind of the URL: in a file URL the name is encoded. A name that
+// is no UTF-8 makes a path a file URL, because it would not survive the journal.
 func (local) Join(url, name string) string {
+	if strings.HasPrefix(url, "/") && !utf8.ValidString(name) {
+		url = "file://" + escapeName(url)
+	}
 	if !strings.HasPrefix(url, "/") {
 		name = escapeName(name)
 	}

@@ -6,7 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"sync/atomic"
+	"sync"
 )
 
 // PutRequest names a file and where it is published.
@@ -20,6 +20,13 @@ type PutRequest struct {
 	// Tag tells this publisher (root, task and attempt) from others of the same
 	// URL. A Put takes the place of an unfinished one with the same tag.
 	Tag string
+	// Upload is what Begin was told of an unfinished Put of the same file, which
+	// this one goes on with; empty for none.
+	Upload string
+	// Begin, when not nil, is told before an upload in parts is made at the
+	// storage, with "", and what names it before the first part is sent. Its
+	// error ends the Put.
+	Begin func(ctx context.Context, upload string) error
 }
 
 // Put publishes a file, whole or not at all, over whatever is at the URL. The
@@ -27,7 +34,7 @@ type PutRequest struct {
 //
 // Errors: TaskFault when the storage will not take it, NodeFault when a local
 // disk is full or cannot be written, RetryLater when the storage failed for
-// Options.RetryFor.
+// Options.RetryFor. After an error an upload in parts may be left; Abort ends it.
 func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 	store, err := s.For(req.URL)
 	if err != nil {
@@ -44,31 +51,34 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 		return err
 	}
 	defer s.streams.Release(1)
-	var sent atomic.Int64 // in this attempt
-	src := &Source{File: req.File, Size: req.Size, Mode: req.Mode, Tag: req.Tag, count: func(ctx context.Context, n int64) error {
-		sent.Add(n)
-		return s.count(ctx, n)
-	}}
-	return s.retry(ctx, "upload to", req.URL, nil, func(ctx context.Context) error {
+	src := &Source{
+		File: req.File, Size: req.Size, Mode: req.Mode, Tag: req.Tag,
+		upload: req.Upload, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
+	}
+	return s.retry(ctx, "upload to", req.URL, src.moved, func(ctx context.Context) error {
 		err := store.Put(ctx, req.URL, src)
-		// What was sent in vain does not count, nor what was sent twice.
-		if err != nil {
-			s.opts.Meter.AddBytes(-sent.Swap(0))
-		} else {
-			s.opts.Meter.AddBytes(req.Size - sent.Load())
-		}
+		src.settle(err == nil)
 		return err
 	})
 }
 
-// Abort removes what an unfinished Put with that tag left behind.
-func (s *Storage) Abort(ctx context.Context, url, tag string) error {
+// Unfinished is what is known of a Put that did not end.
+type Unfinished struct {
+	Tag string
+	// InParts says that an upload in parts may have been made, and Upload names
+	// it as far as that is known.
+	InParts bool
+	Upload  string
+}
+
+// Abort removes what an unfinished Put left behind.
+func (s *Storage) Abort(ctx context.Context, url string, left Unfinished) error {
 	store, err := s.For(url)
 	if err != nil {
 		return err
 	}
 	return s.retry(ctx, "clean up after an upload to", url, nil, func(ctx context.Context) error {
-		return store.Abort(ctx, url, tag)
+		return store.Abort(ctx, url, left)
 	})
 }
 
@@ -79,23 +89,86 @@ type Source struct {
 	Mode fs.FileMode
 	Tag  string
 
-	count func(ctx context.Context, n int64) error
+	upload string // in parts, under way; empty for none
+	begin  func(ctx context.Context, upload string) error
+	limit  func(ctx context.Context, n int64) error
+	meter  func(n int64)
+
+	mu      sync.Mutex
+	counted int64 // bytes that the meter shows
+	kept    int64 // bytes that the storage has for good, in parts
+}
+
+// began tells of an upload in parts, or of the plan to make one.
+func (s *Source) began(ctx context.Context, upload string) error {
+	s.upload = upload
+	if s.begin == nil {
+		return nil
+	}
+	return s.begin(ctx, upload)
+}
+
+// moved is how many bytes need not be sent again.
+func (s *Source) moved() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kept
+}
+
+// keep adds bytes that the storage has for good. Those that were not sent by
+// this Put are shown as done too.
+func (s *Source) keep(n int64, sent bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept += n
+	if !sent {
+		s.counted += n
+		s.meter(n)
+	}
+}
+
+// lose forgets what was kept: the storage will say what it has.
+func (s *Source) lose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.meter(-s.counted)
+	s.kept, s.counted = 0, 0
+}
+
+// settle makes the meter show what an attempt has come to: what was sent in
+// vain does not count, nor what was sent twice.
+func (s *Source) settle(published bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if published {
+		s.kept = s.Size
+	}
+	s.meter(s.kept - s.counted)
+	s.counted = s.kept
+}
+
+// count tells of n bytes that are being sent.
+func (s *Source) count(ctx context.Context, n int64) error {
+	s.mu.Lock()
+	s.counted += n
+	s.mu.Unlock()
+	return s.limit(ctx, n)
 }
 
 // Section reads n bytes of the file from an offset, within the bandwidth limit
 // and counted. Sections may be read again and at the same time.
-func (s *Source) Section(ctx context.Context, offset, n int64) io.Reader {
-	return &section{ctx: ctx, source: s, r: io.NewSectionReader(s.File, offset, n)}
+func (s *Source) Section(ctx context.Context, offset, n int64) io.ReadSeeker {
+	return &section{ctx: ctx, source: s, ReadSeeker: io.NewSectionReader(s.File, offset, n)}
 }
 
 type section struct {
 	ctx    context.Context
 	source *Source
-	r      io.Reader
+	io.ReadSeeker
 }
 
 func (s *section) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
+	n, err := s.ReadSeeker.Read(b)
 	if n > 0 {
 		err = cmp.Or(s.source.count(s.ctx, int64(n)), err)
 	}

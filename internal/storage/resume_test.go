@@ -21,8 +21,22 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// TestMain turns the test program into a downloader that can be killed.
+// TestMain turns the test program into one that moves a file and can be killed.
 func TestMain(m *testing.M) {
+	if url := os.Getenv("STORAGE_TEST_PUT"); url != "" {
+		f, err := os.Open(os.Getenv("STORAGE_TEST_SOURCE"))
+		if err == nil {
+			st := storage.New(storage.Options{
+				Parallel: 4, S3: storage.S3{Endpoint: os.Getenv("STORAGE_TEST_S3")}, Azure: storage.Azure{Endpoint: os.Getenv("STORAGE_TEST_AZURE")},
+			})
+			err = st.Put(context.Background(), storage.PutRequest{
+				URL: url, File: f, Size: partedSize, Tag: "tag",
+				Begin: func(_ context.Context, upload string) error { fmt.Println(upload); return nil },
+			})
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(0)
+	}
 	if url := os.Getenv("STORAGE_TEST_FETCH"); url != "" {
 		root, err := os.OpenRoot(os.Getenv("STORAGE_TEST_DIR"))
 		if err == nil {

@@ -7,11 +7,13 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"iter"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -39,9 +41,8 @@ type Store interface {
 	List(ctx context.Context, url string) iter.Seq2[Object, error]
 	// Put publishes a file, whole or not at all, over whatever was there.
 	Put(ctx context.Context, url string, src *Source) error
-	// Abort removes what an unfinished Put of a source with that tag left
-	// behind. Nothing left is success.
-	Abort(ctx context.Context, url, tag string) error
+	// Abort removes what an unfinished Put left behind. Nothing left is success.
+	Abort(ctx context.Context, url string, left Unfinished) error
 	// Join returns the URL of a slash-separated name below a directory.
 	Join(url, name string) string
 }
@@ -95,6 +96,12 @@ type Options struct {
 	Memory int64
 	// Bandwidth in bytes a second; no limit when 0.
 	Bandwidth int64
+	// S3 says how s3:// is reached.
+	S3 S3
+	// GCS says how gs:// is reached.
+	GCS GCS
+	// Azure says how az:// and https://*.blob.core.windows.net are reached.
+	Azure Azure
 	// Meter counts bytes; may be nil.
 	Meter *progress.Meter
 	// Log tells of retries; may be nil.
@@ -116,18 +123,23 @@ type scheme struct {
 // service with URLs of its own may stand before http.
 var schemes = []scheme{
 	{"file", isLocal, checkLocal, true, newLocal},
+	{"s3", hasScheme("s3"), checkBucketURL, true, newS3},
+	{"gs", hasScheme("gs"), checkBucketURL, true, newGCS},
+	{"az and URLs of Azure Blob Storage", isAzure, checkAzure, true, newAzure},
 	{"http, https", hasScheme("http", "https"), checkHTTP, false, newHTTP},
 }
 
 // Storage moves files between the node and wherever URLs lead. It is safe for
 // concurrent use.
 type Storage struct {
-	opts    Options
-	stores  []Store // one for each of schemes
-	streams *semaphore.Weighted
-	limit   *rate.Limiter // nil without a limit
-	buffers sync.Pool     // of *[]byte, all of the same size
-	pause   pause
+	opts   Options
+	stores []Store // one for each of schemes
+	// transport carries the requests of all stores.
+	transport *http.Transport
+	streams   *semaphore.Weighted
+	limit     *rate.Limiter // nil without a limit
+	buffers   sync.Pool     // of *[]byte, all of the same size
+	pause     pause
 }
 
 const (
@@ -158,6 +170,8 @@ func New(opts Options) *Storage {
 		streams: semaphore.NewWeighted(int64(opts.Parallel)),
 		buffers: sync.Pool{New: func() any { b := make([]byte, size); return &b }},
 		pause:   defaultPause,
+
+		transport: newTransport(opts.Parallel),
 	}
 	if opts.Bandwidth > 0 {
 		s.limit = rate.NewLimiter(rate.Limit(opts.Bandwidth), int(max(size, opts.Bandwidth/10)))
@@ -194,14 +208,25 @@ func CheckInput(url string, directory bool) error {
 	return schemes[i].check(url)
 }
 
-// CheckOutput says why nothing can be published at a URL, without asking anybody.
-func CheckOutput(url string) error {
+// CheckOutput says why nothing can be published at a URL, which is that of a
+// directory or of one file, without asking anybody.
+func CheckOutput(url string, directory bool) error {
 	i, err := schemeOf(url)
 	if err != nil {
 		return err
 	}
+	path := url
+	if !isLocal(url) { // in a local path a question mark is one
+		path, _, _ = strings.Cut(url, "?")
+	}
+	if !directory && schemes[i].directories && strings.HasSuffix(path, "/") {
+		return errNoName
+	}
 	return schemes[i].check(url)
 }
+
+// errNoName: a slash at the end of a URL makes it that of a directory.
+var errNoName = errors.New("it names a directory; a file needs a name")
 
 // schemeOf finds the kind of a URL, as an index into schemes.
 func schemeOf(url string) (int, error) {

@@ -39,6 +39,9 @@ func (w *watch) end() {
 
 // cause is why the request ended, when that was the watch, and err otherwise.
 func (w *watch) cause(err error) error {
+	if err == nil {
+		return nil
+	}
 	if c := context.Cause(w.ctx); c != nil && !errors.Is(c, context.Canceled) {
 		return c
 	}
@@ -47,15 +50,15 @@ func (w *watch) cause(err error) error {
 
 // around watches a request's body: time spent in reading it, as under a
 // bandwidth limit, does not count, time until more of it is wanted does.
-func (w *watch) around(r io.Reader) io.Reader { return &watchedBody{w, r} }
+func (w *watch) around(r io.ReadSeeker) io.ReadSeeker { return &watchedBody{w, r} }
 
 type watchedBody struct {
 	watch *watch
-	r     io.Reader
+	io.ReadSeeker
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	b.watch.rest()
 	defer b.watch.expect()
-	return b.r.Read(p)
+	return b.ReadSeeker.Read(p)
 }

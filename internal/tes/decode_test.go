@@ -3,6 +3,7 @@ package tes
 import (
 	"errors"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -116,13 +117,52 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		same(t, "document read back", DocumentHash(decode(t, encode(t, task)), nil), DocumentHash(task, nil))
-		if _, err := task.Validate("Known"); err != nil {
+		if _, err := task.Validate(known); err != nil {
 			return
 		}
 		before := encode(t, task)
-		if _, err := task.Validate("Known"); err != nil {
+		if _, err := task.Validate(known); err != nil {
 			t.Errorf("a second Validate fails: %v", err)
 		}
 		same(t, "task after a second Validate", encode(t, task), before)
+		sound(t, task)
 	})
+}
+
+// sound holds what Validate promises of a task that it lets pass.
+func sound(t *testing.T, task *Task) {
+	t.Helper()
+	paths := append([]string{}, task.Volumes...)
+	seen := map[string]bool{}
+	for _, in := range task.Inputs {
+		paths = append(paths, in.Path)
+		if (in.URL == "") == (in.Content == nil) || in.Type != File && in.Type != Directory || seen[in.Path] {
+			t.Errorf("input %+v", in)
+		}
+		seen[in.Path] = true
+	}
+	for _, out := range task.Outputs {
+		paths = append(paths, out.LiteralPath())
+		if out.URL == "" || out.Type != File && out.Type != Directory || out.Wildcard() != (out.PathPrefix != "") {
+			t.Errorf("output %+v", out)
+		}
+	}
+	for _, e := range task.Executors {
+		if e.Image == "" || len(e.Command) == 0 {
+			t.Errorf("executor %+v", e)
+		}
+		for _, p := range []string{e.Workdir, e.Stdin, e.Stdout, e.Stderr} {
+			if p != "" {
+				paths = append(paths, p)
+			}
+		}
+	}
+	for _, p := range paths {
+		if path.Clean(p) != p || !path.IsAbs(p) || strings.Contains(p, "\x00") {
+			t.Errorf("path %q", p)
+		}
+	}
+	if r := task.Resources; len(task.Executors) == 0 || r.RAMBytes() < 0 || r.DiskBytes() < 0 || r.CPUCores < 0 {
+		t.Errorf("%d executors, resources %+v", len(task.Executors), r)
+	}
 }

@@ -84,6 +84,10 @@ var documents = map[string]struct {
 		same(t, "workdir", task.Executors[0].Workdir, "")
 		same(t, "cpus", task.Resources.CPUCores, 0)
 	}},
+	"cromwell-hello-digest": {check: func(t *testing.T, task *Task) {
+		same(t, "image", task.Executors[0].Image, "ubuntu@sha256:186072bba1b2f436cbb91ef2567abca677337cfc786c86e107d25b7072feef0c")
+		same(t, "tags", len(task.Tags), 1) // the other is null
+	}},
 	"nextflow-globs": {check: func(t *testing.T, task *Task) {
 		out, html := task.Outputs[0], task.Outputs[4]
 		same(t, "wildcard", out.Wildcard(), false)
@@ -93,6 +97,24 @@ var documents = map[string]struct {
 		same(t, "relative", html.Relative("/work/a.html"), "a.html")
 		same(t, "url", task.Inputs[3].URL, "s3://reads/run 7/S1_R1.fastq.gz")
 	}},
+	"pulsar-coexecution": {check: func(t *testing.T, task *Task) {
+		same(t, "volumes", strings.Join(task.Volumes, " "), "/pulsar_staging")
+		same(t, "images", len(task.Images()), 2)
+		same(t, "workdir", task.Executors[1].Workdir, "/pulsar_staging")
+	}},
+	"py-tes-full": {
+		warnings: []string{"inputs[1].path"},
+		check: func(t *testing.T, task *Task) {
+			same(t, "id", task.ID, "foo")
+			same(t, "state", task.State, "")
+			same(t, "logs", len(task.Logs), 0)
+			same(t, "created", task.CreationTime.IsZero(), true)
+			same(t, "inputs", len(task.Inputs), 1)
+			same(t, "content", *task.Inputs[0].Content, "foo")
+			same(t, "zones", strings.Join(task.Resources.Zones, " "), "us-east-1 us-west-1")
+			same(t, "preemptible", task.Resources.Preemptible, true)
+		},
+	},
 	"tesk-bad-input":     {},
 	"tesk-env":           {},
 	"tesk-error-stops":   {check: func(t *testing.T, task *Task) { same(t, "executors", len(task.Executors), 3) }},

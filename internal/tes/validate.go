@@ -1,6 +1,7 @@
 package tes
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -17,11 +18,12 @@ import (
 //   - an input has exactly one of URL and Content, and a path of its own;
 //   - of the backend parameters only the supported ones are left, with their
 //     keys spelled as in supported, which are compared without regard to case.
+//     What is not supported is a warning, or an error in a task that is strict.
 //
 // It finds everything that is wrong: err is FieldErrors. Warnings are sentences
 // for the task's system logs; they name fields and never hold values that may
 // be secret. A second call changes nothing.
-func (t *Task) Validate(supported ...string) (warnings []string, err error) {
+func (t *Task) Validate(supported ...Parameter) (warnings []string, err error) {
 	v := validator{}
 	if t.ID != "" {
 		if err := ValidID(t.ID); err != nil {
@@ -37,6 +39,14 @@ func (t *Task) Validate(supported ...string) (warnings []string, err error) {
 		return v.warnings, v.errs
 	}
 	return v.warnings, nil
+}
+
+// Parameter is a backend parameter that is supported.
+type Parameter struct {
+	Key string
+	// Check says what values are supported when this one is not, without
+	// repeating it; nil takes every value.
+	Check func(value string) error
 }
 
 type validator struct {
@@ -63,16 +73,24 @@ func (v *validator) executors(executors []Executor) {
 		}
 		for j, arg := range e.Command {
 			v.noNUL(fmt.Sprintf("%s.command[%d]", field, j), arg)
+			v.argument(fmt.Sprintf("%s.command[%d]", field, j), arg)
 		}
-		v.optionalPath(field+".workdir", &e.Workdir, Directory)
+		if v.optionalPath(field+".workdir", &e.Workdir, Directory) {
+			v.names(field+".workdir", e.Workdir)
+		}
 		v.optionalPath(field+".stdin", &e.Stdin, File)
-		v.optionalPath(field+".stdout", &e.Stdout, File)
-		v.optionalPath(field+".stderr", &e.Stderr, File)
+		if v.optionalPath(field+".stdout", &e.Stdout, File) {
+			v.place(field+".stdout", e.Stdout)
+		}
+		if v.optionalPath(field+".stderr", &e.Stderr, File) {
+			v.place(field+".stderr", e.Stderr)
+		}
 		for _, name := range sortedKeys(e.Env) {
 			if name == "" || strings.ContainsAny(name, "=\x00") {
 				v.errs.add(field+".env", "the name %q must not be empty nor hold = or NUL", name)
 			}
 			v.noNUL(join(field+".env", name), e.Env[name])
+			v.argument(join(field+".env", name), name+"="+e.Env[name])
 		}
 	}
 }
@@ -88,8 +106,9 @@ func (v *validator) inputs(inputs []Input) []Input {
 		if !v.path(field+".path", &in.Path, in.Type) {
 			continue
 		}
-		if in.Path == "/" {
-			v.errs.add(field+".path", "must not be /; nothing can be mounted there")
+		v.place(field+".path", in.Path)
+		if in.Type == Directory && slices.Contains(imageDirs, in.Path) {
+			v.warn(field+".path", "the directory hides what images have in %s; give its files as inputs of their own, which do not", in.Path)
 		}
 		if j, ok := last[in.Path]; ok && !sameFile(&inputs[j], in) {
 			v.warn(field+".path", "inputs[%d] has the same path and another source; it is ignored", j)
@@ -191,9 +210,7 @@ func (v *validator) volumes(volumes []string, inputs []Input) []string {
 		if !v.path(field, &dir, Directory) {
 			continue
 		}
-		if dir == "/" {
-			v.errs.add(field, "must not be /; nothing can be mounted there")
-		}
+		v.place(field, dir)
 		v.notBelowFile(field, dir, inputs, at)
 		if !seen[dir] {
 			kept = append(kept, dir)
@@ -203,7 +220,7 @@ func (v *validator) volumes(volumes []string, inputs []Input) []string {
 	return kept
 }
 
-func (v *validator) resources(r *Resources, supported []string) {
+func (v *validator) resources(r *Resources, supported []Parameter) {
 	for _, n := range []struct {
 		field string
 		value float64
@@ -214,24 +231,39 @@ func (v *validator) resources(r *Resources, supported []string) {
 	}
 	kept := map[string]string{}
 	for _, key := range sortedKeys(r.BackendParameters) {
-		field := "resources.backend_parameters." + key
-		i := slices.IndexFunc(supported, func(s string) bool { return strings.EqualFold(s, key) })
+		field, value := "resources.backend_parameters."+key, r.BackendParameters[key]
+		p, err := find(supported, key, value)
 		switch {
-		case i < 0 && r.BackendParametersStrict:
-			v.errs.add(field, "is not supported here, and backend_parameters_strict is set")
-		case i < 0:
-			v.warn(field, "is not supported here; ignored")
+		case err != nil && r.BackendParametersStrict:
+			v.errs.add(field, "%v, and backend_parameters_strict is set", err)
+		case err != nil:
+			v.warn(field, "%v; ignored", err)
 		default:
-			if _, ok := kept[supported[i]]; ok {
+			if _, ok := kept[p.Key]; ok {
 				v.errs.add(field, "is given twice, in other upper and lower case; keep one")
 			}
-			kept[supported[i]] = r.BackendParameters[key]
+			kept[p.Key] = value
 		}
 	}
 	r.BackendParameters = nil
 	if len(kept) > 0 {
 		r.BackendParameters = kept
 	}
+}
+
+// find returns the supported parameter that a key names, when it takes the value.
+func find(supported []Parameter, key, value string) (Parameter, error) {
+	i := slices.IndexFunc(supported, func(p Parameter) bool { return strings.EqualFold(p.Key, key) })
+	if i < 0 {
+		return Parameter{}, errors.New("is not supported here")
+	}
+	p := supported[i]
+	if p.Check != nil {
+		if err := p.Check(value); err != nil {
+			return p, fmt.Errorf("has a value that is not supported here: %w", err)
+		}
+	}
+	return p, nil
 }
 
 func (v *validator) fileType(field string, t *FileType) {
@@ -244,15 +276,17 @@ func (v *validator) fileType(field string, t *FileType) {
 	}
 }
 
-func (v *validator) optionalPath(field string, p *string, t FileType) {
-	if *p != "" {
-		v.path(field, p, t)
-	}
+// optionalPath is false when there is no path, too.
+func (v *validator) optionalPath(field string, p *string, t FileType) bool {
+	return *p != "" && v.path(field, p, t)
 }
 
 // maxPath is the length in bytes of the longest path that Linux takes (PATH_MAX
 // without the NUL).
 const maxPath = 4095
+
+// reserved is deckhand's own directory in containers.
+const reserved = "/.deckhand/"
 
 // path checks and cleans a path in the container. It is false when the path
 // cannot be used.
@@ -267,6 +301,8 @@ func (v *validator) path(field string, p *string, t FileType) bool {
 		v.errs.add(field, "must not hold .. as a component, as %q does", *p)
 	case t == File && strings.HasSuffix(*p, "/"):
 		v.errs.add(field, "must not end with a slash, because it names a file and not a directory")
+	case strings.HasPrefix(path.Clean(*p)+"/", reserved):
+		v.errs.add(field, "must not be at or below %s, where deckhand mounts what it needs itself", path.Clean(reserved))
 	case len(*p) > maxPath:
 		v.errs.add(field, "must not be longer than %d bytes", maxPath)
 	}
@@ -276,6 +312,60 @@ func (v *validator) path(field string, p *string, t FileType) bool {
 	}
 	*p = path.Clean(*p)
 	return true
+}
+
+// maxName is the length in bytes of the longest name of a file (NAME_MAX).
+const maxName = 255
+
+// names refuses a clean path that no file can have.
+func (v *validator) names(field, p string) {
+	for _, name := range strings.Split(p, "/") {
+		if len(name) > maxName {
+			v.errs.add(field, "must not hold a name that is longer than %d bytes", maxName)
+			return
+		}
+	}
+}
+
+// unmountable are directories of every container in which nothing can be mounted,
+// because the kernel makes up what is there; and those that a container is
+// nothing without.
+var unmountable = struct{ trees, alone []string }{
+	trees: []string{"/proc", "/sys"},
+	alone: []string{"/", "/dev"},
+}
+
+// place refuses a clean path at which nothing can be put.
+func (v *validator) place(field, p string) {
+	v.names(field, p)
+	for _, tree := range unmountable.trees {
+		if p == tree || strings.HasPrefix(p, tree+"/") {
+			v.errs.add(field, "must not be in %s, which is the kernel's; nothing can be mounted there", tree)
+		}
+	}
+	if slices.Contains(unmountable.alone, p) {
+		v.errs.add(field, "must not be %s; nothing can be mounted there", p)
+	}
+}
+
+// imageDirs are directories in which most images have something (Filesystem
+// Hierarchy Standard 3.0).
+var imageDirs = []string{
+	"/bin", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt", "/root", "/run", "/sbin", "/srv", "/usr", "/var",
+	"/usr/bin", "/usr/include", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/local", "/usr/sbin", "/usr/share",
+	"/usr/local/bin", "/usr/local/etc", "/usr/local/include", "/usr/local/lib", "/usr/local/sbin", "/usr/local/share",
+	"/var/cache", "/var/lib", "/var/log", "/var/run", "/var/spool",
+}
+
+// maxArgument is the length in bytes of the longest argument, and of the longest
+// variable with its name, that Linux takes (MAX_ARG_STRLEN without the NUL).
+const maxArgument = 128<<10 - 1
+
+// argument refuses what no program can be given.
+func (v *validator) argument(field, s string) {
+	if len(s) > maxArgument {
+		v.errs.add(field, "must not be longer than %d bytes, which is all that Linux takes; give it as the content of an input", maxArgument)
+	}
 }
 
 // noNUL refuses what neither the kernel nor Docker can be given.

@@ -2,6 +2,7 @@ package tes
 
 import (
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -13,6 +14,14 @@ func minimal(more string) string {
 	}
 	return `{"executors":[{"image":"alpine","command":["true"]}]` + more + `}`
 }
+
+// known is a parameter that takes numbers.
+var known = Parameter{Key: "Known", Check: func(value string) error {
+	if _, err := strconv.Atoi(value); err != nil {
+		return errors.New("it must be a number")
+	}
+	return nil
+}}
 
 func executor(more string) string {
 	return `{"executors":[{"image":"alpine","command":["true"],` + more + `}]}`
@@ -76,10 +85,34 @@ func TestValidateErrors(t *testing.T) {
 				"outputs[0].path: must not quote a slash, nor . or .. as a component",
 				"outputs[1].path: must not quote a slash, nor . or .. as a component",
 				"outputs[2].path: must not end with a slash, because it names a file and not a directory"}},
+		{"deckhand's own directory", minimal(`"inputs":[{"url":"u","path":"/.deckhand/exec"}],"volumes":["//.deckhand/","/.deckhands"],"outputs":[{"url":"u","path":"/.deckhand/gate/*","path_prefix":"/"}]`), []string{
+			"inputs[0].path: must not be at or below /.deckhand, where deckhand mounts what it needs itself",
+			"outputs[0].path: must not be at or below /.deckhand, where deckhand mounts what it needs itself",
+			"volumes[0]: must not be at or below /.deckhand, where deckhand mounts what it needs itself"}},
 		{"long path", minimal(`"volumes":["` + long + `"]`), []string{"volumes[0]: must not be longer than 4095 bytes"}},
 		{"roots", minimal(`"inputs":[{"url":"u","path":"/","type":"DIRECTORY"}],"volumes":["//"]`), []string{
 			"inputs[0].path: must not be /; nothing can be mounted there",
 			"volumes[0]: must not be /; nothing can be mounted there"}},
+		{"the kernel's own", `{"executors":[{"image":"i","command":["c"],"workdir":"/proc/self","stdin":"/proc/version","stdout":"/sys/x","stderr":"/proc/self/fd/2"}],
+			"inputs":[{"url":"u","path":"/proc","type":"DIRECTORY"},{"url":"u","path":"/sys/fs/x"},{"url":"u","path":"/dev/shm/x"},{"url":"u","path":"/processes/x"}],
+			"outputs":[{"url":"u","path":"/proc/meminfo"}],"volumes":["/dev","/dev/shm","/sys"]}`, []string{
+			"executors[0].stdout: must not be in /sys, which is the kernel's; nothing can be mounted there",
+			"executors[0].stderr: must not be in /proc, which is the kernel's; nothing can be mounted there",
+			"inputs[0].path: must not be in /proc, which is the kernel's; nothing can be mounted there",
+			"inputs[1].path: must not be in /sys, which is the kernel's; nothing can be mounted there",
+			"volumes[0]: must not be /dev; nothing can be mounted there",
+			"volumes[2]: must not be in /sys, which is the kernel's; nothing can be mounted there"}},
+		{"long names", `{"executors":[{"image":"i","command":["c"],"workdir":"/{W}","stdin":"/{W}","stdout":"/a/{W}/b","stderr":"/{W}"}],
+			"inputs":[{"url":"u","path":"/a/{W}"},{"url":"u","path":"/{N}"}],"outputs":[{"url":"u","path":"/{W}*","path_prefix":"/"}],"volumes":["/{W}"]}`, []string{
+			"executors[0].workdir: must not hold a name that is longer than 255 bytes",
+			"executors[0].stdout: must not hold a name that is longer than 255 bytes",
+			"executors[0].stderr: must not hold a name that is longer than 255 bytes",
+			"inputs[0].path: must not hold a name that is longer than 255 bytes",
+			"volumes[0]: must not hold a name that is longer than 255 bytes"}},
+		{"long arguments", `{"executors":[{"image":"i","command":["c","{LONG}","{LONG}x"],"env":{"A":"{LONG}","ABCD":"{LONG}x"}}]}`, []string{
+			"executors[0].command[2]: must not be longer than 131071 bytes, which is all that Linux takes; give it as the content of an input",
+			"executors[0].env.A: must not be longer than 131071 bytes, which is all that Linux takes; give it as the content of an input",
+			"executors[0].env.ABCD: must not be longer than 131071 bytes, which is all that Linux takes; give it as the content of an input"}},
 		{"below a file", minimal(`"inputs":[{"url":"u","path":"/a/f"},{"url":"u","path":"/a/f/g/h"},{"url":"u","path":"/a/fg"}],"volumes":["/a/f","/a/f/x","/a"]`),
 			[]string{
 				"inputs[1].path: must not be at or below /a/f, which is the path of a FILE, inputs[0]",
@@ -98,12 +131,16 @@ func TestValidateErrors(t *testing.T) {
 				`outputs[2].path_prefix: must be an absolute path, not "work"`}},
 		{"strict parameters", minimal(`"resources":{"backend_parameters":{"known":"1","Other":"2"},"backend_parameters_strict":true}`),
 			[]string{"resources.backend_parameters.Other: is not supported here, and backend_parameters_strict is set"}},
+		{"strict values", minimal(`"resources":{"backend_parameters":{"KNOWN":"SECRET"},"backend_parameters_strict":true}`),
+			[]string{"resources.backend_parameters.KNOWN: has a value that is not supported here: it must be a number, and backend_parameters_strict is set"}},
+		{"strict, and all is well", minimal(`"resources":{"backend_parameters":{"KNOWN":"1"},"backend_parameters_strict":true}`), nil},
 		{"a parameter twice", minimal(`"resources":{"backend_parameters":{"known":"1","KNOWN":"2"}}`),
 			[]string{"resources.backend_parameters.known: is given twice, in other upper and lower case; keep one"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := decode(t, test.text).Validate("Known")
+			text := strings.NewReplacer("{LONG}", strings.Repeat("l", 131_071), "{W}", strings.Repeat("w", 256), "{N}", strings.Repeat("n", 255)).Replace(test.text)
+			_, err := decode(t, text).Validate(known)
 			got, want := strings.Join(problems(t, err), "\n"), strings.Join(test.want, "\n")
 			if got != want {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -130,6 +167,9 @@ func TestValidate(t *testing.T) {
 			inputs(`{"name":"again","url":"u","path":"/a","type":"FILE"}`)},
 		{"one path, two sources", inputs(`{"url":"u","path":"/a"},{"url":"v","path":"/b"},{"content":"x","path":"/a"}`), []string{"inputs[2].path"},
 			inputs(`{"url":"v","path":"/b","type":"FILE"},{"path":"/a","type":"FILE","content":"x"}`)},
+		{"directories of the image", inputs(`{"url":"u","path":"/usr/local/bin","type":"DIRECTORY"},{"url":"u","path":"/usr/local/bin/own","type":"DIRECTORY"},{"url":"u","path":"/opt/x"}`),
+			[]string{"inputs[0].path"},
+			inputs(`{"url":"u","path":"/usr/local/bin","type":"DIRECTORY"},{"url":"u","path":"/usr/local/bin/own","type":"DIRECTORY"},{"url":"u","path":"/opt/x","type":"FILE"}`)},
 		{"nested directories", inputs(`{"url":"u","path":"/a/b","type":"DIRECTORY"},{"url":"v","path":"/a","type":"DIRECTORY"},{"url":"w","path":"/a/b/c"}`), nil,
 			inputs(`{"url":"u","path":"/a/b","type":"DIRECTORY"},{"url":"v","path":"/a","type":"DIRECTORY"},{"url":"w","path":"/a/b/c","type":"FILE"}`)},
 		{"volumes", `{"executors":[{"image":"alpine","command":["true"]}],"volumes":["/v/","/a","/v"]}`, nil,
@@ -140,6 +180,8 @@ func TestValidate(t *testing.T) {
 		{"parameters", `{"resources":{"backend_parameters":{"KNOWN":"1","Other":"2"}},"executors":[{"image":"alpine","command":["true"]}]}`,
 			[]string{"resources.backend_parameters.Other"},
 			`{"resources":{"backend_parameters":{"Known":"1"}},"executors":[{"image":"alpine","command":["true"]}]}`},
+		{"a value of a parameter", `{"resources":{"backend_parameters":{"known":"x"}},"executors":[{"image":"alpine","command":["true"]}]}`,
+			[]string{"resources.backend_parameters.known"}, minimal("")},
 		{"read-only fields, one path for everything", `{"id":"foo","state":"COMPLETE","logs":[{"logs":[],"outputs":[]}],
 			"executors":[{"image":"alpine@sha256:00","command":["a"],"workdir":"/p","stdin":"/p","stdout":"/p","stderr":"/p"}]}`, nil,
 			`{"id":"foo","executors":[{"image":"alpine@sha256:00","command":["a"],"workdir":"/p","stdin":"/p","stdout":"/p","stderr":"/p"}]}`},
@@ -147,7 +189,7 @@ func TestValidate(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			task := decode(t, test.text)
-			warnings, err := task.Validate("Known")
+			warnings, err := task.Validate(known)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -180,8 +222,8 @@ func TestFieldErrors(t *testing.T) {
 func TestValidateKeepsSecrets(t *testing.T) {
 	warnings, err := decode(t, `{"executors":[{"image":"i","command":["--key","SECRET\u0000"],"env":{"A":"SECRET\u0000"}}],
 		"inputs":[{"url":"https://h/f?sig=SECRET","content":"SECRET","path":"/a"},{"url":"https://h/g?sig=SECRET","path":"/a"}],
-		"resources":{"backend_parameters":{"k":"SECRET"}}}`).Validate()
-	if err == nil || len(warnings) != 3 {
+		"resources":{"backend_parameters":{"k":"SECRET","known":"SECRET"}}}`).Validate(known)
+	if err == nil || len(warnings) != 4 {
 		t.Fatalf("%v, %q", err, warnings)
 	}
 	if all := err.Error() + strings.Join(warnings, ""); strings.Contains(all, "SECRET") {

@@ -7,11 +7,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/tes"
 )
 
@@ -20,17 +20,33 @@ import (
 //	dirs/N      directories mounted into every executor
 //	files/N     single files mounted into every executor
 //	logs/       the executors' streams that go to files, until they have ended
+//	gate/       a file for each executor whose command may begin; containers
+//	            read it
 //	captured/   what was fetched from ended containers, at its container path,
 //	            with an empty place for each mount
 type Tree struct {
 	Dir  string // absolute
 	Plan Plan
+
+	mounts map[string]Mount // by target
+	// deepest is how many elements the longest target has.
+	deepest int
 }
 
 // New returns the work tree of an attempt below taskDir (a directory of its
 // own for each attempt: a container of an older one cannot write into it).
 func New(taskDir string, attempt int, t *tes.Task) *Tree {
-	return &Tree{Dir: filepath.Join(taskDir, fmt.Sprint(attempt)), Plan: NewPlan(t)}
+	return Planned(filepath.Join(taskDir, fmt.Sprint(attempt)), NewPlan(t))
+}
+
+// Planned returns the work tree in a directory, for a process without the document.
+func Planned(dir string, plan Plan) *Tree {
+	tree := &Tree{Dir: dir, Plan: plan, mounts: map[string]Mount{}}
+	for _, m := range tree.Plan.Mounts {
+		tree.mounts[m.Target] = m
+		tree.deepest = max(tree.deepest, strings.Count(m.Target, "/"))
+	}
+	return tree
 }
 
 // Prepare makes the empty tree: directories that any user of a container may
@@ -40,6 +56,10 @@ func (t *Tree) Prepare() error {
 		if err := os.MkdirAll(filepath.Join(t.Dir, dir), 0o700); err != nil {
 			return err
 		}
+	}
+	// Any user of a container looks for a file in it.
+	if err := mkdir(filepath.Join(t.Dir, "gate"), 0o755); err != nil {
+		return err
 	}
 	for _, m := range t.Plan.Mounts {
 		create, place := mkdirOpen, filepath.Join(t.Dir, "captured", m.Target)
@@ -65,11 +85,13 @@ func createOpen(name string) error {
 
 // mkdirOpen makes a directory that every user may write to: executors run as
 // whatever user their image names. Directories above it are 0700.
-func mkdirOpen(dir string) error {
-	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+func mkdirOpen(dir string) error { return mkdir(dir, 0o777) }
+
+func mkdir(dir string, mode fs.FileMode) error {
+	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return os.Chmod(dir, 0o777) // whatever the umask
+	return os.Chmod(dir, mode) // whatever the umask
 }
 
 // Source returns the absolute path of a mount on the node.
@@ -78,6 +100,12 @@ func (t *Tree) Source(m Mount) string { return filepath.Join(t.Dir, m.Source) }
 // Log returns the path of an executor's stream on the node; name is "stdout" or "stderr".
 func (t *Tree) Log(executor int, name string) string {
 	return filepath.Join(t.Dir, "logs", fmt.Sprintf("%d.%s", executor, name))
+}
+
+// Gate returns the path on the node of the file that lets an executor's command
+// begin.
+func (t *Tree) Gate(executor int) string {
+	return filepath.Join(t.Dir, "gate", fmt.Sprint(executor))
 }
 
 // Place is where a container path lives on the node: a name below a directory
@@ -94,16 +122,21 @@ func (p Place) Open() (*os.Root, error) { return os.OpenRoot(p.Base) }
 // without following any link in the tree.
 func (t *Tree) Where(container string) Place {
 	container = path.Clean(container)
-	for _, m := range t.Plan.Mounts {
-		if m.File && container == m.Target {
-			return Place{filepath.Join(t.Dir, "files"), path.Base(m.Source)}
+	for at, depth := 0, 0; depth < t.deepest && at < len(container); depth++ {
+		end := strings.IndexByte(container[at+1:], '/')
+		if at += 1 + end; end < 0 {
+			at = len(container)
 		}
-		if !m.File && within(container, m.Target) {
-			rel := strings.TrimPrefix(strings.TrimPrefix(container, m.Target), "/")
+		m, ok := t.mounts[container[:at]]
+		switch {
+		case ok && !m.File:
+			rel := strings.TrimPrefix(container[at:], "/")
 			if rel == "" {
 				rel = "."
 			}
 			return Place{t.Source(m), rel}
+		case ok && at == len(container):
+			return Place{filepath.Join(t.Dir, "files"), path.Base(m.Source)}
 		}
 	}
 	rel := strings.TrimPrefix(container, "/")
@@ -113,163 +146,27 @@ func (t *Tree) Where(container string) Place {
 	return Place{filepath.Join(t.Dir, "captured"), rel}
 }
 
-// maxLinks bounds the symbolic links that one path may pass, as Linux does.
-const maxLinks = 40
-
 // Captured says whether a container path lies in no mount.
 func (t *Tree) Captured(container string) bool {
 	return t.Where(container).Base == filepath.Join(t.Dir, "captured")
 }
 
-// Resolve follows symbolic links as the container would see them: an absolute
-// target starts at the container's root, and nothing leads out of the tree. It
-// must not run while a container of the task does. The error is fs.ErrNotExist
-// when the path does not exist in the tree.
-func (t *Tree) Resolve(container string) (Place, fs.FileInfo, error) {
-	return t.resolve(container, true)
-}
-
-// Lookup is Resolve without following a link in the last component.
-func (t *Tree) Lookup(container string) (Place, fs.FileInfo, error) {
-	return t.resolve(container, false)
-}
-
-func (t *Tree) resolve(container string, last bool) (Place, fs.FileInfo, error) {
-	todo := components(container)
-	at := "/"
-	place := t.Where(at)
-	var info fs.FileInfo
-	for links := 0; len(todo) > 0; {
-		name := todo[0]
-		todo = todo[1:]
-		if name == ".." {
-			at = path.Dir(at)
-			place, info = t.Where(at), nil
-			continue
-		}
-		next := path.Join(at, name)
-		p := t.Where(next)
-		fi, err := lstat(p)
-		if err != nil {
-			return Place{}, nil, err
-		}
-		if fi.Mode()&fs.ModeSymlink != 0 && (last || len(todo) > 0) {
-			if links++; links > maxLinks {
-				return Place{}, nil, fmt.Errorf("cannot resolve %s: %w", container, unix.ELOOP)
-			}
-			target, err := readlink(p)
-			if err != nil {
-				return Place{}, nil, err
-			}
-			todo = append(components(target), todo...)
-			if strings.HasPrefix(target, "/") {
-				at = "/"
-			}
-			continue
-		}
-		at, place, info = next, p, fi
+// CheckSource says why Docker must not mount a path of this attempt's on the
+// node: Docker follows links in it, and a container may have put one there. No
+// container of the task may run between the check and the mount.
+func (t *Tree) CheckSource(source string) error {
+	rel, err := filepath.Rel(t.Dir, source)
+	if err != nil || !filepath.IsLocal(rel) {
+		return nil // none that a container could write to
 	}
-	if info == nil {
-		fi, err := lstat(place)
-		if err != nil {
-			return Place{}, nil, err
-		}
-		info = fi
-	}
-	return place, info, nil
-}
-
-// components splits a path; "." and empty components are left out.
-func components(p string) []string {
-	var parts []string
-	for _, c := range strings.Split(p, "/") {
-		if c != "" && c != "." {
-			parts = append(parts, c)
-		}
-	}
-	return parts
-}
-
-func lstat(p Place) (fs.FileInfo, error) {
-	root, err := p.Open()
+	f, err := node.OpenBeneath(t.Dir, rel, unix.O_PATH)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer func() { _ = root.Close() }() // read-only
-	return root.Lstat(p.Name)
-}
-
-func readlink(p Place) (string, error) {
-	root, err := p.Open()
-	if err != nil {
-		return "", err
+	defer func() { _ = f.Close() }() // nothing was read
+	info, err := f.Stat()
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		err = unix.ELOOP
 	}
-	defer func() { _ = root.Close() }() // read-only
-	return root.Readlink(p.Name)
-}
-
-// OpenFile opens a regular file that the container left, following links
-// inside the tree. It never blocks on a FIFO and never opens a device.
-func (t *Tree) OpenFile(container string) (*os.File, fs.FileInfo, error) {
-	place, info, err := t.Resolve(container)
-	if err != nil {
-		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("cannot read %s: it is %s, not a regular file", container, describe(info.Mode()))
-	}
-	root, err := place.Open()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { _ = root.Close() }() // f stays open without it
-	f, err := root.OpenFile(place.Name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	// A Root follows links that stay inside it.
-	if now, err := f.Stat(); err != nil || !os.SameFile(info, now) {
-		return nil, nil, errors.Join(fmt.Errorf("cannot read %s: it changed meanwhile", container), err, f.Close())
-	}
-	return f, info, nil
-}
-
-// ReadDir lists a directory that the container left, following links inside
-// the tree, sorted by name.
-func (t *Tree) ReadDir(container string) ([]fs.DirEntry, error) {
-	place, info, err := t.Resolve(container)
-	if err != nil {
-		return nil, err
-	}
-	root, err := place.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = root.Close() }() // read-only
-	dir, err := root.OpenFile(place.Name, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = dir.Close() }() // read-only
-	if now, err := dir.Stat(); err != nil || !os.SameFile(info, now) {
-		return nil, errors.Join(fmt.Errorf("cannot list %s: it changed meanwhile", container), err)
-	}
-	entries, err := dir.ReadDir(-1)
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	return entries, err
-}
-
-func describe(m fs.FileMode) string {
-	switch {
-	case m.IsDir():
-		return "a directory"
-	case m&fs.ModeNamedPipe != 0:
-		return "a FIFO"
-	case m&fs.ModeSocket != 0:
-		return "a socket"
-	case m&fs.ModeDevice != 0:
-		return "a device"
-	default:
-		return "a special file"
-	}
+	return err
 }

@@ -118,7 +118,7 @@ func TestReadDir(t *testing.T) {
 	for path, want := range map[string]string{
 		"/data/dir": "deep", "/data/directory": "deep", "/": "data etc out root", "/etc": "0", "/data/slash/root": "x", "/out": "",
 	} {
-		entries, err := tree.ReadDir(path)
+		entries, err := tree.Reader(1000).ReadDir(path)
 		var names []string
 		for _, e := range entries {
 			names = append(names, e.Name())
@@ -128,7 +128,7 @@ func TestReadDir(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/none", "/data/leak", "/data/file", "/data/fifo", "/data/loop"} {
-		if entries, err := tree.ReadDir(path); err == nil {
+		if entries, err := tree.Reader(1000).ReadDir(path); err == nil {
 			t.Errorf("%s holds %v", path, entries)
 		}
 	}
@@ -233,5 +233,23 @@ func TestLink(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(filepath.Dir(log)); err != nil || !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == "0.stdout" }) {
 		t.Errorf("the stream's own file is gone: %v, %v", entries, err)
+	}
+}
+
+// Docker follows links in what it is told to mount.
+func TestCheckSource(t *testing.T) {
+	tree := newTree(t)
+	data := tree.Where("/data").Base
+	if err := os.Symlink(tree.Dir, tree.Dir+"-link"); err != nil {
+		t.Fatal(err)
+	}
+	for source, want := range map[string][]error{
+		data: {nil}, data + "/dir": {nil}, data + "/file": {nil}, "/elsewhere": {nil}, tree.Dir + "-link/x": {nil},
+		data + "/directory": {unix.ELOOP}, data + "/slash/etc": {unix.ELOOP}, data + "/leak": {unix.ELOOP}, data + "/dangling": {unix.ELOOP},
+		data + "/none": {unix.ENOENT}, data + "/file/x": {unix.ENOTDIR},
+	} {
+		if err := tree.CheckSource(source); !slices.ContainsFunc(want, func(w error) bool { return errors.Is(err, w) }) {
+			t.Errorf("%s gives %v, want %v", source, err, want)
+		}
 	}
 }

@@ -63,8 +63,9 @@ func (t *Tree) Link(file, container string) error {
 	dir, name := path.Dir(path.Clean(container)), path.Base(container)
 	place := t.Where(container)
 	if place.Base != filepath.Join(t.Dir, "files") {
-		parent, _, err := t.Resolve(dir)
+		physical, _, err := t.Resolve(dir)
 		if errors.Is(err, fs.ErrNotExist) {
+			physical = dir
 			made, err := t.MkdirAll(dir)
 			if err != nil {
 				return err
@@ -72,11 +73,11 @@ func (t *Tree) Link(file, container string) error {
 			if err := made.Close(); err != nil {
 				return err
 			}
-			parent = t.Where(dir)
 		} else if err != nil {
 			return err
 		}
-		place = Place{parent.Base, path.Join(parent.Name, name)}
+		place = t.Where(physical)
+		place.Name = path.Join(place.Name, name)
 	}
 	root, err := place.Open()
 	if err != nil {

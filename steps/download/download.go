@@ -12,9 +12,9 @@ import (
 	"path"
 
 	"github.com/docker/go-units"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/storage"
@@ -48,6 +48,8 @@ type Step struct {
 	Parallel int // files at a time
 	Meter    *progress.Meter
 	Log      *slog.Logger
+
+	known known
 }
 
 var _ machine.Step = (*Step)(nil)
@@ -78,7 +80,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	}
 	s.Meter.Reset("inputs")
 	tree := s.Tree(t.Attempt)
-	items, err := s.expand(ctx, tree)
+	items, err := s.expand(ctx, n, tree)
 	if err != nil {
 		return err
 	}
@@ -114,10 +116,10 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	}
 	s.Log.Info("staging inputs", "files", len(todo), "bytes", need)
 	journal := batch.NewWriter(n, WhatInputs, func(f File) int { return len(f.Path) + 32 })
-	group, inner := errgroup.WithContext(ctx)
-	group.SetLimit(s.Parallel)
+	downloads, inner := group.WithContext(ctx)
+	downloads.SetLimit(s.Parallel)
 	for _, i := range todo {
-		group.Go(func() error {
+		downloads.Go(func() error {
 			if err := inner.Err(); err != nil {
 				return err
 			}
@@ -130,67 +132,60 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		})
 	}
 	// What was staged stays staged, also when another file failed.
-	return errors.Join(group.Wait(), journal.Flush(ctx))
+	return errors.Join(downloads.Wait(), journal.Flush(ctx))
 }
 
-// expand lists the files of all inputs. Of two inputs with one path the last wins.
-func (s *Step) expand(ctx context.Context, tree *worktree.Tree) ([]item, error) {
-	at := map[string]int{}
-	var items []item
-	add := func(i item) {
-		if k, ok := at[i.path]; ok {
-			items[k] = i
-			return
-		}
-		at[i.path] = len(items)
-		items = append(items, i)
-	}
-	for _, in := range s.Task.Inputs {
+// expand lists the files of all inputs, each place once, and makes the
+// directories of inputs, which may be empty.
+func (s *Step) expand(ctx context.Context, n machine.Notes, tree *worktree.Tree) ([]item, error) {
+	m, inputs := newMerge(s.Task.Inputs)
+	for _, in := range inputs {
 		p := path.Clean(in.Path)
+		var err error
 		switch {
 		case in.Content != nil:
-			add(item{path: p, content: in.Content, object: storage.Object{Size: int64(len(*in.Content))}})
+			m.file(item{path: p, content: in.Content, object: storage.Object{Size: int64(len(*in.Content))}})
 		case in.Type == tes.Directory:
-			objects, err := s.directory(ctx, tree, in.URL, p)
-			if err != nil {
-				return nil, fmt.Errorf("input %s: %w", p, err)
-			}
-			for _, o := range objects {
-				add(o)
-			}
+			err = s.directory(ctx, m, in.URL, p)
 		default:
-			o, err := s.Storage.Stat(ctx, in.URL)
-			if err != nil {
-				return nil, fmt.Errorf("input %s: %w", p, err)
+			var o storage.Object
+			if o, err = s.stat(ctx, in.URL); err == nil {
+				m.file(item{path: p, url: in.URL, object: o})
 			}
-			add(item{path: p, url: in.URL, object: o})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("input %s: %w", p, err)
+		}
+	}
+	items, dirs, leftOut := m.result()
+	for _, sentence := range leftOut {
+		if err := n.Warn(ctx, sentence); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range dirs {
+		if err := mkdir(tree, d); err != nil {
+			return nil, fmt.Errorf("input %s: %w", d, err)
 		}
 	}
 	return items, nil
 }
 
-// directory lists the files of an input directory and makes the directory,
-// which may be empty.
-func (s *Step) directory(ctx context.Context, tree *worktree.Tree, url, p string) ([]item, error) {
-	if err := mkdir(tree, p); err != nil {
-		return nil, err
-	}
-	var items []item
+// directory adds what an input directory holds.
+func (s *Step) directory(ctx context.Context, m *merge, url, p string) error {
+	m.dir(p)
 	for o, err := range s.Storage.List(ctx, url) {
 		if err != nil {
-			return nil, err
+			return err
 		}
 		at := path.Join(p, o.Name)
 		if o.Mode.IsDir() {
-			// Empty ones count too.
-			if err := mkdir(tree, at); err != nil {
-				return nil, err
-			}
-			continue
+			m.dir(at)
+		} else {
+			m.file(item{path: at, url: o.URL, object: o})
 		}
-		items = append(items, item{path: at, url: o.URL, object: o})
 	}
-	return items, nil
+	return nil
 }
 
 func mkdir(tree *worktree.Tree, p string) error {

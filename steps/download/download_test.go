@@ -188,12 +188,12 @@ func TestStageAgain(t *testing.T) {
 
 // What could be staged stays staged when something else fails.
 func TestStageFails(t *testing.T) {
-	f := newFixture(t, content("/data/x", "X"), tes.Input{Path: "/data/none", URL: "/no/such/file"})
+	f := newFixture(t, content("/data/in", "X"), tes.Input{Path: "/data/none", URL: "/no/such/file"})
 	err := f.step.Do(t.Context(), f.task, f.notes)
 	if machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), "input /data/none") {
 		t.Errorf("got %v", err)
 	}
-	f = newFixture(t, content("/data/x", "X"))
+	f = newFixture(t, content("/data/in", "X"))
 	f.step.Parallel = 1 // in the order of the document
 	outside, parent := t.TempDir(), f.tree.Where("/data").Base
 	if err := os.Symlink(outside, filepath.Join(parent, "out")); err != nil {
@@ -203,7 +203,7 @@ func TestStageFails(t *testing.T) {
 	if err := f.step.Do(t.Context(), f.task, f.notes); err == nil || !strings.Contains(err.Error(), "/data/out") {
 		t.Errorf("a link out of the tree gives %v", err)
 	}
-	f.staged(t, map[string]string{"/data/x": "X"})
+	f.staged(t, map[string]string{"/data/in": "X"})
 	if _, err := os.Stat(outside + "/y"); err == nil {
 		t.Error("a file was written outside of the tree")
 	}

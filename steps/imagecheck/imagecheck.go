@@ -15,6 +15,7 @@ import (
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/room"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -25,6 +26,7 @@ type Engine interface {
 	ImageIDs(ctx context.Context) ([]string, error)
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
+	PullNeed(ctx context.Context, refs []string) (engine.PullNeed, error)
 }
 
 // Containers makes and removes the task's containers. They are made here,
@@ -76,6 +78,7 @@ type Step struct {
 	Containers Containers
 	Policy     Policy
 	Keep       int // how many tasks' images stay, this one's included
+	Room       *room.Room
 	Meter      *progress.Meter
 	Log        *slog.Logger
 }
@@ -129,6 +132,9 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := s.evict(ctx, n, wants); err != nil {
 		return err
 	}
+	if err := s.fits(ctx, wants); err != nil {
+		return err
+	}
 	moved := false
 	for _, w := range wants {
 		before := w.local.ID
@@ -142,6 +148,34 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return s.evict(ctx, n, wants)
 	}
 	return nil
+}
+
+// fits checks, now that what is not wanted has gone, that there is room for the
+// images that are to be pulled and for the task's files, before any of it comes.
+func (s *Step) fits(ctx context.Context, wants []*want) error {
+	var refs []string
+	for _, w := range wants {
+		if w.pull && !w.came {
+			refs = append(refs, w.ref)
+		}
+	}
+	var images []room.Claim
+	if len(refs) > 0 {
+		need, err := s.Engine.PullNeed(ctx, refs)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case machine.FaultOf(err) == machine.EngineFault:
+			return err
+		case err != nil:
+			// Not for want of the image: the pull finds that out, and says it better.
+			s.Log.Info("cannot tell how large the images are; pulling all the same", "images", refs, "error", err)
+		default:
+			s.Log.Info("images to pull", "layers", need.Layers, "compressed", need.Compressed, "unpacked", need.Unpacked)
+			images = append(images, room.Claim{For: "image " + strings.Join(refs, ", "), Bytes: need.Peak})
+		}
+	}
+	return s.Room.Check(ctx, 0, images...)
 }
 
 // decide looks for one image on disk and, where the policy says so, in the registry.
@@ -234,8 +268,8 @@ func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, i
 	var refs []string
 	for _, w := range wants {
 		refs = append(refs, w.ref)
-		if w.pull && !w.came { // what came, a process after this one finds as this one did
-			if w.before, err = s.before(ctx, pulled, w); err != nil {
+		if w.pull {
+			if w.before, err = s.before(ctx, n, pulled, w); err != nil {
 				return err
 			}
 		}
@@ -253,8 +287,15 @@ func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, i
 	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: strings.Join(refs, " "), Images: images})
 }
 
-// before returns what is on the node before a pull, see machine.ImageRecord.
-func (s *Step) before(ctx context.Context, images []machine.ImageRecord, w *want) ([]string, error) {
+// before returns what is on the node before a pull, see machine.ImageRecord. A
+// pull that a dead process began may end at any time, also while this one looks:
+// what counts is what was there before that pull.
+func (s *Step) before(ctx context.Context, n machine.Notes, images []machine.ImageRecord, w *want) ([]string, error) {
+	for _, r := range n.Images() {
+		if r.Phase == machine.Pulling && r.Reference == w.ref {
+			return r.Before, nil
+		}
+	}
 	ids, err := s.Engine.ImageIDs(ctx)
 	if err != nil {
 		return nil, err
@@ -309,7 +350,7 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
 		w.local, w.pull, w.came = engine.Image{}, true, false
 		images := ledger.Without(n.Images(), gone)
-		if w.before, err = s.before(ctx, images, w); err != nil {
+		if w.before, err = s.before(ctx, n, images, w); err != nil {
 			return err
 		}
 		images = ledger.With(images, machine.ImageRecord{

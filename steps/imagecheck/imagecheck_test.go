@@ -15,6 +15,7 @@ import (
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/ledger/ledgertest"
 	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/room"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
@@ -28,7 +29,10 @@ type node struct {
 	asked    []string          // references that the registry was asked about or for
 	down     bool
 	pulling  func(ref string) error // called when a pull begins; its error ends it
+	listing  func()                 // called when all images are about to be listed
 	make     func(img engine.Image) error
+	need     engine.PullNeed
+	needed   func(refs []string) error // called when the need is asked for; its error is the answer
 }
 
 func newNode() *node { return &node{Store: ledgertest.NewStore(), registry: map[string]string{}} }
@@ -59,6 +63,22 @@ func (e *node) Pull(_ context.Context, ref string, _ func(engine.PullProgress)) 
 	return nil
 }
 
+func (e *node) ImageIDs(ctx context.Context) ([]string, error) {
+	if e.listing != nil {
+		e.listing()
+	}
+	return e.Store.ImageIDs(ctx)
+}
+
+func (e *node) PullNeed(_ context.Context, refs []string) (engine.PullNeed, error) {
+	if e.needed != nil {
+		if err := e.needed(refs); err != nil {
+			return engine.PullNeed{}, err
+		}
+	}
+	return e.need, nil
+}
+
 // Create and Remove make node the containers of the task.
 func (e *node) Create(ctx context.Context, _ *machine.Task, _ machine.Notes, _ int, img engine.Image) error {
 	if e.make != nil {
@@ -78,11 +98,12 @@ type world struct {
 	memory *journaltest.Memory
 	policy imagecheck.Policy
 	keep   int
+	room   room.Room
 	tasks  int
 }
 
 func newWorld() *world {
-	return &world{node: newNode(), memory: journaltest.NewMemory(), policy: imagecheck.Auto, keep: 1}
+	return &world{node: newNode(), memory: journaltest.NewMemory(), policy: imagecheck.Auto, keep: 1, room: room.Room{Dir: "/"}}
 }
 
 // tb is what testing.T and rapid.T have in common.
@@ -115,7 +136,7 @@ func (w *world) task(t tb, refs ...string) *task {
 	return &task{
 		world: w, Task: machine.Task{ID: fmt.Sprint("t", w.tasks), Attempt: 1}, notes: notes,
 		step: &imagecheck.Step{
-			Task: doc, Engine: w.node, Containers: w.node, Policy: w.policy, Keep: w.keep,
+			Task: doc, Engine: w.node, Containers: w.node, Policy: w.policy, Keep: w.keep, Room: &w.room,
 			Meter: new(progress.Meter), Log: slog.New(slog.DiscardHandler),
 		},
 	}
@@ -221,6 +242,49 @@ func TestOtherImageGoesBeforeThePull(t *testing.T) {
 	}
 	want(t, "came", w.run(t, b), "pulled")
 	w.wantLedger(t, b+" present ours last")
+}
+
+// Room is looked for when the old image has gone and before the new one comes.
+func TestRoomForImages(t *testing.T) {
+	const large = 1 << 60
+	prepare := func() *world {
+		w := newWorld()
+		w.room = room.Room{Dir: "/", Images: func(context.Context) (string, error) { return "/", nil }}
+		w.registry["r.test/a:1"], w.registry["r.test/b:1"], w.registry["r.test/c:1"] = "a", "b", "c"
+		w.run(t, "r.test/a:1")
+		w.asked = nil
+		return w
+	}
+	w := prepare()
+	w.need.Peak = large
+	w.needed = func(refs []string) error {
+		want(t, "asked for the size of", fmt.Sprint(refs), "[r.test/b:1 r.test/c:1]")
+		want(t, "the old image is there", w.Has("a"), false)
+		return nil
+	}
+	err := w.task(t, "r.test/b:1", "r.test/c:1").do()
+	if machine.FaultOf(err) != machine.NodeFault || !strings.Contains(fmt.Sprint(err), "1EiB for image r.test/b:1, r.test/c:1") {
+		t.Errorf("%v", err)
+	}
+	want(t, "asked of the registry", len(w.asked), 0)
+
+	w = prepare()
+	w.room.Disk = large
+	w.needed = func(refs []string) error { t.Errorf("asked for the size of %v", refs); return nil }
+	if err := w.task(t, "r.test/a:1").do(); machine.FaultOf(err) != machine.NodeFault {
+		t.Errorf("with nothing to pull: %v", err)
+	}
+
+	w = prepare()
+	w.need.Peak = large
+	w.needed = func([]string) error { return machine.Faultf(machine.RetryLater, "the registry is silent") }
+	want(t, "when it cannot be told", w.run(t, "r.test/b:1"), "pulled")
+
+	w = prepare()
+	w.needed = func([]string) error { return machine.Faultf(machine.EngineFault, "Docker is silent") }
+	if err := w.task(t, "r.test/b:1").do(); machine.FaultOf(err) != machine.EngineFault {
+		t.Errorf("without Docker: %v", err)
+	}
 }
 
 func TestForeignImage(t *testing.T) {
@@ -473,18 +537,23 @@ func TestResume(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s write %d", next, n), func(t *testing.T) { ends(t, w, k) })
 		}
-		t.Run(next+" in the pull", func(t *testing.T) {
-			w := newWorld()
-			w.registry[a] = "x"
-			w.run(t, a)
-			w.registry[a], w.registry[b] = "y", "y"
-			k := w.task(t, next)
-			w.pulling = func(string) error { return errKilled }
-			if err := k.do(); !errors.Is(err, errKilled) {
-				t.Fatal(err)
-			}
-			ends(t, w, k)
-		})
+		for _, late := range []bool{false, true} { // Docker ends the pull while the next process looks
+			t.Run(fmt.Sprintf("%s in the pull, late=%v", next, late), func(t *testing.T) {
+				w := newWorld()
+				w.registry[a] = "x"
+				w.run(t, a)
+				w.registry[a], w.registry[b] = "y", "y"
+				k := w.task(t, next)
+				w.pulling = func(string) error { return errKilled }
+				if err := k.do(); !errors.Is(err, errKilled) {
+					t.Fatal(err)
+				}
+				if late {
+					w.listing = func() { w.Load(next, "y") }
+				}
+				ends(t, w, k)
+			})
+		}
 	}
 }
 

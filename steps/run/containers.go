@@ -2,15 +2,18 @@ package run
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
+	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
@@ -23,20 +26,28 @@ type ContainerEngine interface {
 	Containers(ctx context.Context, labels map[string]string) ([]engine.Container, error)
 	Remove(ctx context.Context, id string) error
 	CreateVolume(ctx context.Context, name string, labels map[string]string) error
-	Volumes(ctx context.Context, labels map[string]string) ([]engine.Volume, error)
+	Volumes(ctx context.Context, labels map[string]string, prefixes ...string) ([]engine.Volume, error)
 	RemoveVolume(ctx context.Context, name string) error
 }
 
-// pidLimit bounds the processes of one container, so that a fork bomb ends in
-// its own container. Large thread pools fit.
-const pidLimit = 16384
-
-// Where the deckhand binary and the files of an executor's streams are mounted
-// in a container whose executor names files for them.
+// The least that Docker takes. A task asks for what it needs at least, so it may
+// have more.
 const (
-	helperTarget = "/.deckhand/exec"
-	stdoutTarget = "/.deckhand/stdout"
-	stderrTarget = "/.deckhand/stderr"
+	minCPUs   = 0.01
+	minMemory = 6 << 20
+)
+
+// ownDir returns the directory of one container in which deckhand's own mounts
+// are. Nobody can foresee its name: a task could mount something of its own over
+// a path that it knows, through a link in the image.
+func ownDir() string { return path.Join("/.deckhand", rand.Text()) }
+
+// The mounts in it, each of which is there only when the executor needs it.
+const (
+	execTarget   = "exec" // deckhand's binary
+	gateTarget   = "gate" // the directory in which the file appears that opens the gate
+	stdoutTarget = "stdout"
+	stderrTarget = "stderr"
 )
 
 // Limits are the node's own bounds on a container.
@@ -45,23 +56,43 @@ type Limits struct {
 	CgroupParent string // so that the engine's limits bind the container; may be empty
 }
 
+// Hardening is what keeps a task's containers from the node. The zero value
+// keeps nothing.
+type Hardening struct {
+	NoNewPrivileges bool
+	PidsLimit       int64 // of processes and threads in one container; zero is none
+	// CapAdd and CapDrop change the capabilities that Docker gives.
+	CapAdd, CapDrop []string
+	// Block are the addresses that containers cannot reach.
+	Block []netip.Prefix
+	// BlockOrWarn runs a task also where they cannot be closed.
+	BlockOrWarn bool
+}
+
 // Containers makes the containers of a task's executors, one each, under
 // names that a later process finds again.
 type Containers struct {
-	Task   *tes.Task
-	Engine ContainerEngine
-	RootID string
-	Tree   func(attempt int) *worktree.Tree
-	Limits Limits
+	Task      *tes.Task
+	Engine    ContainerEngine
+	RootID    string
+	Tree      func(attempt int) *worktree.Tree
+	Limits    Limits
+	Grants    Grants
+	Hardening Hardening
+	// User is who the executors are, as Docker takes it; empty for the image's.
+	User string
 	// ClearEntrypoint runs commands without the image's ENTRYPOINT. TES does
 	// not say which is right; other TES servers keep it.
 	ClearEntrypoint bool
+	// ShellCommands makes a command of one element a line for /bin/sh, as
+	// Funnel takes it. TES has no such thing.
+	ShellCommands bool
 }
 
 // Name is the name of an executor's container, deterministic so that it can be
 // journaled before the container exists.
 func (c *Containers) Name(t *machine.Task, executor int) string {
-	return fmt.Sprintf("deckhand-%s-%s-%d-%d", c.RootID, tes.EncodeID(t.ID), t.Attempt, executor)
+	return fmt.Sprintf("%s%s-%d-%d", engine.RootPrefix(c.RootID), tes.EncodeID(t.ID), t.Attempt, executor)
 }
 
 func (c *Containers) labels(t *machine.Task) map[string]string {
@@ -97,7 +128,10 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	if errors.Is(err, engine.ErrExists) {
 		err = c.adopt(ctx, spec)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("executor %d: %w", executor, err)
+	}
+	return nil
 }
 
 // adopt checks that a container that has the name is the one to be made.
@@ -122,12 +156,21 @@ func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engi
 	labels := c.labels(t)
 	labels[engine.LabelExecutor] = strconv.Itoa(executor)
 	s := engine.Spec{
-		Name: name, Image: img.ID, Command: e.Command, Env: e.Env, Workdir: e.Workdir, Labels: labels,
-		CPUs: c.Task.Resources.CPUCores, MemoryBytes: c.Task.Resources.RAMBytes(), PidsLimit: pidLimit,
-		CgroupParent: c.Limits.CgroupParent, NoNewPrivileges: true,
+		Name: name, Image: img.ID, Command: e.Command, Env: e.Env, Workdir: e.Workdir, User: c.User, Labels: labels,
+		CPUs: c.Task.Resources.CPUCores, MemoryBytes: c.Task.Resources.RAMBytes(), PidsLimit: c.Hardening.PidsLimit,
+		CgroupParent: c.Limits.CgroupParent, NoNewPrivileges: c.Hardening.NoNewPrivileges, CapAdd: c.Hardening.CapAdd, CapDrop: c.Hardening.CapDrop,
 	}
 	if c.Limits.CPUs > 0 {
 		s.CPUs = min(s.CPUs, float64(c.Limits.CPUs))
+	}
+	if s.CPUs > 0 {
+		s.CPUs = max(s.CPUs, minCPUs)
+	}
+	if s.MemoryBytes > 0 {
+		s.MemoryBytes = max(s.MemoryBytes, minMemory)
+	}
+	if err := c.Grants.request(&s, c.Task.Resources.BackendParameters); err != nil {
+		return s, machine.Faultf(machine.TaskFault, "executor %d: %w", executor, err)
 	}
 	var targets []string
 	for _, m := range tree.Plan.Mounts {
@@ -157,10 +200,13 @@ func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engi
 			})
 		}
 	}
+	if c.ShellCommands && len(e.Command) == 1 {
+		s.Command = []string{"/bin/sh", "-c", e.Command[0]}
+	}
 	if c.ClearEntrypoint {
 		s.Entrypoint = []string{}
 	}
-	if e.Stdin != "" || e.Stdout != "" || e.Stderr != "" {
+	if e.Stdin != "" || e.Stdout != "" || e.Stderr != "" || c.Hardening.gated() {
 		if err := c.redirect(&s, tree, executor, img); err != nil {
 			return s, err
 		}
@@ -168,37 +214,49 @@ func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engi
 	return s, nil
 }
 
-// redirect makes the executor's streams files.
+// redirect makes the executor's streams files, and its command wait for the gate.
 func (c *Containers) redirect(s *engine.Spec, tree *worktree.Tree, executor int, img engine.Image) error {
 	e := c.Task.Executors[executor]
-	helper, err := installHelper(tree)
+	binary, err := helper.Install(tree.Dir)
 	if err != nil {
 		return err
 	}
-	s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: helper, Target: helperTarget, ReadOnly: true})
+	own := ownDir()
+	exec, out, errs := path.Join(own, execTarget), path.Join(own, stdoutTarget), path.Join(own, stderrTarget)
+	s.Mounts = append(s.Mounts, helper.Mount(binary, exec))
+	gate := ""
+	if c.Hardening.gated() {
+		at := tree.Gate(executor)
+		if err := closeGate(at); err != nil {
+			return err
+		}
+		dir := path.Join(own, gateTarget)
+		gate = path.Join(dir, filepath.Base(at))
+		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: filepath.Dir(at), Target: dir, ReadOnly: true})
+	}
 	files := [3]string{0: e.Stdin}
 	if e.Stdout != "" {
-		files[1] = stdoutTarget
-		if err := mountStream(s, tree.Log(executor, "stdout"), stdoutTarget); err != nil {
+		files[1] = out
+		if err := mountStream(s, tree.Log(executor, "stdout"), out); err != nil {
 			return err
 		}
 	}
 	switch e.Stderr {
 	case "":
 	case e.Stdout:
-		files[2] = stdoutTarget
+		files[2] = out
 	default:
-		files[2] = stderrTarget
-		if err := mountStream(s, tree.Log(executor, "stderr"), stderrTarget); err != nil {
+		files[2] = errs
+		if err := mountStream(s, tree.Log(executor, "stderr"), errs); err != nil {
 			return err
 		}
 	}
-	command := e.Command
+	command := s.Command
 	if !c.ClearEntrypoint {
-		command = slices.Concat(img.Entrypoint, e.Command)
+		command = slices.Concat(img.Entrypoint, command)
 	}
-	s.Entrypoint = []string{helperTarget}
-	s.Command = slices.Concat([]string{StdioCommand}, files[:], command)
+	s.Entrypoint = []string{exec}
+	s.Command = slices.Concat([]string{StdioCommand, gate}, files[:], command)
 	return nil
 }
 
@@ -215,33 +273,15 @@ func mountStream(s *engine.Spec, source, target string) error {
 	return nil
 }
 
-// installHelper puts this binary into the work tree, where Docker can mount it
-// and any user can run it.
-func installHelper(tree *worktree.Tree) (string, error) {
-	helper := filepath.Join(tree.Dir, "deckhand")
-	if _, err := os.Stat(helper); err == nil {
-		return helper, nil
-	}
-	self, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
-	}
-	defer func() { _ = self.Close() }() // read-only
-	part, err := os.OpenFile(helper+".part", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
-	if err != nil {
-		return "", machine.Faultf(machine.NodeFault, "cannot install the helper for standard streams: %w", err)
-	}
-	_, err = io.Copy(part, self)
-	if err := errors.Join(err, part.Chmod(0o755), part.Sync(), part.Close()); err != nil {
-		return "", machine.Faultf(machine.NodeFault, "cannot install the helper for standard streams: %w", err)
-	}
-	return helper, os.Rename(part.Name(), helper)
-}
-
 // Remove removes the containers and volumes of this attempt. They are found by
-// their labels, so none is missed for want of a note.
+// their labels, so none is missed for want of a note, and volumes that Docker
+// has lost the labels of by the names of their containers.
 func (c *Containers) Remove(ctx context.Context, t *machine.Task, n machine.Notes) error {
-	if len(n.All("container")) == 0 {
+	var names []string
+	for _, note := range n.All("container") {
+		names = append(names, note.Name+"-")
+	}
+	if len(names) == 0 {
 		return nil
 	}
 	containers, err := c.Engine.Containers(ctx, c.labels(t))
@@ -253,7 +293,7 @@ func (c *Containers) Remove(ctx context.Context, t *machine.Task, n machine.Note
 			return fmt.Errorf("cannot remove container %s: %w", x.Name, err)
 		}
 	}
-	volumes, err := c.Engine.Volumes(ctx, c.labels(t))
+	volumes, err := c.Engine.Volumes(ctx, c.labels(t), names...)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -61,9 +62,9 @@ func (d *docker) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-func (d *docker) Volumes(_ context.Context, labels map[string]string) (found []engine.Volume, err error) {
+func (d *docker) Volumes(_ context.Context, labels map[string]string, prefixes ...string) (found []engine.Volume, err error) {
 	for name, own := range d.volumes {
-		if has(own, labels) {
+		if has(own, labels) || own == nil && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
 			found = append(found, engine.Volume{Name: name})
 		}
 	}
@@ -127,6 +128,7 @@ func TestSpec(t *testing.T) {
 		Resources: tes.Resources{CPUCores: 9, RAMGB: 1.5},
 		Executors: []tes.Executor{{}, {Command: []string{"a", ""}, Env: map[string]string{"K": "v"}, Workdir: "/w"}},
 	})
+	f.containers.Hardening = Hardening{NoNewPrivileges: true, PidsLimit: 7, CapAdd: []string{"SYS_NICE"}, CapDrop: []string{"NET_RAW"}}
 	f.containers.Limits = Limits{CPUs: 4, CgroupParent: "/engine/job"}
 	got := f.create(t, 1, engine.Image{ID: "sha256:1", Entrypoint: []string{"entry"}, Volumes: []string{"/own/", "/vol", "/more"}})
 	name := "deckhand-r-" + tes.EncodeID("a/b") + "-2-1"
@@ -141,7 +143,8 @@ func TestSpec(t *testing.T) {
 			{Kind: engine.VolumeMount, Source: name + "-v2", Target: "/own"},
 			{Kind: engine.VolumeMount, Source: name + "-v3", Target: "/more"},
 		},
-		CPUs: 4, MemoryBytes: 1_500_000_000, PidsLimit: pidLimit, CgroupParent: "/engine/job", NoNewPrivileges: true,
+		CPUs: 4, MemoryBytes: 1_500_000_000, PidsLimit: 7, CgroupParent: "/engine/job", NoNewPrivileges: true,
+		CapAdd: []string{"SYS_NICE"}, CapDrop: []string{"NET_RAW"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
@@ -159,11 +162,11 @@ func TestSpecOfStreams(t *testing.T) {
 		mounts   []string
 	}{
 		"none":       {executor: tes.Executor{}},
-		"stdin":      {executor: tes.Executor{Stdin: "/in"}, command: []string{"/in", "", "", "entry", "x"}, mounts: []string{helperTarget}},
-		"stdout":     {executor: tes.Executor{Stdout: "/o/x"}, command: []string{"", stdoutTarget, "", "entry", "x"}, mounts: []string{helperTarget, stdoutTarget}},
-		"both":       {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/y"}, command: []string{"", stdoutTarget, stderrTarget, "entry", "x"}, mounts: []string{helperTarget, stdoutTarget, stderrTarget}},
-		"one path":   {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/x"}, command: []string{"", stdoutTarget, stdoutTarget, "entry", "x"}, mounts: []string{helperTarget, stdoutTarget}},
-		"no entry":   {executor: tes.Executor{Stderr: "/o/y"}, clear: true, command: []string{"", "", stderrTarget, "x"}, mounts: []string{helperTarget, stderrTarget}},
+		"stdin":      {executor: tes.Executor{Stdin: "/in"}, command: []string{"/in", "", "", "entry", "x"}, mounts: []string{execTarget}},
+		"stdout":     {executor: tes.Executor{Stdout: "/o/x"}, command: []string{"", stdoutTarget, "", "entry", "x"}, mounts: []string{execTarget, stdoutTarget}},
+		"both":       {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/y"}, command: []string{"", stdoutTarget, stderrTarget, "entry", "x"}, mounts: []string{execTarget, stdoutTarget, stderrTarget}},
+		"one path":   {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/x"}, command: []string{"", stdoutTarget, stdoutTarget, "entry", "x"}, mounts: []string{execTarget, stdoutTarget}},
+		"no entry":   {executor: tes.Executor{Stderr: "/o/y"}, clear: true, command: []string{"", "", stderrTarget, "x"}, mounts: []string{execTarget, stderrTarget}},
 		"only clear": {executor: tes.Executor{}, clear: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -172,16 +175,13 @@ func TestSpecOfStreams(t *testing.T) {
 			f.containers.ClearEntrypoint = test.clear
 			got := f.create(t, 0, engine.Image{ID: "i", Entrypoint: []string{"entry"}})
 			var mounts []string
-			for _, m := range got.Mounts {
-				if !strings.HasPrefix(m.Target, "/.deckhand/") {
-					continue
-				}
+			for _, m := range withoutOwnDir(t, &got) {
 				mounts = append(mounts, m.Target)
 				info, err := os.Stat(m.Source)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if helper := m.Target == helperTarget; m.ReadOnly != helper || info.Mode().Perm() != map[bool]os.FileMode{true: 0o755, false: 0o666}[helper] {
+				if binary := m.Target == execTarget; m.ReadOnly != binary || info.Mode().Perm() != map[bool]os.FileMode{true: 0o755, false: 0o666}[binary] {
 					t.Errorf("%s is mounted %+v with the mode %v", m.Source, m, info.Mode())
 				}
 			}
@@ -191,12 +191,36 @@ func TestSpecOfStreams(t *testing.T) {
 			entrypoint, command := []string(nil), []string{"x"}
 			switch {
 			case test.command != nil:
-				entrypoint, command = []string{helperTarget}, append([]string{StdioCommand}, test.command...)
+				entrypoint, command = []string{execTarget}, append([]string{StdioCommand, ""}, test.command...)
 			case test.clear:
 				entrypoint = []string{}
 			}
 			if !reflect.DeepEqual(got.Entrypoint, entrypoint) || !slices.Equal(got.Command, command) {
 				t.Errorf("it runs %#v %q, want %#v %q", got.Entrypoint, got.Command, entrypoint, command)
+			}
+		})
+	}
+}
+
+// A command of one element is a line for a shell where the node says so.
+func TestShellCommands(t *testing.T) {
+	for name, test := range map[string]struct {
+		shell    bool
+		executor tes.Executor
+		want     []string
+	}{
+		"off":       {false, tes.Executor{Command: []string{"a && b"}}, []string{"a && b"}},
+		"on":        {true, tes.Executor{Command: []string{"a && b"}}, []string{"/bin/sh", "-c", "a && b"}},
+		"two":       {true, tes.Executor{Command: []string{"a", "&& b"}}, []string{"a", "&& b"}},
+		"to a file": {true, tes.Executor{Command: []string{"a"}, Stderr: "/o/y"}, []string{StdioCommand, "", "", "", stderrTarget, "entry", "/bin/sh", "-c", "a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, tes.Task{Executors: []tes.Executor{test.executor}})
+			f.containers.ShellCommands = test.shell
+			got := f.create(t, 0, engine.Image{ID: "i", Entrypoint: []string{"entry"}})
+			withoutOwnDir(t, &got)
+			if !slices.Equal(got.Command, test.want) {
+				t.Errorf("it runs %q, want %q", got.Command, test.want)
 			}
 		})
 	}
@@ -234,6 +258,11 @@ func TestRemove(t *testing.T) {
 	f.docker.volumes["of another root"] = map[string]string{"deckhand.root": "s", "deckhand.task": "a/b", "deckhand.attempt": "2"}
 	f.create(t, 0, img)
 	f.create(t, 1, img)
+	for name := range f.docker.volumes {
+		if strings.Contains(name, "-1-v") {
+			f.docker.volumes[name] = nil // as Docker may after a power cut
+		}
+	}
 	for range 2 { // what is gone is no error
 		if err := f.containers.Remove(t.Context(), f.task, f.notes); err != nil {
 			t.Fatal(err)
@@ -242,4 +271,53 @@ func TestRemove(t *testing.T) {
 	if len(f.docker.specs) != 1 || len(f.docker.volumes) != 1 {
 		t.Errorf("left are %v and %v", f.docker.specs, f.docker.volumes)
 	}
+}
+
+// With addresses to close, every command waits at its gate, which no container
+// can open.
+func TestSpecOfGate(t *testing.T) {
+	f := newFixture(t, tes.Task{Executors: []tes.Executor{{}, {Command: []string{"x"}}}})
+	f.containers.Hardening.Block = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}
+	s := f.create(t, 1, engine.Image{ID: "i", Entrypoint: []string{"entry"}})
+	other := f.create(t, 0, engine.Image{ID: "i"})
+	if s.Entrypoint[0] == other.Entrypoint[0] {
+		t.Errorf("two containers have their own mounts in one directory: %s", s.Entrypoint[0])
+	}
+	own := withoutOwnDir(t, &s)
+	if want := []string{StdioCommand, "gate/1", "", "", "", "entry", "x"}; !slices.Equal(s.Command, want) || !slices.Equal(s.Entrypoint, []string{execTarget}) {
+		t.Errorf("the container runs %q %q, want %q", s.Entrypoint, s.Command, want)
+	}
+	i := slices.IndexFunc(own, func(m engine.Mount) bool { return m.Target == gateTarget })
+	if i < 0 || !own[i].ReadOnly || own[i].Source != filepath.Join(f.dir, "gate") {
+		t.Errorf("the mounts are %+v", own)
+	}
+}
+
+// withoutOwnDir returns the mounts of deckhand's own with their names alone, and
+// has the command and the entrypoint name them so.
+func withoutOwnDir(t *testing.T, s *engine.Spec) (own []engine.Mount) {
+	t.Helper()
+	dir := ""
+	for _, m := range s.Mounts {
+		if !strings.HasPrefix(m.Target, "/.deckhand/") {
+			continue
+		}
+		if d := filepath.Dir(m.Target) + "/"; dir == "" && len(d) > len("/.deckhand//")+20 {
+			dir = d
+		} else if d != dir {
+			t.Errorf("%s is where a task can foresee it, or not with the others in %s", m.Target, dir)
+		}
+		m.Target = filepath.Base(m.Target)
+		own = append(own, m)
+	}
+	if dir == "" {
+		return nil
+	}
+	s.Entrypoint, s.Command = slices.Clone(s.Entrypoint), slices.Clone(s.Command)
+	for _, args := range [][]string{s.Entrypoint, s.Command} {
+		for i := range args {
+			args[i] = strings.TrimPrefix(args[i], dir)
+		}
+	}
+	return own
 }

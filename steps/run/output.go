@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 
+	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
@@ -17,11 +19,19 @@ type output struct {
 	tree     *worktree.Tree
 	index    int
 	executor tes.Executor
+	owner    *own.Owner
+	notes    machine.Notes
 }
 
 // ends returns the ends of both streams of a container that does not run.
 func (o *output) ends(ctx context.Context, e Engine, id string) (stdout, stderr string, err error) {
 	var out, errs tail
+	if o.executor.Stdout != "" || o.executor.Stderr != "" {
+		// The command may have given its files away, or closed them.
+		if err := o.owner.Take(ctx, o.notes, filepath.Join(o.tree.Dir, "logs")); err != nil {
+			return "", "", err
+		}
+	}
 	if err := e.Log(ctx, id, &out, &errs); err != nil {
 		return "", "", err
 	}
@@ -46,12 +56,18 @@ func (o *output) merged() bool {
 
 // place puts the streams where the document wants them, after the end of the
 // executor.
-func (o *output) place() error {
+func (o *output) place(ctx context.Context) error {
 	for name, p := range map[string]string{"stdout": o.executor.Stdout, "stderr": o.executor.Stderr} {
 		if p == "" || name == "stderr" && o.merged() {
 			continue
 		}
-		if err := o.tree.Link(o.tree.Log(o.index, name), p); err != nil {
+		err := o.owner.Link(ctx, o.notes, o.tree, o.tree.Log(o.index, name), p)
+		var journal *machine.JournalError
+		switch {
+		case err == nil:
+		case errors.As(err, &journal), machine.FaultOf(err) != machine.TaskFault, ctx.Err() != nil:
+			return err
+		default:
 			return machine.Faultf(machine.TaskFault, "cannot write the %s of executor %d to %s: %w", name, o.index, p, err)
 		}
 	}

@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/helper"
+	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
@@ -21,12 +23,10 @@ import (
 
 // Engine is what running asks of Docker.
 type Engine interface {
+	helper.Engine
 	Container(ctx context.Context, name string) (engine.Container, error)
-	Start(ctx context.Context, id string) error
-	WaitNext(ctx context.Context, id string) (<-chan engine.Exit, error)
+	Restarted(ctx context.Context, id string, since time.Time) (bool, error)
 	Wait(ctx context.Context, id string) (engine.Exit, error)
-	Stop(ctx context.Context, id string, grace time.Duration) error
-	Log(ctx context.Context, id string, stdout, stderr io.Writer) error
 }
 
 // WhatExecutor is the kind of fact that says how an executor ended; its detail
@@ -38,7 +38,8 @@ type Result struct {
 	tes.ExecutorLog
 	Executor  int    `json:"executor"` // index in the document
 	OOMKilled bool   `json:"oom_killed,omitempty"`
-	Reason    string `json:"reason,omitempty"` // why, when it did not end by itself with 0
+	TimedOut  bool   `json:"timed_out,omitempty"` // the task's time was over
+	Reason    string `json:"reason,omitempty"`    // why, when it did not end by itself with 0
 }
 
 // Step is the Run state.
@@ -47,8 +48,9 @@ type Step struct {
 	Engine     Engine
 	Containers *Containers
 	Tree       func(attempt int) *worktree.Tree
+	Owner      *own.Owner
 	Grace      time.Duration // from SIGTERM to SIGKILL
-	TimeLimit  time.Duration // for all executors together; zero for none
+	TimeLimit  time.Duration // of the node, for all executors together; zero for none
 	BootID     string
 	Meter      *progress.Meter
 	Log        *slog.Logger
@@ -102,7 +104,8 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		}
 		if r.ExitCode != 0 {
 			s.Log.Info("executor failed", "executor", i, "exit_code", r.ExitCode, "reason", r.Reason, "ignored", e.IgnoreError)
-			if !e.IgnoreError {
+			// The time is the task's, whose executors after this one have none left.
+			if !e.IgnoreError || r.TimedOut {
 				return &machine.ExecutorFailure{Executor: i, ExitCode: r.ExitCode, Reason: r.Reason}
 			}
 		}
@@ -134,8 +137,17 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 	if err != nil {
 		return Result{}, err
 	}
-	f := following{container: c, began: began, out: s.output(t, i)}
+	f, found := following{container: c, began: began, out: s.output(t, n, i)}, "executor started"
 	if c.State == engine.Created {
+		if err := s.unstarted(ctx, n, c, i); err != nil {
+			return Result{}, err
+		}
+		if err := s.checkMounts(t, i, c); err != nil {
+			return Result{}, err
+		}
+		if err := s.checkGate(f.out.tree, i, c); err != nil {
+			return Result{}, err
+		}
 		// Before the start: a command that ends at once is not missed.
 		if f.exits, err = s.Engine.WaitNext(ctx, c.ID); err != nil {
 			return Result{}, err
@@ -150,21 +162,52 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 		case errors.Is(err, engine.ErrNotFound):
 			return Result{}, fmt.Errorf("container %s of executor %d is gone: %w", name, i, machine.ErrLost)
 		case err != nil:
-			return Result{}, err
+			return Result{}, fmt.Errorf("executor %d: %w", i, err)
 		}
-		s.Log.Info("executor started", "executor", i, "container", name)
 	} else {
-		s.Log.Info("executor found again", "executor", i, "container", name, "container_state", c.State)
+		found = "executor found again"
 		if f.exits, err = s.waitAgain(ctx, c.ID); err != nil {
 			return Result{}, err
 		}
 	}
+	if err := s.openGate(ctx, t, n, i, f.out.tree); err != nil {
+		return Result{}, err
+	}
+	s.Log.Info(found, "executor", i, "container", name)
 	return s.follow(ctx, n, i, f)
 }
 
+// checkMounts refuses to start a container when an earlier executor has put a
+// link, or nothing, where a directory of the task is to be mounted: a volume that
+// the image declares inside another one.
+func (s *Step) checkMounts(t *machine.Task, i int, c engine.Container) error {
+	tree := s.Tree(t.Attempt)
+	for _, m := range c.Binds {
+		if err := tree.CheckSource(m.Source); err != nil {
+			return machine.Faultf(machine.TaskFault,
+				"cannot start executor %d: its image has a volume at %s, and an earlier executor has replaced that directory: %w", i, m.Target, err)
+		}
+	}
+	return nil
+}
+
+// unstarted makes sure that a container that was not started, as Docker says, was
+// not: a daemon that was killed while it started one does not know.
+func (s *Step) unstarted(ctx context.Context, n machine.Notes, c engine.Container, i int) error {
+	note, begun := n.Get(WhatExecutor, strconv.Itoa(i))
+	if !begun {
+		return nil
+	}
+	restarted, err := s.Engine.Restarted(ctx, c.ID, note.Time)
+	if restarted && err == nil {
+		err = fmt.Errorf("executor %d was being started when Docker was restarted: %w", i, machine.ErrLost)
+	}
+	return err
+}
+
 // output is what an executor writes; the document may not be at hand.
-func (s *Step) output(t *machine.Task, i int) *output {
-	o := &output{tree: s.Tree(t.Attempt), index: i}
+func (s *Step) output(t *machine.Task, n machine.Notes, i int) *output {
+	o := &output{tree: s.Tree(t.Attempt), index: i, owner: s.Owner, notes: n}
 	if i < len(s.Task.Executors) {
 		o.executor = s.Task.Executors[i]
 	}
@@ -174,7 +217,7 @@ func (s *Step) output(t *machine.Task, i int) *output {
 // refused is the end of an executor whose command cannot be started. Its files
 // are there all the same.
 func (s *Step) refused(ctx context.Context, n machine.Notes, out *output, why *engine.StartError) (Result, error) {
-	if err := out.place(); err != nil {
+	if err := out.place(ctx); err != nil {
 		return Result{}, err
 	}
 	now := time.Now().UTC()
@@ -207,9 +250,9 @@ type following struct {
 // follow waits for the end of an executor and takes down what came of it.
 func (s *Step) follow(ctx context.Context, n machine.Notes, i int, f following) (Result, error) {
 	c := f.container
-	expired, stop := s.limit(c, f.began)
+	limit, setting := limitOf(s.Task, s.TimeLimit)
+	expired, stop := timer(deadline(limit, c, f.began))
 	defer stop()
-	late := false
 	var exit engine.Exit
 wait:
 	for {
@@ -217,8 +260,7 @@ wait:
 		case exit = <-f.exits:
 			break wait
 		case <-expired:
-			late = true
-			s.Log.Warn("time limit reached; stopping the executor", "executor", i, "limit", s.TimeLimit)
+			s.Log.Warn("time limit reached; stopping the executor", "executor", i, "limit", limit, "setting", setting)
 			if err := s.Engine.Stop(ctx, c.ID, s.Grace); err != nil {
 				return Result{}, err
 			}
@@ -240,25 +282,35 @@ wait:
 	if err != nil {
 		return Result{}, err
 	}
-	r := Result{Executor: i, OOMKilled: ended.OOMKilled, Reason: reason(ended, late, s.TimeLimit), ExecutorLog: tes.ExecutorLog{
+	// When it ended is what counts: a process before this one may have stopped it
+	// and died, or it may have ended in time while there was none.
+	over := deadline(limit, ended, f.began)
+	late := !over.IsZero() && !ended.Finished.Before(over)
+	r := Result{Executor: i, OOMKilled: ended.OOMKilled, TimedOut: late, Reason: s.reason(ended, stderr), ExecutorLog: tes.ExecutorLog{
 		StartTime: ended.Started, EndTime: ended.Finished, ExitCode: exit.Code, Stdout: stdout, Stderr: stderr,
 	}}
-	if late && r.ExitCode == 0 {
-		r.ExitCode = terminated // the command took the SIGTERM for a reason to end well; it did not end its work
+	if late {
+		r.Reason = fmt.Sprintf("the time limit of %s was reached (%s)", limit, setting)
 	}
-	if err := f.out.place(); err != nil {
+	if late && r.ExitCode == 0 {
+		r.ExitCode = terminated // the command took the SIGTERM for a reason to end well
+	}
+	if err := f.out.place(ctx); err != nil {
 		return Result{}, err
 	}
 	return s.ended(ctx, n, i, r)
 }
 
-// terminated is the exit code of a command that a SIGTERM ended, as a shell gives it.
-const terminated = 143
+// Exit codes of commands that SIGKILL and SIGTERM ended, as a shell gives them.
+const (
+	killed     = 137
+	terminated = 143
+)
 
-// limit returns a channel that fires when the task's time is over.
-func (s *Step) limit(c engine.Container, began time.Time) (<-chan time.Time, func()) {
-	if s.TimeLimit <= 0 {
-		return nil, func() {}
+// deadline is when the task's time is over; zero for a limit of zero, which is none.
+func deadline(limit time.Duration, c engine.Container, began time.Time) time.Time {
+	if limit <= 0 {
+		return time.Time{}
 	}
 	if began.IsZero() {
 		began = c.Started
@@ -266,16 +318,43 @@ func (s *Step) limit(c engine.Container, began time.Time) (<-chan time.Time, fun
 	if began.IsZero() {
 		began = time.Now()
 	}
-	timer := time.NewTimer(time.Until(began.Add(s.TimeLimit)))
-	return timer.C, func() { timer.Stop() }
+	return began.Add(limit)
 }
 
-func reason(c engine.Container, late bool, limit time.Duration) string {
+// timer returns a channel that fires at a time, and never at the zero time.
+func timer(at time.Time) (<-chan time.Time, func()) {
+	if at.IsZero() {
+		return nil, func() {}
+	}
+	t := time.NewTimer(time.Until(at))
+	return t.C, func() { t.Stop() }
+}
+
+// reason says why an executor did not end well; stderr is the end of what it
+// wrote. The kernel kills one process for want of memory: the command itself may
+// have minded that or not. On a busy node Docker does not hear of it when the
+// container ends at once.
+func (s *Step) reason(c engine.Container, stderr string) string {
+	limit := "resources.ram_gb allows"
+	if s.Task.Resources.RAMGB == 0 {
+		limit = "this node gives it; ask for more with resources.ram_gb"
+	}
 	switch {
-	case late:
-		return fmt.Sprintf("the time limit of %s was reached (run.time_limit)", limit)
+	case c.OOMKilled && c.ExitCode == 0:
+		return "out of memory: one of its processes was killed, because they used more than " + limit
 	case c.OOMKilled:
-		return "out of memory: it used more than resources.ram_gb allows"
+		return "out of memory: it used more than " + limit
+	case c.ExitCode == killed && s.Task.Resources.RAMGB > 0:
+		return "its command was killed (SIGKILL), most likely because it ran out of memory: it may use no more than " + limit
+	case c.ExitCode == killed:
+		return "its command was killed (SIGKILL), as the kernel does when the node's memory runs out, or by somebody else"
+	case c.ExitCode == notFound || c.ExitCode == notExecutable:
+		// What ExecStdio complains of comes last.
+		last := stderr[strings.LastIndexByte(strings.TrimSuffix(stderr, "\n"), '\n')+1:]
+		if strings.HasPrefix(last, cannotStart) {
+			return strings.TrimSpace(last)
+		}
+		return "its command failed"
 	case c.ExitCode != 0:
 		return "its command failed"
 	}
@@ -290,6 +369,14 @@ func (s *Step) ended(ctx context.Context, n machine.Notes, i int, r Result) (Res
 // Undo stops what still runs and journals how far it came. The containers
 // themselves go with the step that made them.
 func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	for _, note := range n.All(whatHelper) {
+		if note.Kind == machine.KindDone {
+			continue
+		}
+		if err := s.Engine.Stop(ctx, note.Name, 0); err != nil {
+			return err
+		}
+	}
 	for _, note := range n.All(WhatExecutor) {
 		if note.Kind == machine.KindDone {
 			continue
@@ -312,7 +399,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		r := Result{Executor: i, OOMKilled: c.OOMKilled, Reason: "stopped before its end", ExecutorLog: tes.ExecutorLog{
 			StartTime: c.Started, EndTime: c.Finished, ExitCode: c.ExitCode,
 		}}
-		if r.Stdout, r.Stderr, err = s.output(t, i).ends(ctx, s.Engine, name); err != nil {
+		if r.Stdout, r.Stderr, err = s.output(t, n, i).ends(ctx, s.Engine, name); err != nil {
 			s.Log.Warn("cannot read what a stopped executor had written", "executor", i, "error", err)
 		}
 		if err := n.Done(ctx, machine.Fact{What: WhatExecutor, Name: note.Name, Detail: r}); err != nil {

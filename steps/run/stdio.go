@@ -16,12 +16,14 @@ import (
 )
 
 // StdioCommand is the hidden command that runs inside a container whose
-// executor names files for its streams:
+// executor names files for its streams, or which has to wait until addresses are
+// closed to it:
 //
-//	deckhand exec-stdio STDIN STDOUT STDERR COMMAND [ARGUMENT…]
+//	deckhand exec-stdio GATE STDIN STDOUT STDERR COMMAND [ARGUMENT…]
 //
-// An empty name leaves a stream as it is. With a file for its input alone it
-// becomes the command; with files for its output it stays and copies, through
+// It begins when the file GATE is there. An empty name leaves a stream as it is.
+// Without files for its output it becomes the command; with them it stays and
+// copies, through
 // pipes: a file would be truncated by a command that opens /dev/stderr. So every
 // byte gets to its file, whatever happens to the process outside or to Docker,
 // whose own log keeps lines of text.
@@ -35,16 +37,29 @@ const (
 	outputLost    = 74
 )
 
+// cannotStart begins the complaint about a command that does not run.
+const cannotStart = "cannot start "
+
 // drainTime is how long output is still taken after a command's end from what it
 // has left running; everything dies with the container.
 const drainTime = time.Second
 
-// ExecStdio runs a command with files as its standard streams and returns its
-// exit code, as a shell gives it. When it fails itself it says so on complain.
-func ExecStdio(files [3]string, command []string, complain io.Writer) int {
+// ExecStdio waits for a gate, unless its name is empty, runs a command with files
+// as its standard streams and returns its exit code, as a shell gives it. When it
+// fails itself it says so on complain.
+func ExecStdio(gate string, files [3]string, command []string, complain io.Writer) int {
 	fail := func(code int, err error) int {
-		fmt.Fprintf(complain, "cannot start %q: %v\n", command[0], err)
+		fmt.Fprintf(complain, cannotStart+"%q: %v\n", command[0], err)
 		return code
+	}
+	// The kernel discards a signal to a container's first process until that has
+	// asked for it. So does this one, which the command replaces, once the gate is open.
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	if err := wait(gate, signals); errors.Is(err, errStopped) {
+		return fail(terminated, err)
+	} else if err != nil {
+		return fail(notExecutable, err)
 	}
 	program, err := lookPath(command[0])
 	if err != nil {

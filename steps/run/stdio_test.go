@@ -13,8 +13,8 @@ import (
 
 // TestMain makes the test binary the helper when it is called as one.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 5 && os.Args[1] == StdioCommand {
-		os.Exit(ExecStdio([3]string(os.Args[2:5]), os.Args[5:], os.Stderr))
+	if len(os.Args) > 6 && os.Args[1] == StdioCommand {
+		os.Exit(ExecStdio(os.Args[2], [3]string(os.Args[3:6]), os.Args[6:], os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -29,7 +29,7 @@ func TestExecStdioHandsSignalsOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, StdioCommand, "", out, "", "sh", "-c", "trap 'echo stopped; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+	cmd := exec.Command(self, StdioCommand, "", "", out, "", "sh", "-c", "trap 'echo stopped; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestExecStdio(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command(self, append(append([]string{StdioCommand}, files[:]...), test.command...)...)
+			cmd := exec.Command(self, append(append([]string{StdioCommand, ""}, files[:]...), test.command...)...)
 			var stdout, stderr bytes.Buffer
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader("plain input\n"), &stdout, &stderr
 			cmd.Dir, cmd.Env = dir, []string{"PATH=" + os.Getenv("PATH")}
@@ -129,5 +129,32 @@ func TestExecStdio(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A command begins when the gate is open and not before.
+func TestExecStdioWaitsAtTheGate(t *testing.T) {
+	dir := t.TempDir()
+	gate, began := filepath.Join(dir, "gate"), filepath.Join(dir, "began")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, StdioCommand, gate, "", "", "", "touch", began)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * gatePoll)
+	if _, err := os.Stat(began); err == nil {
+		t.Error("it began before the gate was open")
+	}
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(began); err != nil {
+		t.Error("it did not begin")
 	}
 }

@@ -8,13 +8,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -24,7 +25,7 @@ type Engine interface {
 	Containers(ctx context.Context, labels map[string]string) ([]engine.Container, error)
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	Remove(ctx context.Context, id string) error
-	Volumes(ctx context.Context, labels map[string]string) ([]engine.Volume, error)
+	Volumes(ctx context.Context, labels map[string]string, prefixes ...string) ([]engine.Volume, error)
 	RemoveVolume(ctx context.Context, name string) error
 	Networks(ctx context.Context, labels map[string]string) ([]engine.Network, error)
 	RemoveNetwork(ctx context.Context, id string) error
@@ -66,21 +67,25 @@ type Report struct {
 }
 
 // Cleaner finds and removes what earlier tasks of this root left. It touches
-// nothing that does not carry the root's label, does not lie below TasksDir or
-// is not a pending deletion of the image ledger.
+// nothing that does not carry the root's label, or its name where Docker has lost
+// the labels of a volume, does not lie below TasksDir or is not a pending
+// deletion of the image ledger.
 type Cleaner struct {
 	Engine   Engine
 	RootID   string
 	TasksDir string
 	Grace    time.Duration // from SIGTERM to SIGKILL for a container that still runs
+	Owner    *own.Owner
 }
 
 // Find lists what is to go and what stays, changing nothing. keep is the
 // attempt whose things stay, nil for none; dir is its directory's name.
 func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, images []machine.ImageRecord) (gone, kept []Item, err error) {
-	root := map[string]string{engine.LabelRoot: c.RootID}
+	root, prefix := map[string]string{engine.LabelRoot: c.RootID}, engine.RootPrefix(c.RootID)
 	add := func(i Item, labels map[string]string) {
-		if ours(keep, labels) {
+		// Docker loses labels, see engine.Docker.Volumes.
+		forgotten := len(labels) == 0 && keep != nil && strings.HasPrefix(i.Name, fmt.Sprintf("%s%s-%d-", prefix, dir, keep.Attempt))
+		if ours(keep, labels) || forgotten {
 			i.Why = "belongs to the task that runs"
 			kept = append(kept, i)
 			return
@@ -91,9 +96,9 @@ func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, i
 	var containers []engine.Container
 	var volumes []engine.Volume
 	var networks []engine.Network
-	ask, inner := errgroup.WithContext(ctx)
+	ask, inner := group.WithContext(ctx)
 	ask.Go(func() (err error) { containers, err = c.Engine.Containers(inner, root); return err })
-	ask.Go(func() (err error) { volumes, err = c.Engine.Volumes(inner, root); return err })
+	ask.Go(func() (err error) { volumes, err = c.Engine.Volumes(inner, root, prefix); return err })
 	ask.Go(func() (err error) { networks, err = c.Engine.Networks(inner, root); return err })
 	if err := ask.Wait(); err != nil {
 		return nil, nil, err
@@ -199,15 +204,26 @@ func (c *Cleaner) Remove(ctx context.Context, n machine.Notes, i Item) (int64, e
 	case Network:
 		return 0, c.Engine.RemoveNetwork(ctx, i.id)
 	case Directory:
-		return removeDir(ctx, filepath.Join(c.TasksDir, filepath.Dir(i.id)), filepath.Base(i.id))
+		return c.removeDir(ctx, n, filepath.Join(c.TasksDir, filepath.Dir(i.id)), filepath.Base(i.id))
 	default:
 		return ledger.Remove(ctx, n, c.Engine, i.image)
 	}
 }
 
-// removeDir removes one directory below base; what cannot go is an error that names it.
-func removeDir(ctx context.Context, base, name string) (int64, error) {
+// removeDir removes one directory below base; what cannot go is an error that
+// names it. The notes may be nil.
+func (c *Cleaner) removeDir(ctx context.Context, n machine.Notes, base, name string) (int64, error) {
 	removed, err := node.RemoveTree(ctx, base, name)
+	if err == nil && len(removed.Kept) > 0 && c.Owner != nil {
+		// Some of it may belong to the users of containers.
+		taken := c.Owner.Take(ctx, n, filepath.Join(base, name))
+		before := removed.Bytes
+		removed, err = node.RemoveTree(ctx, base, name)
+		removed.Bytes += before
+		if err == nil && len(removed.Kept) > 0 && taken != nil {
+			return removed.Bytes, fmt.Errorf("cannot remove %s: %w", filepath.Join(base, name), taken)
+		}
+	}
 	if err == nil && len(removed.Kept) > 0 {
 		first := removed.Kept[0]
 		err = machine.Faultf(machine.NodeFault, "cannot remove %d of what is in %s, such as %s: %s",
@@ -221,5 +237,11 @@ func ours(keep *machine.TaskRef, labels map[string]string) bool {
 }
 
 func owner(labels map[string]string) string {
+	if labels[engine.LabelTask] == "" {
+		return "a process that died"
+	}
+	if len(labels) == 0 {
+		return "a task that Docker has forgotten"
+	}
 	return fmt.Sprintf("task %s, attempt %s", labels[engine.LabelTask], labels[engine.LabelAttempt])
 }

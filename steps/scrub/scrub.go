@@ -11,10 +11,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/docker/go-units"
-
 	"github.com/deckhand/deckhand/internal/engine"
-	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/room"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -40,10 +38,8 @@ type Step struct {
 	// Tree is the attempt's work tree; nil when the step only rolls back.
 	Tree func(attempt int) *worktree.Tree
 	Keep Keep
-	// DiskBytes is what the task asks for, zero for nothing; Floor is what must
-	// stay free besides.
-	DiskBytes, Floor int64
-	Log              *slog.Logger
+	Room *room.Room
+	Log  *slog.Logger
 }
 
 var _ machine.Step = (*Step)(nil)
@@ -76,7 +72,13 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := tree.Prepare(); err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot make the task's directory: %w; free space or mend the permissions of %s", err, s.Cleaner.TasksDir)
 	}
-	return s.room(tree.Dir)
+	// What is known to be too small even when the images of earlier tasks go is
+	// told before they do.
+	back, err := s.oldImages(ctx, n.Images())
+	if err != nil {
+		return err
+	}
+	return s.Room.Check(ctx, back)
 }
 
 // remove removes one item. Only a silent engine and the journal are errors:
@@ -102,29 +104,30 @@ func (s *Step) remove(ctx context.Context, n machine.Notes, i Item) error {
 	return n.Done(ctx, machine.Fact{What: WhatRemoved, Name: i.Name, Detail: i})
 }
 
-// room checks that the filesystem can take what the task asks for.
-func (s *Step) room(dir string) error {
-	space, err := node.SpaceAt(dir)
-	if err != nil {
-		return machine.Faultf(machine.NodeFault, "cannot tell the free space of %s: %w", dir, err)
+// oldImages is how many bytes the images have that may be deleted for the task;
+// layers that they share count for each.
+func (s *Step) oldImages(ctx context.Context, images []machine.ImageRecord) (bytes int64, err error) {
+	for _, r := range images {
+		if !r.PulledByUs || r.ImageID == "" {
+			continue
+		}
+		img, err := s.Cleaner.Engine.Image(ctx, r.ImageID)
+		if errors.Is(err, engine.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		bytes += img.Size
 	}
-	need := uint64(max(0, s.DiskBytes) + max(0, s.Floor))
-	if space.FreeBytes < need {
-		return machine.Faultf(machine.NodeFault,
-			"not enough space in %s: the task needs %s (resources.disk_gb) and %s must stay free (disk.floor), but only %s are free; free some or run the task elsewhere",
-			s.Cleaner.TasksDir, size(s.DiskBytes), size(s.Floor), size(int64(space.FreeBytes)))
-	}
-	// A tree without a file cannot be made.
-	if space.FreeInodes < 16 {
-		return machine.Faultf(machine.NodeFault, "no free inodes in %s; remove files or run the task elsewhere", s.Cleaner.TasksDir)
-	}
-	return nil
+	return bytes, nil
 }
-
-func size(b int64) string { return units.BytesSize(float64(b)) }
 
 // Undo removes the task's directory, unless it is to be kept.
 func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if err := s.Cleaner.Owner.Clear(ctx); err != nil {
+		return err
+	}
 	failed := t.Outcome != machine.Complete
 	if s.Keep == KeepAlways || s.Keep == KeepOnFailure && failed && t.Outcome != machine.Interrupted {
 		s.Log.Info("keeping the work directory until the next task", "dir", filepath.Join(s.Cleaner.TasksDir, s.Dir))
@@ -133,6 +136,6 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	if _, err := os.Lstat(filepath.Join(s.Cleaner.TasksDir, s.Dir)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	_, err := removeDir(ctx, s.Cleaner.TasksDir, s.Dir)
+	_, err := s.Cleaner.removeDir(ctx, n, s.Cleaner.TasksDir, s.Dir)
 	return err
 }

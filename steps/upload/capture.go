@@ -2,6 +2,7 @@ package upload
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,18 +64,16 @@ func (s *Step) matching(ctx context.Context, container, pattern string, tree *wo
 }
 
 func (s *Step) captureFrom(ctx context.Context, container, p string, tree *worktree.Tree) (bool, error) {
-	archive, err := s.Engine.CopyFrom(ctx, container, p)
+	err := s.Engine.CopyFrom(ctx, container, p, func(archive io.Reader) error {
+		if err := unpack(tar.NewReader(archive), path.Dir(p), tree); err != nil {
+			return machine.Faultf(machine.NodeFault, "cannot take output %s from the container: %w", p, err)
+		}
+		return nil
+	})
 	if errors.Is(err, engine.ErrNotFound) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = archive.Close() }() // read-only
-	if err := unpack(tar.NewReader(archive), path.Dir(p), tree); err != nil {
-		return false, machine.Faultf(machine.NodeFault, "cannot take output %s from the container: %w", p, err)
-	}
-	return true, nil
+	return err == nil, err
 }
 
 // unpack writes what Docker archived to its container path in the work tree.
@@ -122,7 +121,7 @@ func unpackOne(r io.Reader, h *tar.Header, p, parent string, tree *worktree.Tree
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, r)
+		err = copySparse(f, r, h.Size)
 		return errors.Join(err, f.Close())
 	case tar.TypeSymlink:
 		return dir.Symlink(h.Linkname, name)
@@ -130,6 +129,28 @@ func unpackOne(r io.Reader, h *tar.Header, p, parent string, tree *worktree.Tree
 		return hardLink(tree, path.Join(parent, path.Clean("/"+h.Linkname)), p)
 	}
 	return nil
+}
+
+// hole is the size of the blocks that become holes when they are all zeros.
+const hole = 64 << 10
+
+// copySparse copies to an empty file. Docker's archives have every zero of a
+// file's holes: written down, they could fill the disk.
+func copySparse(f *os.File, r io.Reader, size int64) error {
+	buf, zeros := make([]byte, hole), make([]byte, hole)
+	for at := int64(0); at < size; {
+		block := buf[:min(hole, size-at)]
+		if _, err := io.ReadFull(r, block); err != nil {
+			return err
+		}
+		if !bytes.Equal(block, zeros[:len(block)]) {
+			if _, err := f.WriteAt(block, at); err != nil {
+				return err
+			}
+		}
+		at += int64(len(block))
+	}
+	return f.Truncate(size)
 }
 
 // hardLink gives a file that was unpacked a second name.

@@ -45,7 +45,7 @@ func (c containers) Changes(_ context.Context, id string) ([]string, error) {
 }
 
 // CopyFrom archives as Docker does: names begin with the last element of path.
-func (c containers) CopyFrom(_ context.Context, id, p string) (io.ReadCloser, error) {
+func (c containers) CopyFrom(_ context.Context, id, p string, read func(io.Reader) error) error {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	var names []string
@@ -55,7 +55,7 @@ func (c containers) CopyFrom(_ context.Context, id, p string) (io.ReadCloser, er
 		}
 	}
 	if len(names) == 0 {
-		return nil, engine.ErrNotFound
+		return engine.ErrNotFound
 	}
 	slices.Sort(names)
 	for _, name := range names {
@@ -72,15 +72,15 @@ func (c containers) CopyFrom(_ context.Context, id, p string) (io.ReadCloser, er
 			h.Typeflag, h.Size, h.Linkname = tar.TypeLink, 0, content[3:]
 		}
 		if err := w.WriteHeader(h); err != nil {
-			return nil, err
+			return err
 		}
 		if h.Size > 0 {
 			if _, err := io.WriteString(w, content); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return io.NopCloser(&b), w.Close()
+	return errors.Join(w.Close(), read(&b))
 }
 
 type fixture struct {
@@ -116,6 +116,8 @@ func newFixture(t *testing.T, files map[string]string, ended containers, outputs
 			err = errors.Join(err, os.MkdirAll(p, 0o755))
 		case content == "fifo":
 			err = errors.Join(err, unix.Mkfifo(p, 0o644))
+		case content == "socket":
+			err = errors.Join(err, unix.Mknod(p, unix.S_IFSOCK|0o644, 0))
 		case strings.HasPrefix(content, "-> "):
 			err = errors.Join(err, os.Symlink(content[3:], p))
 		default:
@@ -130,7 +132,7 @@ func newFixture(t *testing.T, files map[string]string, ended containers, outputs
 		tree: tree, notes: notes, task: &machine.Task{ID: "t", Attempt: 1},
 		step: &Step{
 			Task: doc, Tree: func(int) *worktree.Tree { return tree }, Engine: ended, Containers: ended,
-			Missing: MissingWarn, Parallel: 2, Meter: meter, Log: log,
+			Missing: MissingWarn, MaxFiles: 1000, Parallel: 2, Meter: meter, Log: log,
 			Storage: storage.New(storage.Options{Parallel: 2, Memory: 1 << 20, Meter: meter, Log: log}),
 		},
 	}
@@ -159,6 +161,7 @@ func TestCollect(t *testing.T) {
 		"missing":       {output: file("/o/x", "/u/x"), warns: []string{"/o/x was not made"}},
 		"not a file":    {output: file("/o/x", "/u/x"), files: map[string]string{"/o/x/y": "1"}, warns: []string{"/o/x is not a file"}},
 		"a FIFO":        {output: file("/o/x", "/u/x"), files: map[string]string{"/o/x": "fifo"}, warns: []string{"/o/x is not a file"}},
+		"a socket":      {output: file("/o/x", "/u/x"), files: map[string]string{"/o/x": "socket"}, warns: []string{"/o/x is not a file"}},
 		"links":         {output: file("/o/x", "/u/x"), files: map[string]string{"/o/x": "-> y", "/o/y": "-> /vol/z", "/vol/z": "123"}, want: []string{"/o/x=/u/x:3"}},
 		"link outwards": {output: file("/o/x", "/u/x"), files: map[string]string{"/o/x": "-> /etc/passwd"}, warns: []string{"/o/x is a link that leads to none"}},
 		"loop":          {output: file("/o/x", "/u/x"), files: map[string]string{"/o/x": "-> x"}, warns: []string{"/o/x cannot be read"}},
@@ -187,7 +190,12 @@ func TestCollect(t *testing.T) {
 		},
 		"pattern": {
 			output: pattern("/o/*/[!a]?.x", "/o"), files: map[string]string{"/o/d/b1.x": "1", "/o/d/a1.x": "no", "/o/.d/b1.x": "no", "/o/e/b2.x/f": "22"},
-			want: []string{"/o/d/b1.x=file:///u/d/b1.x:1", "/o/e/b2.x/f=file:///u/e/b2.x/f:2"},
+			want:  []string{"/o/d/b1.x=file:///u/d/b1.x:1", "/o/e/b2.x/f=file:///u/e/b2.x/f:2"},
+			warns: []string{"output /o/*/[!a]?.x is of type FILE and matches directories, such as /o/e/b2.x"},
+		},
+		"pattern of directories": {
+			output: tes.Output{Path: "/o/*", URL: "file:///u", PathPrefix: "/o", Type: tes.Directory},
+			files:  map[string]string{"/o/d/f": "1", "/o/f": "1"}, want: []string{"/o/d/f=file:///u/d/f:1", "/o/f=file:///u/f:1"},
 		},
 		"pattern of none":   {output: pattern("/o/*", "/o"), warns: []string{"/o/* was not made"}},
 		"pattern of a FIFO": {output: pattern("/o/*", "/o"), files: map[string]string{"/o/f": "fifo"}, warns: []string{"/o/f is not a file or a directory"}},
@@ -205,7 +213,7 @@ func TestCollect(t *testing.T) {
 		"captured pattern": {
 			output: pattern("/root/*.x", "/root"),
 			ended:  containers{"0": {"/root/a.x": "1", "/root/b.x": "1", "/root/c.y": "no"}, "1": {"/root": "/", "/root/b.x": "22", "/root/d.x": "/", "/root/d.x/f": "333"}},
-			want:   []string{"/root/a.x=file:///u/a.x:1", "/root/b.x=file:///u/b.x:2", "/root/d.x/f=file:///u/d.x/f:3"},
+			want:   []string{"/root/a.x=file:///u/a.x:1", "/root/b.x=file:///u/b.x:2", "/root/d.x/f=file:///u/d.x/f:3"}, warns: []string{"such as /root/d.x"},
 		},
 		"captured over a mount": {
 			output: pattern("/*/f", "/"), files: map[string]string{"/vol/f": "of the volume"},
@@ -221,7 +229,7 @@ func TestCollect(t *testing.T) {
 			}
 			var got []string
 			for _, x := range files {
-				got = append(got, fmt.Sprintf("%s=%s:%d", x.Path, x.URL, x.Size))
+				got = append(got, fmt.Sprintf("%s=%s:%d", x.Path, f.step.url(x), x.Size))
 			}
 			if !slices.Equal(got, test.want) {
 				t.Errorf("collected\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(test.want, "\n"))
@@ -318,4 +326,74 @@ func TestPublishAgain(t *testing.T) {
 	if info, err = os.Stat(filepath.Join(target, "u/a")); err != nil || !info.ModTime().Equal(before) {
 		t.Errorf("the file was sent again: %v, %v", info, err)
 	}
+}
+
+// After an executor's failure everything that can be published is, whatever
+// happens to the other outputs.
+func TestFailureKeepsNoOutput(t *testing.T) {
+	for _, failed := range []bool{true, false} {
+		target := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(target, "a/there"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		f := newFixture(t, map[string]string{"/o/a": "A", "/o/b": "B", "/o/c": "C"}, nil,
+			tes.Output{Path: "/o/missing", URL: target + "/missing"}, tes.Output{Path: "/o/a", URL: target + "/a"},
+			tes.Output{Path: "/o/b", URL: target + "/b"}, tes.Output{Path: "/o/c", URL: target + "/c"})
+		f.step.Missing, f.step.Parallel, f.task.Failed = MissingError, 1, failed
+		err := f.step.Do(t.Context(), f.task, f.notes)
+		if !failed {
+			if machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), "/o/missing was not made") {
+				t.Errorf("without a failure: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{"b": "B", "c": "C"} {
+			if got, err := os.ReadFile(filepath.Join(target, name)); err != nil || string(got) != want {
+				t.Errorf("%s is %q, %v", name, got, err)
+			}
+		}
+		said := strings.Join(f.warnings(), "\n")
+		for _, w := range []string{"/o/missing was not made", "output /o/a: cannot upload to " + target + "/a: there is a directory"} {
+			if !strings.Contains(said, w) {
+				t.Errorf("the warnings do not say %q:\n%s", w, said)
+			}
+		}
+		if !finished(f.notes) {
+			t.Error("the upload is not done")
+		}
+	}
+}
+
+// A store that has been asked for long enough is not asked for every file.
+func TestFailureDoesNotWaitForEveryOutput(t *testing.T) {
+	files := map[string]string{}
+	for i := range 50 {
+		files[fmt.Sprintf("/o/%d", i)] = "x"
+	}
+	for fault, most := range map[machine.Fault]int{machine.RetryLater: 1, machine.TaskFault: told + 1} {
+		f := newFixture(t, files, nil, tes.Output{Path: "/o", URL: "/u", Type: tes.Directory})
+		down := &refusing{fault: fault, Storage: f.step.Storage}
+		f.step.Storage, f.step.Parallel, f.task.Failed = down, 1, true
+		if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+			t.Fatal(err)
+		}
+		if said := f.warnings(); down.asked != most || len(said) != most {
+			t.Errorf("%s: asked %d times, and the warnings are\n%s", fault, down.asked, strings.Join(said, "\n"))
+		}
+	}
+}
+
+// refusing takes nothing.
+type refusing struct {
+	Storage
+	fault machine.Fault
+	asked int
+}
+
+func (r *refusing) Put(context.Context, storage.PutRequest) error {
+	r.asked++
+	return machine.Faultf(r.fault, "no")
 }

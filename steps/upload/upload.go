@@ -9,10 +9,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
-
-	"golang.org/x/sync/errgroup"
+	"sync/atomic"
 
 	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/group"
+	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/storage"
@@ -26,13 +27,13 @@ type Storage interface {
 	Put(ctx context.Context, r storage.PutRequest) error
 	// Abort removes what an unfinished Put left there. It never touches a
 	// published file.
-	Abort(ctx context.Context, url, tag string) error
+	Abort(ctx context.Context, url string, left storage.Unfinished) error
 	Join(url, name string) string
 }
 
 // Engine reads from containers that have ended.
 type Engine interface {
-	CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error)
+	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
 	Changes(ctx context.Context, id string) ([]string, error)
 }
 
@@ -61,11 +62,15 @@ type Step struct {
 	Engine     Engine
 	Containers Containers
 	Tree       func(attempt int) *worktree.Tree
+	Owner      *own.Owner
 	BootID     string
 	Missing    Missing
-	Parallel   int // files at a time
-	Meter      *progress.Meter
-	Log        *slog.Logger
+	// MaxFiles bounds the files, directories and links that are looked at for all
+	// outputs: whoever made them may be hostile.
+	MaxFiles int
+	Parallel int // files at a time
+	Meter    *progress.Meter
+	Log      *slog.Logger
 }
 
 var _ machine.Step = (*Step)(nil)
@@ -102,18 +107,20 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return nil
 	}
 	s.Meter.Reset("outputs")
-	err := s.publish(ctx, t, n)
-	var journal *machine.JournalError
-	switch {
-	case err == nil:
-	case !t.Failed, errors.As(err, &journal), ctx.Err() != nil:
+	if err := s.spare(ctx, t, n, s.publish(ctx, t, n)); err != nil {
 		return err
-	default:
-		if err := n.Warn(ctx, "not all outputs were uploaded: "+err.Error()); err != nil {
-			return err
-		}
 	}
 	return n.Done(ctx, machine.Fact{What: whatUpload, Name: "all"})
+}
+
+// spare makes an error a warning when an executor has failed: that is what
+// counts, and what other outputs there are is published all the same.
+func (s *Step) spare(ctx context.Context, t *machine.Task, n machine.Notes, err error) error {
+	var journal *machine.JournalError
+	if err == nil || !t.Failed || errors.As(err, &journal) || ctx.Err() != nil {
+		return err
+	}
+	return n.Warn(ctx, "not all outputs were uploaded: "+err.Error())
 }
 
 // whatUpload is the kind of fact that says that nothing is left to publish.
@@ -126,6 +133,10 @@ func finished(n machine.Notes) bool {
 
 func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	tree := s.Tree(t.Attempt)
+	// The containers have ended; what they have left may be closed to this user.
+	if err := s.Owner.Take(ctx, n, tree.Dir); err != nil {
+		return err
+	}
 	files, err := s.collect(ctx, t, n, tree)
 	if err != nil {
 		return err
@@ -141,7 +152,7 @@ func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) er
 	var todo []File
 	for _, f := range files {
 		s.Meter.AddTotal(1, f.Size)
-		if published[f.log()] {
+		if published[s.log(f)] {
 			s.Meter.AddBytes(f.Size)
 			s.Meter.FileDone()
 			continue
@@ -156,21 +167,27 @@ func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) er
 	}
 	s.Log.Info("uploading outputs", "files", len(todo))
 	b := batch.NewWriter(n, WhatOutputs, func(f Published) int { return len(f.Path) + len(f.URL) + 128 })
-	group, inner := errgroup.WithContext(ctx)
-	group.SetLimit(s.Parallel)
+	uploads, inner := group.WithContext(ctx)
+	uploads.SetLimit(s.Parallel)
+	var spared atomic.Int64
 	for _, f := range todo {
-		group.Go(func() error {
+		uploads.Go(func() error {
 			if err := inner.Err(); err != nil {
 				return err
 			}
-			if err := s.send(inner, t, tree, f); err != nil {
-				return fmt.Errorf("output %s: %w", f.Path, err)
+			if err := s.send(inner, t, n, tree, f); err != nil {
+				err = fmt.Errorf("output %s: %w", f.Path, err)
+				// A store that has not answered for so long is not asked for every file.
+				if inner.Err() != nil || machine.FaultOf(err) == machine.RetryLater || spared.Add(1) > told {
+					return err
+				}
+				return s.spare(ctx, t, n, err)
 			}
 			s.Meter.FileDone()
-			return b.Add(ctx, f.log())
+			return b.Add(ctx, s.log(f))
 		})
 	}
-	return errors.Join(group.Wait(), b.Flush(ctx))
+	return errors.Join(uploads.Wait(), b.Flush(ctx))
 }
 
 // secure makes the outputs durable on the node and then announces them.
@@ -178,16 +195,15 @@ func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree,
 	if note, ok := n.Get(WhatOutputs, "all"); ok && note.Kind == machine.KindIntent {
 		return nil
 	}
-	targets := make([]string, 0, len(files))
 	for _, f := range files {
-		if err := syncFile(tree, f.Path); err != nil {
+		if err := syncFile(tree, f.physical); err != nil {
 			return machine.Faultf(machine.NodeFault, "cannot make output %s durable: %w", f.Path, err)
 		}
-		targets = append(targets, redact.URL(f.URL))
 	}
 	part, size := 0, 0
 	var urls []string
-	for _, url := range targets {
+	for _, f := range files {
+		url := redact.URL(s.url(f))
 		if size+len(url) > announced {
 			part++
 			if err := announce(ctx, n, fmt.Sprintf("part %d", part), urls); err != nil {
@@ -217,13 +233,45 @@ func syncFile(tree *worktree.Tree, p string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-func (s *Step) send(ctx context.Context, t *machine.Task, tree *worktree.Tree, f File) error {
-	file, info, err := tree.OpenFile(f.Path)
+func (s *Step) send(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree, f File) error {
+	file, info, err := tree.OpenFile(f.physical)
 	if err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot read it: %w", err)
 	}
 	defer func() { _ = file.Close() }() // read-only
-	return s.Storage.Put(ctx, storage.PutRequest{URL: f.URL, File: file, Size: info.Size(), Tag: s.tag(t)})
+	url, target := s.url(f), s.log(f).Target
+	before, err := uploadOf(n, target)
+	if err != nil {
+		return err
+	}
+	return s.Storage.Put(ctx, storage.PutRequest{
+		URL: url, File: file, Size: info.Size(), Tag: s.tag(t), Upload: before.Upload,
+		Begin: func(_ context.Context, upload string) error {
+			// Not the context of the group: what another file's failure ends is
+			// this transfer, not what is known about it.
+			return n.Intent(context.WithoutCancel(ctx), machine.Fact{What: whatInParts, Name: target, Detail: inParts{text(redact.URL(url)), upload}})
+		},
+	})
+}
+
+// whatInParts is the kind of fact that says which uploads in parts were begun:
+// its name is the target of a Published. It is written before the upload is
+// made at the storage, and again with its name before the first part is sent.
+const whatInParts = "upload in parts"
+
+type inParts struct {
+	URL    string `json:"url"`
+	Upload string `json:"upload"`
+}
+
+// uploadOf returns what an earlier process began to send to a target.
+func uploadOf(n machine.Notes, target string) (p inParts, err error) {
+	if note, ok := n.Get(whatInParts, target); ok {
+		if err := json.Unmarshal(note.Detail, &p); err != nil {
+			return p, fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
+		}
+	}
+	return p, nil
 }
 
 // tag marks what an attempt leaves at a destination before it is whole. Like the
@@ -249,8 +297,16 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 			return fmt.Errorf("the journaled outputs cannot be read: %w", err)
 		}
 		for _, url := range d.URLs {
-			failed = errors.Join(failed, s.Storage.Abort(ctx, url, s.tag(t)))
+			failed = errors.Join(failed, s.Storage.Abort(ctx, url, storage.Unfinished{Tag: s.tag(t)}))
 		}
+	}
+	for _, note := range n.All(whatInParts) {
+		var p inParts
+		if err := json.Unmarshal(note.Detail, &p); err != nil {
+			return fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
+		}
+		left := storage.Unfinished{Tag: s.tag(t), InParts: true, Upload: p.Upload}
+		failed = errors.Join(failed, s.Storage.Abort(ctx, p.URL, left))
 	}
 	return failed
 }

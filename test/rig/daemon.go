@@ -25,6 +25,8 @@ import (
 type Daemon struct {
 	// Host is the URL for DOCKER_HOST; it stays the same over restarts.
 	Host string
+	// Options are further ones of dockerd, in force from the next Start.
+	Options []string
 
 	d      daemon
 	bridge string
@@ -74,7 +76,7 @@ func NewDaemon(tb TB, dataRoot ...string) *Daemon {
 func (p *Daemon) Start(tb TB) {
 	tb.Helper()
 	cmd, ended, err := p.d.start(&syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
-		"--iptables=false", "--ip6tables=false", "--bridge="+p.bridge)
+		append([]string{"--iptables=false", "--ip6tables=false", "--bridge=" + p.bridge}, p.Options...)...)
 	if err != nil {
 		giveUp(tb, err)
 	}
@@ -100,6 +102,9 @@ func (p *Daemon) Restart(tb TB) {
 	p.Stop(tb)
 	p.Start(tb)
 }
+
+// DataRoot is where the daemon keeps its data.
+func (p *Daemon) DataRoot() string { return p.d.data }
 
 // Pid is the process id of the daemon, for tests that pause it with SIGSTOP.
 func (p *Daemon) Pid() int { return p.cmd.Process.Pid }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -32,6 +34,8 @@ type Spec struct {
 	Marker     string            // tells images apart that are otherwise equal
 	Files      map[string]string // absolute path -> content; mode 0755 when it begins with "#!", else 0644
 	Size       int64             // bytes of incompressible filling
+	Zeros      int64             // bytes of filling that compress to next to nothing
+	Shared     int64             // bytes in a layer of their own, the same in every image that has it
 	Platform   string            // os/architecture, default linux on this machine's architecture
 	Env        []string          // NAME=value
 	Entrypoint []string
@@ -66,18 +70,27 @@ func Image(tb TB, reg *Registry, name string, spec Spec) Ref {
 	if err != nil {
 		giveUp(tb, err)
 	}
-	config := mustJSON(spec.config(reg.nonce, base, top))
+	layers := []layer{base, top}
+	if spec.Shared > 0 {
+		shared, err := Spec{Size: spec.Shared}.layer("shared")
+		if err != nil {
+			giveUp(tb, err)
+		}
+		layers = []layer{base, shared, top}
+	}
+	config := mustJSON(spec.config(reg.nonce, layers...))
+	var descriptors []any
+	for _, l := range layers {
+		descriptors = append(descriptors, descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", l.blob))
+	}
 	manifest := mustJSON(map[string]any{
 		"schemaVersion": 2,
 		"mediaType":     "application/vnd.docker.distribution.manifest.v2+json",
 		"config":        descriptor("application/vnd.docker.container.image.v1+json", config),
-		"layers": []any{
-			descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", base.blob),
-			descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", top.blob),
-		},
+		"layers":        descriptors,
 	})
-	for _, blob := range [][]byte{base.blob, top.blob, config} {
-		if err := reg.pushBlob(repo, blob); err != nil {
+	for _, l := range append(layers, layer{blob: config}) {
+		if err := reg.pushBlob(repo, l.blob); err != nil {
 			tb.Fatalf("push a blob of %s: %v", name, err)
 		}
 	}
@@ -147,6 +160,9 @@ func (s Spec) layer(marker string) (layer, error) {
 			filling := make([]byte, s.Size)
 			_, _ = rand.NewChaCha8(sha256.Sum256([]byte(marker + s.Marker))).Read(filling)
 			t.file("filling", 0o644, filling)
+		}
+		if s.Zeros > 0 {
+			t.file("zeros", 0o644, make([]byte, s.Zeros))
 		}
 	})
 }
@@ -297,4 +313,64 @@ func mustJSON(v any) []byte {
 		panic(err)
 	}
 	return text
+}
+
+// Unpack puts the two layers of an image into directories, for an engine that
+// keeps images so. A layer whose directory is there already is left as it is.
+func Unpack(tb TB, base, top, marker string, spec Spec) {
+	tb.Helper()
+	for dir, make := range map[string]func() (layer, error){
+		base: baseLayer, top: func() (layer, error) { return spec.layer(marker) },
+	} {
+		if _, err := os.Stat(dir); err == nil {
+			continue
+		}
+		l, err := make()
+		if err != nil {
+			giveUp(tb, err)
+		}
+		if err := l.unpack(dir); err != nil {
+			tb.Fatalf("unpack a layer: %v", err)
+		}
+	}
+}
+
+func (l layer) unpack(dir string) error {
+	zip, err := gzip.NewReader(bytes.NewReader(l.blob))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for r := tar.NewReader(zip); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name := filepath.Join(dir, h.Name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		switch h.Typeflag {
+		case tar.TypeDir:
+			err = os.MkdirAll(name, 0o755)
+		case tar.TypeSymlink:
+			err = os.Symlink(h.Linkname, name)
+		default:
+			var content []byte
+			if content, err = io.ReadAll(r); err == nil {
+				err = os.WriteFile(name, content, 0o600)
+			}
+		}
+		if err == nil && h.Typeflag != tar.TypeSymlink {
+			err = os.Chmod(name, h.FileInfo().Mode()) // whatever the umask
+		}
+		if err != nil {
+			return err
+		}
+	}
 }

@@ -60,3 +60,19 @@ func Dir() string {
 	}
 	return "/var/tmp/deckhand-rig"
 }
+
+// Program returns the path of a program of a Debian package.
+func Program(tb TB, name, pkg string) string {
+	tb.Helper()
+	path, err := program(name, pkg)
+	if err != nil {
+		giveUp(tb, err)
+	}
+	return path
+}
+
+// Lack ends the test for want of something that the machine should have.
+func Lack(tb TB, what string) {
+	tb.Helper()
+	giveUp(tb, lacking{what})
+}

@@ -70,6 +70,40 @@ func BenchmarkSameImage(b *testing.B) {
 	b.ReportMetric(float64(peer)/float64(b.N), "docker-pull-requests")
 }
 
+// BenchmarkRecovery kills a run while its container runs and starts it again:
+// until the container is found again, each time beside `docker inspect` of the
+// same container. Reported are the medians in milliseconds, their difference and
+// ratio.
+func BenchmarkRecovery(b *testing.B) {
+	w := logged(NewWorld(b))
+	image := w.Image(b, "recovery", rig.Spec{Marker: "recovery"})
+	task := tes.Task{ID: "recovery", Executors: []tes.Executor{{Image: image.Digest, Command: []string{"sleep", "1h"}}}}
+	run := w.Start(b, task)
+	run.Until(b, "executor started")
+	container := w.running(b)[0]
+	var ours, peer []time.Duration
+	for b.Loop() {
+		run.Kill(b)
+		start := time.Now()
+		w.Docker(b, "inspect", container)
+		peer = append(peer, time.Since(start))
+
+		run = w.prepare(b, task)
+		start = time.Now()
+		run.start(b)
+		run.Until(b, "executor found again")
+		ours = append(ours, time.Since(start))
+	}
+	run.Kill(b)
+	w.Docker(b, "kill", container)
+	a, p := median(ours), median(peer)
+	b.ReportMetric(0, "ns/op") // of both together: it says nothing
+	b.ReportMetric(ms(a), "deckhand-ms")
+	b.ReportMetric(ms(p), "docker-inspect-ms")
+	b.ReportMetric(ms(a-p), "on-top-ms")
+	b.ReportMetric(ms(a)/ms(p), "ratio")
+}
+
 // BenchmarkStart is the floor of every command: the program against the Docker
 // client, both only printing their version.
 func BenchmarkStart(b *testing.B) {

@@ -245,6 +245,37 @@ func TestExecutorsThatFail(t *testing.T) {
 	}
 }
 
+// What the document asks of its image and cannot have is its author's mistake:
+// another node would do no better.
+func TestContainersThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "unmade", rig.Spec{Files: map[string]string{"/opt/text": ""}})
+	of := func(change func(*tes.Executor)) []tes.Executor {
+		e := Sh(image.Tag, "true")
+		change(&e)
+		return []tes.Executor{e}
+	}
+	same := func(*tes.Executor) {}
+	for name, task := range map[string]tes.Task{
+		"workdir is a file":     {Executors: of(func(e *tes.Executor) { e.Workdir = "/opt/text" })},
+		"stdout is a directory": {Executors: of(func(e *tes.Executor) { e.Stdout = "/opt" })},
+		"volume is a file":      {Executors: of(same), Volumes: []string{"/opt/text"}},
+		"input is a directory":  {Executors: of(same), Inputs: []tes.Input{{Path: "/opt", Content: pointer("x")}}},
+		"input is below a file": {Executors: of(same), Inputs: []tes.Input{{Path: "/opt/text/x", Content: pointer("x")}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			task.ID = "unmade"
+			o := w.MustRun(t, 3, task, "--fresh")
+			if o.Task.State != tes.SystemError || len(o.Log(t).Logs) != 0 {
+				t.Errorf("the result is %+v", o.Task)
+			}
+			o.warned(t, "executor 0: cannot", "/opt")
+			w.Clean(t)
+		})
+	}
+}
+
 // The result holds the last 10,000 bytes of a stream, cut at a character.
 func TestEndsOfStreams(t *testing.T) {
 	t.Parallel()

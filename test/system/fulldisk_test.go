@@ -1,6 +1,8 @@
 package system
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,19 +15,29 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
+// filler is the file with which the test itself fills a filesystem.
+const filler = "filled-by-the-test"
+
 // newSmallWorld is a world whose root is on a small filesystem of its own.
 func newSmallWorld(t *testing.T, kind string) *World {
 	t.Helper()
 	w := NewWorld(t)
 	const size = 320 << 20 // the least that mkfs.xfs takes is 300 MiB
-	w.Root = filepath.Join(rig.Filesystem(t, kind, size), "root")
-	w.Env = append(w.Env, "DECKHAND_DISK_FLOOR=1MiB")
+	at := rig.Filesystem(t, kind, size)
+	w.Root = filepath.Join(at, "root")
+	w.Env = append(w.Env, "DECKHAND_DISK_FLOOR=1MiB", "DECKHAND_RUN_STOP_GRACE=1s")
+	// On a full disk there may not even be an inode for it.
+	if err := os.WriteFile(filepath.Join(at, filler), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 
 // fillAndSay is a script that takes every byte of the filesystem that the task
-// is on, and says so.
-const fillAndSay = `dd if=/dev/zero of=/work/fill bs=1M 2>/dev/null; while echo x >> /work/rest 2>/dev/null; do :; done; echo full`
+// is on, and says so. XFS refuses a MiB while it has nearly another; hence the
+// blocks before the bytes, which would take half a million appends.
+const fillAndSay = `dd if=/dev/zero of=/work/fill bs=1M 2>/dev/null; dd if=/dev/zero bs=4k 2>/dev/null >> /work/fill; ` +
+	`while echo x 2>/dev/null >> /work/rest; do :; done; echo full`
 
 func freeAt(t *testing.T, dir string) uint64 {
 	t.Helper()
@@ -36,51 +48,83 @@ func freeAt(t *testing.T, dir string) uint64 {
 	return st.Bavail * uint64(st.Bsize)
 }
 
-// A task that fills the disk is journaled to its end, and the next one finds a
-// clean node.
+// A task with a hundred inputs that fills the disk is journaled to its end, its
+// outputs go where there is space, and the next one finds a clean node.
 func TestTaskFillsTheDisk(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"ext4", "xfs"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			w := newSmallWorld(t, kind)
 			image := w.Image(t, "fill", rig.Spec{Marker: "fill"})
-			o := w.MustRun(t, 0, tes.Task{
+			task := tes.Task{
 				ID: "filler", Volumes: []string{"/work"},
-				Executors: []tes.Executor{Sh(image.Tag, fillAndSay), Sh(image.Tag, "echo second")},
-			})
-			if got := o.Log(t).Logs; len(got) != 2 || got[0].Stdout != "full\n" || got[1].Stdout != "second\n" {
+				Outputs:   []tes.Output{{URL: filepath.Join(w.Dir, "out"), Path: "/out/result"}},
+				Executors: []tes.Executor{Sh(image.Tag, "echo result > /out/result; "+fillAndSay), Sh(image.Tag, "cat /in/99; echo second")},
+			}
+			for i := range 100 {
+				task.Inputs = append(task.Inputs, tes.Input{URL: w.Write(t, fmt.Sprint("shared/", i), fmt.Sprintln("input", i)), Path: fmt.Sprint("/in/", i)})
+			}
+			o := w.MustRun(t, 0, task)
+			if got := o.Log(t).Logs; len(got) != 2 || got[0].Stdout != "full\n" || got[1].Stdout != "input 99\nsecond\n" {
 				t.Errorf("executor logs: %+v", got)
 			}
+			if got := w.Read(t, "out"); got != "result\n" {
+				t.Errorf("the output is %q", got)
+			}
 			w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image.Tag, "true")}})
+			if s := reserveOf(t, w); s.Ballast < s.Wanted {
+				t.Errorf("the reserve was not filled again: %+v", s)
+			}
 			w.Clean(t)
 		})
 	}
 }
 
+// reserve is what status says of it.
+type reserve struct {
+	Ballast int64 `json:"ballast"`
+	Wanted  int64 `json:"ballast_wanted"`
+}
+
+func reserveOf(t *testing.T, w *World) reserve {
+	t.Helper()
+	var s struct{ Reserve reserve }
+	if err := json.Unmarshal([]byte(w.Deckhand(t, "status", "--json").Stdout), &s); err != nil {
+		t.Fatal(err)
+	}
+	return s.Reserve
+}
+
+// killedOnFullDisk leaves a node whose disk a dead run's container has filled.
+func killedOnFullDisk(t *testing.T, kind string) (w *World, image rig.Ref) {
+	t.Helper()
+	w = newSmallWorld(t, kind)
+	image = w.Image(t, "fill", rig.Spec{Marker: "fill"})
+	b := w.Start(t, tes.Task{
+		ID: "filler", Volumes: []string{"/work"}, Inputs: []tes.Input{{URL: w.Write(t, "shared/first", ""), Path: "/in/first"}},
+		Executors: []tes.Executor{Sh(image.Tag, fillAndSay+"; sleep 600")},
+	})
+	b.Until(t, "executor started")
+	eventually(t, "a full disk", func() bool { return strings.Contains(w.Deckhand(t, "logs", "filler").Stdout, "full") })
+	if err := b.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	b.End(t)
+	// Not even what the container could not use.
+	fill(t, filepath.Dir(w.Root))
+	return w, image
+}
+
 // A process that dies on a full disk leaves a journal that the next start can
 // read, a disk that it can free, and a task that it rolls back or runs again.
 func TestKilledOnFullDisk(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"ext4", "xfs"} {
 		for _, next := range []string{"filler", "other"} {
 			t.Run(fmt.Sprint(kind, " then ", next), func(t *testing.T) {
 				t.Parallel()
-				w := newSmallWorld(t, kind)
-				image := w.Image(t, "fill", rig.Spec{Marker: "fill"})
-				marker := w.Write(t, "shared/first", "")
-				filler := tes.Task{
-					ID: "filler", Volumes: []string{"/work"}, Inputs: []tes.Input{{URL: marker, Path: "/in/first"}},
-					Executors: []tes.Executor{Sh(image.Tag, fillAndSay+"; sleep 600")},
-				}
-				b := w.Start(t, filler)
-				b.Until(t, "executor started")
-				eventually(t, "a full disk", func() bool { return strings.Contains(w.Deckhand(t, "logs", "filler").Stdout, "full") })
-				if err := b.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-				b.End(t)
-				// Not even what the container could not use.
-				fill(t, filepath.Dir(w.Root))
-
+				w, image := killedOnFullDisk(t, kind)
 				task := tes.Task{ID: next, Executors: []tes.Executor{Sh(image.Tag, "true")}}
 				args := []string{}
 				if next == "filler" {
@@ -89,6 +133,12 @@ func TestKilledOnFullDisk(t *testing.T) {
 				o := w.Run(t, task, args...)
 				if o.Code != 0 {
 					t.Fatalf("exit code is %d\n%s", o.Code, o.Stderr)
+				}
+				// What the dead task left goes before the journal is opened, and what is
+				// set aside stays; what may be resumed is kept instead.
+				freed := strings.Contains(o.Stderr, "removed kind=directory")
+				if s := reserveOf(t, w); freed != (next == "other") || s.Ballast < s.Wanted {
+					t.Errorf("freed before: %v; %+v\n%s", freed, s, o.Stderr)
 				}
 				if free := freeAt(t, w.Root); free < 100<<20 {
 					t.Errorf("only %d bytes are free afterwards", free)
@@ -99,12 +149,42 @@ func TestKilledOnFullDisk(t *testing.T) {
 	}
 }
 
+// With somebody else who takes every byte as soon as it is free, a start goes
+// on or says that the node is unfit; it does not die and does not hang, and
+// nothing is lost when the other one stops.
+func TestKilledOnFullDiskOthersWant(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			w, image := killedOnFullDisk(t, kind)
+			task := tes.Task{ID: "other", Executors: []tes.Executor{Sh(image.Tag, "true")}}
+			stop := grab(t, filepath.Dir(w.Root))
+			for range 3 {
+				o := w.Run(t, task)
+				if o.Code != 0 && o.Code != 78 {
+					t.Errorf("exit code is %d\n%s", o.Code, o.Stderr)
+				}
+				if r := w.Deckhand(t, "journal", "verify"); r.Code != 0 {
+					t.Errorf("journal verify: %s%s", r.Stdout, r.Stderr)
+				}
+			}
+			stop()
+			w.MustRun(t, 0, task)
+			if got := w.Path(t, "filler"); got != upTo("Run")+" RollingBack Interrupted" {
+				t.Errorf("the dead task went through %s", got)
+			}
+			w.Clean(t)
+		})
+	}
+}
+
 // fill takes every byte that is left on the filesystem of dir.
 func fill(t *testing.T, dir string) {
 	t.Helper()
-	f, err := os.Create(filepath.Join(dir, "ballast-of-the-test"))
+	f, err := os.OpenFile(filepath.Join(dir, filler), os.O_WRONLY, 0)
 	if err != nil {
-		return // not even an inode is left
+		t.Fatal(err)
 	}
 	defer f.Close()
 	block := make([]byte, 64<<10)
@@ -112,6 +192,46 @@ func fill(t *testing.T, dir string) {
 		n, err := f.Write(block[:size])
 		if err != nil || n < size {
 			size /= 2
+		}
+	}
+}
+
+// grab takes every byte that is freed on the filesystem of dir, until it is
+// stopped and gives them back.
+func grab(t *testing.T, dir string) (stop func()) {
+	t.Helper()
+	name := filepath.Join(dir, filler)
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		at := info.Size()
+		for size := int64(64 << 20); ; size /= 2 {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			if size < 4096 {
+				size = 64 << 20
+			}
+			for unix.Fallocate(int(f.Fd()), 0, at, size) == nil {
+				at += size
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+		if err := errors.Join(f.Close(), os.Remove(name)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -198,6 +198,7 @@ func TestOtherImageIsDeletedBeforeThePull(t *testing.T) {
 }
 
 func TestForeignImage(t *testing.T) {
+	t.Parallel()
 	for _, by := range []string{"tag", "digest"} {
 		t.Run("by "+by, func(t *testing.T) {
 			w := newImages(t)
@@ -221,6 +222,7 @@ func TestForeignImage(t *testing.T) {
 }
 
 func TestMovedTag(t *testing.T) {
+	t.Parallel()
 	t.Run("ours", func(t *testing.T) {
 		w := newImages(t)
 		w.run(t, w.a.Tag)
@@ -300,6 +302,7 @@ func TestImageThatSomebodyTagged(t *testing.T) {
 }
 
 func TestImageInUse(t *testing.T) {
+	t.Parallel()
 	for _, retry := range []string{"run", "scrub"} {
 		t.Run("deleted by the next "+retry, func(t *testing.T) {
 			w := newImages(t)
@@ -325,6 +328,7 @@ func TestImageInUse(t *testing.T) {
 }
 
 func TestKilledInThePull(t *testing.T) {
+	t.Parallel()
 	for _, next := range []string{"the same task", "another task"} {
 		t.Run(next, func(t *testing.T) {
 			w := newImages(t)
@@ -381,6 +385,7 @@ func TestKilledAfterThePull(t *testing.T) {
 }
 
 func TestInterruptedInThePull(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		signal syscall.Signal
 		code   int

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/tes/conformance"
 	"github.com/deckhand/deckhand/test/rig"
 )
 
@@ -146,6 +147,7 @@ func TestInputs(t *testing.T) {
 	}
 	inputs = append(inputs,
 		tes.Input{Path: "/dir", URL: "file://" + w.Dir + "/src/dir", Type: tes.Directory},
+		tes.Input{Path: "/usr/share/own/dir", URL: w.Dir + "/src/dir/deep", Type: tes.Directory},
 		tes.Input{Path: "/dir/deep/merged", Content: pointer("merged into a directory input")},
 		tes.Input{Path: "/data/none", URL: w.Dir + "/src/no files/", Type: tes.Directory})
 	for name, text := range w.tree(t, "src/dir") {
@@ -153,7 +155,7 @@ func TestInputs(t *testing.T) {
 			want["/dir/"+name] = text
 		}
 	}
-	want["/dir/link/file"] = "deep"
+	want["/dir/link/file"], want["/usr/share/own/dir/er/file"] = "deep", "deep"
 	want["/dir/deep/merged"] = "merged into a directory input"
 	sources := w.tree(t, "src")
 
@@ -188,6 +190,48 @@ func TestInputs(t *testing.T) {
 	}
 	if text := w.everything(t, "inputs") + o.Stderr; strings.Contains(text, "s3cr3t") {
 		t.Errorf("a signature is in the journal, the log or the result:\n%s", text)
+	}
+	w.Clean(t)
+}
+
+// A thousand inputs of one name, each in a directory of its own, and content that
+// no command line would hold.
+func TestManyInputs(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "many", rig.Spec{})
+	const many = 1000
+	long := strings.Repeat("0123456789abcde\n", 1<<16)                                   // 1 MiB
+	inputs := []tes.Input{{Path: "/many/content", Content: &long, URL: w.Dir + "/none"}} // the URL counts for nothing
+	sum := 0
+	for i := range many {
+		sum += i
+		in := tes.Input{Path: fmt.Sprintf("/many/%d/sample.bam", i), URL: w.Write(t, fmt.Sprintf("shards/%d/sample.bam", i), fmt.Sprintln(i))}
+		inputs = append(inputs, in)
+	}
+	o := w.MustRun(t, 0, tes.Task{ID: "many", Inputs: inputs, Executors: []tes.Executor{
+		Sh(image.Tag, "cat /many/*/sample.bam | awk '{s += $1} END {print NR, s}'; sha256sum < /many/content"),
+	}})
+	want := fmt.Sprintf("%d %d\n%x  -\n", many, sum, sha256.Sum256([]byte(long)))
+	if got := o.Log(t).Logs[0].Stdout; got != want {
+		t.Errorf("the executor saw %q, want %q", got, want)
+	}
+	o.warned(t, "inputs[0].url: ignored, because content is given too")
+	w.Clean(t)
+}
+
+// Without a common directory each of a thousand inputs is in a mount of its own.
+func TestManyMounts(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "mounts", rig.Spec{})
+	var inputs []tes.Input
+	for i := range 1000 {
+		inputs = append(inputs, tes.Input{Path: fmt.Sprintf("/many/%d/sample.bam", i), Content: pointer(fmt.Sprintln(i))})
+	}
+	o := w.MustRun(t, 0, tes.Task{ID: "mounts", Inputs: inputs, Executors: []tes.Executor{Sh(image.Tag, "cat /many/*/sample.bam | wc -l")}})
+	if got := o.Log(t).Logs[0].Stdout; got != "1000\n" {
+		t.Errorf("the executor saw %q", got)
 	}
 	w.Clean(t)
 }
@@ -423,10 +467,11 @@ func TestResultDocument(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
 	image := w.Image(t, "document", rig.Spec{})
+	other := w.Image(t, "document-other", rig.Spec{Marker: "other"})
 	r := w.Deckhand(t, "run", w.Save(t, tes.Task{
 		ID: "document", Name: "n", Description: "d", Tags: map[string]string{"k": "<v>"},
 		Outputs:   []tes.Output{{Path: "/out/x", URL: w.Dir + "/x"}},
-		Executors: []tes.Executor{Sh(image.Tag, "echo 12345 > /out/x")},
+		Executors: []tes.Executor{Sh(image.Tag, "echo 12345 > /out/x"), Sh(other.Tag, "true"), Sh(image.Tag, "true")},
 	}), "--result", "-")
 	if r.Code != 0 {
 		t.Fatalf("%+v", r)
@@ -455,17 +500,35 @@ func TestResultDocument(t *testing.T) {
 	if len(log.Outputs) != 1 || log.Outputs[0]["size_bytes"] != "6" || log.Outputs[0]["path"] != "/out/x" {
 		t.Errorf("the outputs are %v", log.Outputs)
 	}
-	if len(log.Logs) != 1 || log.Logs[0]["exit_code"] != 0.0 {
+	if len(log.Logs) != 3 || log.Logs[0]["exit_code"] != 0.0 {
 		t.Errorf("the executors' logs are %v", log.Logs)
 	}
 	for _, key := range []string{
-		"host", "deckhand.version", "deckhand.image_pull", "deckhand.image_id", "deckhand.bytes_in", "deckhand.bytes_out", "deckhand.resumed",
+		"host", "deckhand.version", "deckhand.docker_version", "deckhand.image_pull", "deckhand.bytes_in", "deckhand.bytes_out", "deckhand.resumed",
 		"deckhand.seconds.Accepted", "deckhand.seconds.Scrub", "deckhand.seconds.ImageCheck", "deckhand.seconds.Download",
 		"deckhand.seconds.Run", "deckhand.seconds.Upload",
 	} {
 		if log.Metadata[key] == "" {
 			t.Errorf("the metadata lack %s: %v", key, log.Metadata)
 		}
+	}
+	ids := map[string]string{}
+	for key, value := range log.Metadata {
+		if strings.HasPrefix(key, "deckhand.image_") && key != "deckhand.image_pull" {
+			ids[key] = value
+		}
+	}
+	same(t, "images", ids, map[string]string{
+		"deckhand.image_id": image.ID, "deckhand.image_digest": image.Digest, "deckhand.image_id.1": other.ID, "deckhand.image_digest.1": other.Digest,
+	})
+	if host, err := os.Hostname(); err != nil || log.Metadata["host"] != host {
+		t.Errorf("the host is %s, not %s (%v)", log.Metadata["host"], host, err)
+	}
+	if docker := w.Docker(t, "version", "--format", "{{.Server.Version}}"); log.Metadata["deckhand.docker_version"] != docker {
+		t.Errorf("the engine is %s, not %s", log.Metadata["deckhand.docker_version"], docker)
+	}
+	if err := conformance.Check([]byte(r.Stdout)); err != nil {
+		t.Errorf("the result is not what TES says: %v", err)
 	}
 	again := w.Deckhand(t, "run", filepath.Join(w.Dir, "documents/document.json"), "--result", "-")
 	if again.Code != 0 || again.Stdout != r.Stdout {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 // When the engine starts a task again while its first process lives, the second
 // one takes it over as it is: exactly one goes on, and nothing is started again.
 func TestSecondProcessTakesOver(t *testing.T) {
+	t.Parallel()
 	for _, state := range stuckStates {
 		for _, frozen := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/frozen=%v", state, frozen), func(t *testing.T) {
@@ -124,6 +126,99 @@ func TestManyProcessesAtOnce(t *testing.T) {
 	s.whole(t)
 }
 
+// Several successors at once, of an owner that lives or is frozen, and of each
+// other: one of them goes on with the container as it is.
+func TestManySuccessors(t *testing.T) {
+	t.Parallel()
+	for _, frozen := range []bool{false, true} {
+		t.Run(fmt.Sprintf("frozen=%v", frozen), func(t *testing.T) {
+			t.Parallel()
+			s := newStuck(t, "Run", "")
+			owner := s.begin(t)
+			started := s.started(t)
+			if frozen {
+				owner.signal(t, unix.SIGSTOP)
+			}
+			var successors []*Background
+			for range 5 {
+				successors = append(successors, s.Start(t, s.task))
+			}
+			owner.ends(t, 75)
+			ended := make(chan int, len(successors))
+			for _, b := range successors {
+				go func() {
+					code, _ := b.End(t)
+					ended <- code
+				}()
+			}
+			for range len(successors) - 1 {
+				if code := <-ended; code != 75 {
+					t.Errorf("a process that does not go on ended with %d", code)
+				}
+			}
+			eventually(t, "an owner", func() bool { return s.Status(t, 3, s.task.ID).Running })
+			if now := s.started(t); now != started {
+				t.Errorf("the container was restarted: %s, was %s", now, started)
+			}
+			s.release(t)
+			if code := <-ended; code != 0 {
+				t.Errorf("the process that went on ended with %d", code)
+			}
+			if got := s.Path(t, s.task.ID); got != complete {
+				t.Errorf("the task went through %s, want %s", got, complete)
+			}
+			s.whole(t)
+		})
+	}
+}
+
+// A successor that announced itself and then froze keeps nobody from the task,
+// and is no reason for the next owner to leave its container behind.
+func TestFrozenSuccessor(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "trap 'exit 9' TERM")
+	first := s.begin(t)
+	// As far as such a process comes; it is this one.
+	done, err := node.Succeed(s.Root, node.Process{PID: first.Process.Pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := s.Start(t, s.task)
+	first.ends(t, 75)
+	second.Until(t, "executor found again")
+	second.signal(t, unix.SIGTERM)
+	second.ends(t, 75)
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
+		t.Errorf("the task went through %s, want %s", got, want)
+	}
+	if err := done(); err != nil {
+		t.Error(err)
+	}
+	s.Clean(t)
+}
+
+// A process in another PID namespace cannot be fenced from here; it is left alone.
+func TestOwnerInAnotherNamespace(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	owner := s.prepare(t, s.task)
+	owner.Args = append([]string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc", owner.Path}, owner.Args[1:]...)
+	path, err := exec.LookPath("unshare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner.Path = path
+	owner.start(t)
+	s.still(t, owner)
+	o := s.MustRun(t, 75, s.task)
+	if !strings.Contains(o.Stderr, "cannot fence") || !strings.Contains(o.Stderr, "PID namespace") {
+		t.Errorf("it does not say why it leaves: %s", o.Stderr)
+	}
+	s.release(t)
+	owner.ends(t, 0)
+	s.whole(t)
+}
+
 // The owner is not fenced for the sake of another document, unless --fresh
 // asks for it.
 func TestOtherDocumentWhileRunning(t *testing.T) {
@@ -190,6 +285,62 @@ func TestAnotherTaskWaits(t *testing.T) {
 	if end := mine[len(mine)-1].Time; others[0].Time.Before(end) {
 		t.Errorf("the other task began at %s, before the first had ended at %s", others[0].Time, end)
 	}
+}
+
+// A frozen owner is not fenced for another task: that waits, or says that the
+// node is busy.
+func TestAnotherTaskLeavesAFrozenOwner(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "")
+	owner := s.begin(t)
+	owner.signal(t, unix.SIGSTOP)
+	other := tes.Task{ID: "other", Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "true")}}
+	s.MustRun(t, 75, other)
+	waits := s.Start(t, other, "--lock-wait", "10m")
+	waits.Until(t, "busy")
+	s.release(t)
+	owner.signal(t, unix.SIGCONT)
+	owner.ends(t, 0)
+	waits.ends(t, 0)
+	s.whole(t)
+}
+
+// Tasks that wait for the node run one after the other, also when the owner that
+// they wait for dies: the first of them rolls it back.
+func TestSeveralTasksWait(t *testing.T) {
+	t.Parallel()
+	s := newStuck(t, "Run", "trap 'exit 9' TERM")
+	owner := s.begin(t)
+	tasks := map[string]*Background{}
+	for _, id := range []string{"a", "b", "c"} {
+		task := tes.Task{ID: id, Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "sleep 0.2")}}
+		tasks[id] = s.Start(t, task, "--lock-wait", "10m")
+		tasks[id].Until(t, "busy")
+	}
+	owner.Kill(t)
+	type span struct{ began, ended time.Time }
+	var spans []span
+	for id, b := range tasks {
+		b.ends(t, 0)
+		if got := s.Path(t, id); got != complete {
+			t.Errorf("task %s went through %s", id, got)
+		}
+		records := s.Records(t, id)
+		spans = append(spans, span{records[0].Time, records[len(records)-1].Time})
+	}
+	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
+		t.Errorf("the dead task went through %s, want %s", got, want)
+	}
+	mine := s.Records(t, s.task.ID)
+	slices.SortFunc(spans, func(x, y span) int { return x.began.Compare(y.began) })
+	before := mine[len(mine)-1].Time
+	for _, next := range spans {
+		if next.began.Before(before) {
+			t.Errorf("a task began at %s, before the one before it had ended at %s", next.began, before)
+		}
+		before = next.ended
+	}
+	s.Clean(t)
 }
 
 // The process that has the dead owner's number now is not the owner.

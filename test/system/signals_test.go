@@ -2,8 +2,10 @@ package system
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,28 +13,52 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
 )
+
+// told is what a run is told while it stands still, and how it ends then.
+type told struct {
+	signals []unix.Signal // one after the other: the first one counts
+	code    int
+	final   string
+	result  tes.State // of the result document; empty when there is none
+	reason  string
+}
+
+var toldToStop = []told{
+	{[]unix.Signal{unix.SIGTERM}, 75, "Interrupted", "", "interrupted by the engine"},
+	{[]unix.Signal{unix.SIGINT}, 4, "Canceled", tes.Canceled, "canceled by the user"},
+	{[]unix.Signal{unix.SIGTERM, unix.SIGINT}, 75, "Interrupted", "", "interrupted by the engine"},
+	{[]unix.Signal{unix.SIGINT, unix.SIGTERM}, 4, "Canceled", tes.Canceled, "canceled by the user"},
+}
+
+func (x told) String() string { return fmt.Sprint(x.signals) }
+
+// tell sends the signals and waits for the end, however long that takes, and
+// says how long it took.
+func (x told) tell(t *testing.T, b *Background, code int) {
+	t.Helper()
+	began := time.Now()
+	b.signal(t, x.signals[0])
+	for _, s := range x.signals[1:] {
+		b.Until(t, "stopping")  // the kernel would deliver both in an order of its own
+		_ = b.Process.Signal(s) // it may have ended
+	}
+	b.ends(t, code)
+	t.Logf("ended %s after %s", time.Since(began).Round(time.Millisecond), x)
+}
 
 // A run that is told to stop in any state rolls back, whatever it waits for.
 func TestSignalInEachState(t *testing.T) {
+	t.Parallel()
 	for _, state := range stuckStates {
-		for _, test := range []struct {
-			signal unix.Signal
-			code   int
-			final  string
-			result tes.State // of the result document; empty when there is none
-			reason string
-		}{
-			{unix.SIGTERM, 75, "Interrupted", "", "interrupted by the engine"},
-			{unix.SIGINT, 4, "Canceled", tes.Canceled, "canceled by the user"},
-		} {
-			t.Run(state+"/"+test.signal.String(), func(t *testing.T) {
+		for _, test := range toldToStop {
+			t.Run(state+"/"+test.String(), func(t *testing.T) {
 				t.Parallel()
 				s := newStuck(t, state, "trap 'exit 9' TERM")
 				result := filepath.Join(s.Dir, "result.json")
 				b := s.begin(t, "--result", result)
-				b.signal(t, test.signal)
-				b.ends(t, test.code)
+				test.tell(t, b, test.code)
 				if got, want := s.Path(t, s.task.ID), upTo(state)+" RollingBack "+test.final; got != want {
 					t.Errorf("the task went through %s, want %s", got, want)
 				}
@@ -52,11 +78,59 @@ func TestSignalInEachState(t *testing.T) {
 				}
 				s.tidyUnlessPublished(t)
 				s.Clean(t)
-
+				if len(test.signals) > 1 {
+					return
+				}
 				s.MustRun(t, 0, s.task)
 				s.whole(t)
 			})
 		}
+	}
+}
+
+// A run that is told to stop while it rolls back goes on with that: it ends as
+// it was going to, and as soon as it was going to.
+func TestSignalWhileRollingBack(t *testing.T) {
+	t.Parallel()
+	for _, test := range toldToStop {
+		t.Run(test.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newStuck(t, "Run", "")
+			b := s.begin(t, "--stop-grace", "3s")
+			if r := s.Deckhand(t, "cancel", s.task.ID); r.Code != 0 {
+				t.Fatalf("cancel: %+v", r)
+			}
+			b.entered(t, "RollingBack")
+			test.tell(t, b, 4)
+			if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Canceled"; got != want {
+				t.Errorf("the task went through %s, want %s", got, want)
+			}
+			s.Clean(t)
+		})
+	}
+}
+
+// A run that is told to stop while it rolls back another task ends when that is
+// done, and has then begun nothing of its own.
+func TestSignalWhileRollingBackAnotherTask(t *testing.T) {
+	t.Parallel()
+	for _, test := range toldToStop[:2] {
+		t.Run(test.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newStuck(t, "Run", "")
+			s.begin(t).Kill(t)
+			next := tes.Task{ID: "next", Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "true")}}
+			b := s.Start(t, next, "--stop-grace", "3s")
+			b.entered(t, "RollingBack")
+			test.tell(t, b, test.code)
+			if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
+				t.Errorf("the dead task went through %s, want %s", got, want)
+			}
+			if got, want := s.Path(t, next.ID), "Accepted RollingBack "+test.final; got != want {
+				t.Errorf("the next task went through %s, want %s", got, want)
+			}
+			s.Clean(t)
+		})
 	}
 }
 
@@ -135,6 +209,64 @@ func TestSecondSignalLeavesAtOnce(t *testing.T) {
 	s.Clean(t)
 }
 
+// Whatever a roll-back waits for, such as a Docker that does not answer: a second
+// signal is the end of it, and the next start cleans up.
+func TestSecondSignalInEachState(t *testing.T) {
+	t.Parallel()
+	d := rig.NewDaemon(t)
+	// Once in each state.
+	runs := slices.DeleteFunc(underDockerRuns(), func(r *underDocker) bool { return strings.Contains(r.name, ",") })
+	standStill(t, d, runs)
+	silence(t, d)
+	for _, r := range runs {
+		if r.signal == 0 {
+			r.run.signal(t, unix.SIGTERM)
+			r.run.entered(t, "RollingBack")
+		}
+	}
+	time.Sleep(1100 * time.Millisecond) // a sooner one counts as the first
+	for _, r := range runs {
+		if r.state != "Scrub" { // where nothing was made yet that Docker knows of
+			r.run.signal(t, unix.SIGTERM)
+		}
+	}
+	for _, r := range runs {
+		if log := r.run.ends(t, 75); r.state != "Scrub" && !strings.Contains(log, "leaving at once") {
+			t.Errorf("%s: the log does not say that it leaves:\n%s", r.name, log)
+		}
+	}
+	if err := unix.Kill(d.Pid(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range runs {
+		t.Run(r.name, func(t *testing.T) {
+			next := tes.Task{ID: "next", Executors: []tes.Executor{Sh(r.task.Executors[0].Image, "true")}}
+			r.gate.unlock()
+			r.MustRun(t, 0, next, "--stop-grace", "1s")
+			if got, want := r.Path(t, r.task.ID), upTo(r.state)+" RollingBack Interrupted"; got != want {
+				t.Errorf("the task went through %s, want %s", got, want)
+			}
+			r.tidyUnlessPublished(t)
+			r.Clean(t)
+		})
+	}
+}
+
+// silence stops a daemon in the middle of whatever it does.
+func silence(t *testing.T, d *rig.Daemon) {
+	t.Helper()
+	if err := unix.Kill(d.Pid(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon to stand still", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.Pid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(stat), ") T ")
+	})
+}
+
 // Slurm sends a signal to the process and to its group: twice, at once.
 func TestTwoSignalsAtOnceAreOne(t *testing.T) {
 	t.Parallel()
@@ -153,6 +285,7 @@ func TestTwoSignalsAtOnceAreOne(t *testing.T) {
 }
 
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		task   string

@@ -3,6 +3,7 @@ package system
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/tes/conformance"
 	"github.com/deckhand/deckhand/test/rig"
 )
 
@@ -109,8 +111,8 @@ func TestFinalStates(t *testing.T) {
 				return
 			}
 			o := Outcome{Result: Result{Stderr: log}}
-			if err := json.Unmarshal(text, &o.Task); err != nil {
-				t.Fatalf("%v\n%s", err, text)
+			if err := errors.Join(json.Unmarshal(text, &o.Task), conformance.Check(text)); err != nil {
+				t.Fatalf("the result is not what TES says: %v\n%s", err, text)
 			}
 			if o.Task.State != test.state || len(o.Task.Logs) != 1 || o.Task.CreationTime.IsZero() || strings.Contains(string(text), "null") {
 				t.Errorf("the result is\n%s", text)
@@ -123,6 +125,14 @@ func TestFinalStates(t *testing.T) {
 				t.Errorf("the executor's log is %+v", attempt.Logs[0])
 			}
 			o.warned(t, test.says)
+			for i, line := range attempt.SystemLogs {
+				_, said, _ := strings.Cut(line, " ") // after the time
+				for j, other := range attempt.SystemLogs {
+					if i != j && strings.HasSuffix(other, said[strings.Index(said, ": ")+1:]) {
+						t.Errorf("the system logs tell one reason twice:\n%s\n%s", line, other)
+					}
+				}
+			}
 		})
 	}
 }

@@ -56,6 +56,7 @@ type stuck struct {
 	mu        sync.Mutex
 	published []byte // what the server has of the third output
 	puts      int    // how often it was sent whole
+	gets      int    // how often the input was asked for
 }
 
 // stuckStates are those in which a run can be made to stand still.
@@ -69,7 +70,12 @@ var payload = bytes.Repeat([]byte("0123456789abcde\n"), 1<<14)
 // shell, the first process of its container, does not notice a SIGTERM.
 func newStuck(t *testing.T, state, trap string) *stuck {
 	t.Helper()
-	s := &stuck{World: logged(NewWorld(t)), state: state, gate: newGate()}
+	return newStuckIn(t, NewWorld(t), state, trap)
+}
+
+func newStuckIn(t *testing.T, w *World, state, trap string) *stuck {
+	t.Helper()
+	s := &stuck{World: logged(w), state: state, gate: newGate()}
 	server := httptest.NewServer(s)
 	t.Cleanup(func() {
 		s.gate.unlock()
@@ -123,6 +129,11 @@ func newStuck(t *testing.T, state, trap string) *stuck {
 // the gate is closed and the state is its own comes to a half and never further.
 func (s *stuck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	half := len(payload) / 2
+	if r.Method == http.MethodGet {
+		s.mu.Lock()
+		s.gets++
+		s.mu.Unlock()
+	}
 	open := false
 	select {
 	case <-s.gate.opened:
@@ -156,11 +167,22 @@ func (s *stuck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// asked counts the requests for the input.
+func (s *stuck) asked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gets
+}
+
 // begin starts a run and returns when it stands still.
 func (s *stuck) begin(t *testing.T, args ...string) *Background {
 	t.Helper()
 	b := s.Start(t, s.task, append(args, s.args...)...)
 	s.still(t, b)
+	if s.state == "Run" {
+		// The executor may be ahead of what Docker knows.
+		eventually(t, "Docker to list the container", func() bool { return len(s.running(t)) > 0 })
+	}
 	return b
 }
 
@@ -264,13 +286,13 @@ func (b *Background) passed(text string) bool {
 }
 
 // Kill ends a run as a crash does.
-func (b *Background) Kill(t *testing.T) {
+func (b *Background) Kill(t testing.TB) {
 	t.Helper()
 	b.signal(t, unix.SIGKILL)
 	b.End(t)
 }
 
-func (b *Background) signal(t *testing.T, s unix.Signal) {
+func (b *Background) signal(t testing.TB, s unix.Signal) {
 	t.Helper()
 	if err := b.Process.Signal(s); err != nil {
 		t.Fatalf("cannot send %v: %v\n%s", s, err, b.log.String())
@@ -326,7 +348,7 @@ func (w *World) Status(t *testing.T, code int, task string) (s taskStatus) {
 }
 
 // running lists the task's containers that run.
-func (w *World) running(t *testing.T) []string {
+func (w *World) running(t testing.TB) []string {
 	t.Helper()
 	return w.objects(t, "ps", "--no-trunc", "--format", "{{.ID}}")
 }

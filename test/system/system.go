@@ -5,12 +5,16 @@ package system
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -36,9 +40,22 @@ var build = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// parallel is how many tests run at a time for each processor, where the command
+// line does not say: they wait for Docker, for the disk and for a grace to pass
+// much more than they compute.
+const parallel = 3
+
 // Main runs the tests of a package and removes what Build made. It is called
 // from TestMain and returns the exit code.
 func Main(m *testing.M) int {
+	flag.Parse()
+	told := false
+	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" })
+	if !told {
+		if err := flag.Set("test.parallel", strconv.Itoa(parallel*runtime.GOMAXPROCS(0))); err != nil {
+			panic(err) // a number
+		}
+	}
 	defer func() {
 		if binDir != "" {
 			os.RemoveAll(binDir)
@@ -70,6 +87,9 @@ type Node struct {
 	Root       string
 	DockerHost string
 	Env        []string // NAME=value, beside PATH and TMPDIR
+	// User runs the program, a copy of it beside the root; nil for the tester.
+	User  *syscall.Credential
+	Under []string // the command that runs the program, such as setpriv, with its arguments; may be empty
 }
 
 // NewNode makes a node with an empty root on the engine at dockerHost.
@@ -86,8 +106,15 @@ func NewNode(tb testing.TB, dockerHost string) *Node {
 // Command prepares a run of the program, for tests that signal or kill it.
 func (n *Node) Command(tb testing.TB, args ...string) *exec.Cmd {
 	tb.Helper()
-	cmd := exec.Command(Build(tb), append([]string{"--root", n.Root, "--docker-host", n.DockerHost}, args...)...)
-	cmd.Dir = tb.TempDir()
+	program, dir := Build(tb), tb.TempDir()
+	if n.User != nil {
+		dir = filepath.Dir(n.Root)
+		program = filepath.Join(dir, "program")
+	}
+	line := slices.Concat(n.Under, []string{program, "--root", n.Root, "--docker-host", n.DockerHost}, args)
+	cmd := exec.Command(line[0], line[1:]...)
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: n.User}
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, n.Env...)
 	return cmd
 }

@@ -3,6 +3,7 @@ package system
 import (
 	"bufio"
 	"encoding/json"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/tes/conformance"
 	"github.com/deckhand/deckhand/test/rig"
 )
 
@@ -122,6 +126,12 @@ func (w *World) Run(t testing.TB, task tes.Task, args ...string) Outcome {
 		if err := json.Unmarshal(b, &o.Task); err != nil {
 			t.Fatalf("result: %v\n%s", err, b)
 		}
+		// TES 1.1 has whole cores; clients that send others get them back.
+		if cores := task.Resources.CPUCores; cores == math.Trunc(cores) {
+			if err := conformance.Check(b); err != nil {
+				t.Errorf("the result is not what TES says: %v\n%s", err, b)
+			}
+		}
 	}
 	return o
 }
@@ -144,9 +154,21 @@ type Background struct {
 }
 
 // Start begins a run of a task in the background.
-func (w *World) Start(t *testing.T, task tes.Task, args ...string) *Background {
+func (w *World) Start(t testing.TB, task tes.Task, args ...string) *Background {
 	t.Helper()
-	b := &Background{Cmd: w.Command(t, append([]string{"run", w.Save(t, task)}, args...)...), lines: make(chan string, 10_000)}
+	b := w.prepare(t, task, args...)
+	b.start(t)
+	return b
+}
+
+// prepare is Start without the start.
+func (w *World) prepare(t testing.TB, task tes.Task, args ...string) *Background {
+	t.Helper()
+	return &Background{Cmd: w.Command(t, append([]string{"run", w.Save(t, task)}, args...)...), lines: make(chan string, 10_000)}
+}
+
+func (b *Background) start(t testing.TB) {
+	t.Helper()
 	stderr, err := b.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -161,11 +183,10 @@ func (w *World) Start(t *testing.T, task tes.Task, args ...string) *Background {
 		}
 	}()
 	t.Cleanup(func() { _ = b.Process.Kill() }) // gone already, in a test that passes
-	return b
 }
 
 // Until reads the log of a run until a line holds text.
-func (b *Background) Until(t *testing.T, text string) {
+func (b *Background) Until(t testing.TB, text string) {
 	t.Helper()
 	for line := range b.lines {
 		b.log.WriteString(line + "\n")
@@ -176,9 +197,15 @@ func (b *Background) Until(t *testing.T, text string) {
 	t.Fatalf("the run ended without %q:\n%s", text, b.log.String())
 }
 
-// End waits for the end of a run and returns its exit code and log.
-func (b *Background) End(t *testing.T) (int, string) {
+// hang is how long a run may take to end before it counts as one that never does.
+const hang = 5 * time.Minute
+
+// End waits for the end of a run and returns its exit code and log. A run that
+// hangs is made to tell what it does, and ends with exit code 2.
+func (b *Background) End(t testing.TB) (int, string) {
 	t.Helper()
+	hung := time.AfterFunc(hang, func() { _ = b.Process.Signal(unix.SIGQUIT) }) // it may just have ended
+	defer hung.Stop()
 	for line := range b.lines {
 		b.log.WriteString(line + "\n")
 	}
@@ -246,7 +273,7 @@ func (w *World) Volumes(t *testing.T) []string {
 	return w.objects(t, "volume", "ls", "--format", "{{.Name}}")
 }
 
-func (w *World) objects(t *testing.T, args ...string) []string {
+func (w *World) objects(t testing.TB, args ...string) []string {
 	t.Helper()
 	id := w.RootID(t)
 	if id == "" {

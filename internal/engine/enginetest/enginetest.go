@@ -36,18 +36,19 @@ type Engine interface {
 	Container(ctx context.Context, nameOrID string) (engine.Container, error)
 	Containers(ctx context.Context, labels map[string]string) ([]engine.Container, error)
 	Start(ctx context.Context, id string) error
+	Restarted(ctx context.Context, id string, since time.Time) (bool, error)
 	WaitNext(ctx context.Context, id string) (<-chan engine.Exit, error)
 	Wait(ctx context.Context, id string) (engine.Exit, error)
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	Remove(ctx context.Context, id string) error
 	Logs(ctx context.Context, id string, stdout, stderr io.Writer) error
 	Log(ctx context.Context, id string, stdout, stderr io.Writer) error
-	CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, error)
+	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
 	CopyTo(ctx context.Context, id, dir string, tar io.Reader) error
 	Changes(ctx context.Context, id string) ([]string, error)
 
 	CreateVolume(ctx context.Context, name string, labels map[string]string) error
-	Volumes(ctx context.Context, labels map[string]string) ([]engine.Volume, error)
+	Volumes(ctx context.Context, labels map[string]string, prefixes ...string) ([]engine.Volume, error)
 	RemoveVolume(ctx context.Context, name string) error
 	Networks(ctx context.Context, labels map[string]string) ([]engine.Network, error)
 	RemoveNetwork(ctx context.Context, id string) error
@@ -81,47 +82,23 @@ type Subject struct {
 	AddNetwork func(t *testing.T, name string, labels map[string]string) string
 }
 
-// Run runs the tests; factory is called for each of them.
+// Run runs all tests; factory is called for each of them.
 func Run(t *testing.T, factory func(t *testing.T) Subject) {
-	for _, c := range []struct {
-		name string
-		run  func(*bench)
-	}{
-		{"info", info},
-		{"image", images},
-		{"pull moves a tag", movedTag},
-		{"pull reports progress", pullProgress},
-		{"pull of what is not there", pullMissing},
-		{"pull for another platform", pullPlatform},
-		{"bad references", badReferences},
-		{"image in use", imageInUse},
-		{"image with two names", twoNames},
-		{"create", create},
-		{"create twice", createTwice},
-		{"create without its image", createWithoutImage},
-		{"entrypoint", entrypoint},
-		{"mounts", mounts},
-		{"limits", limits},
-		{"no new privileges", noNewPrivileges},
-		{"exit code of a short command", shortCommand},
-		{"wait for what ended", waitAfterwards},
-		{"wait is cancelled", waitCancelled},
-		{"start twice", startTwice},
-		{"command that is not there", commandMissing},
-		{"user that is not there", userMissing},
-		{"out of memory", outOfMemory},
-		{"logs", logs},
-		{"logs of a running container", logsFollow},
-		{"logs end whole", logsEnd},
-		{"logs to a broken writer", logsBrokenWriter},
-		{"stop", stop},
-		{"remove", remove},
-		{"list by labels", list},
-		{"copy", copyFiles},
-		{"changes", changes},
-		{"volumes", volumes},
-		{"networks", networks},
-	} {
+	RunContract(t, factory)
+	run(t, factory, enforced)
+}
+
+// RunContract runs the tests of what an engine answers and keeps. What only a
+// container runtime enforces is left out.
+func RunContract(t *testing.T, factory func(t *testing.T) Subject) { run(t, factory, contract) }
+
+type test struct {
+	name string
+	run  func(*bench)
+}
+
+func run(t *testing.T, factory func(t *testing.T) Subject, tests []test) {
+	for _, c := range tests {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 			t.Cleanup(cancel)
@@ -130,6 +107,49 @@ func Run(t *testing.T, factory func(t *testing.T) Subject) {
 			c.run(b)
 		})
 	}
+}
+
+var contract = []test{
+	{"info", info},
+	{"image", images},
+	{"pull moves a tag", movedTag},
+	{"pull reports progress", pullProgress},
+	{"pull of what is not there", pullMissing},
+	{"pull for another platform", pullPlatform},
+	{"bad references", badReferences},
+	{"image in use", imageInUse},
+	{"image with two names", twoNames},
+	{"create", create},
+	{"create twice", createTwice},
+	{"create without its image", createWithoutImage},
+	{"entrypoint", entrypoint},
+	{"mounts", mounts},
+	{"exit code of a short command", shortCommand},
+	{"wait for what ended", waitAfterwards},
+	{"wait is cancelled", waitCancelled},
+	{"start twice", startTwice},
+	{"command that is not there", commandMissing},
+	{"user that is not there", userMissing},
+	{"logs", logs},
+	{"logs of a running container", logsFollow},
+	{"logs end whole", logsEnd},
+	{"logs to a broken writer", logsBrokenWriter},
+	{"stop", stop},
+	{"remove", remove},
+	{"list by labels", list},
+	{"copy", copyFiles},
+	{"changes", changes},
+	{"volumes", volumes},
+	{"networks", networks},
+}
+
+// enforced are the tests of what a container runtime and the kernel see to.
+var enforced = []test{
+	{"limits", limits},
+	{"devices", devices},
+	{"devices that are not there", devicesMissing},
+	{"no new privileges", noNewPrivileges},
+	{"out of memory", outOfMemory},
 }
 
 // bench is one test at work. What it makes carries its root label and goes
@@ -516,6 +536,36 @@ func limits(b *bench) {
 	b.equal("limits in force", strings.Split(strings.TrimSpace(out), "\n"), want)
 }
 
+func devices(b *bench) {
+	// Not one of those that every container has.
+	script := `(: < /dev/own) && echo opens; (: > /dev/own) 2>/dev/null || echo read only; df -k /dev/shm | awk 'END {print $2}'`
+	_, out, errs := b.ran(b.pulled(Image{}), script, func(s *engine.Spec) {
+		s.Devices = []engine.Device{{Host: "/dev/loop-control", Target: "/dev/own", Permissions: "r"}}
+		s.ShmBytes = 96 << 20
+	})
+	b.equal("what the container sees", out, "opens\nread only\n98304\n")
+	b.equal("errors", errs, "")
+}
+
+// What the node does not have makes it unfit, and is no fault of the command.
+func devicesMissing(b *bench) {
+	tag := b.pulled(Image{})
+	for what, change := range map[string]func(*engine.Spec){
+		"/dev/none": func(s *engine.Spec) {
+			s.Devices = []engine.Device{{Host: "/dev/none", Target: "/dev/none", Permissions: "rwm"}}
+		},
+		"GPU":                 func(s *engine.Spec) { s.GPUs = engine.GPUs{IDs: []string{"no-such-gpu"}} },
+		"example.com/none=no": func(s *engine.Spec) { s.Devices = []engine.Device{{Host: "example.com/none=no"}} },
+	} {
+		id := b.container(tag, "true", change)
+		err := b.Engine.Start(b.ctx, id)
+		if machine.FaultOf(err) != machine.NodeFault || err == nil {
+			b.Errorf("start with %s: %v, fault %s", what, err, machine.FaultOf(err))
+		}
+		b.must(b.Engine.Remove(b.ctx, id))
+	}
+}
+
 func noNewPrivileges(b *bench) {
 	tag := b.pulled(Image{})
 	for want, on := range map[string]bool{"0": false, "1": true} {
@@ -589,6 +639,9 @@ func startTwice(b *bench) {
 	b.must(err)
 	b.equal("state", second.State, engine.Running)
 	b.equal("start", second.Started.UTC(), first.Started.UTC())
+	restarted, err := b.Engine.Restarted(b.ctx, id, first.Started)
+	b.must(err)
+	b.equal("the engine was restarted", restarted, false)
 	b.is(b.Engine.Start(b.ctx, b.root+"-not"), engine.ErrNotFound)
 }
 
@@ -623,7 +676,9 @@ func userMissing(b *bench) {
 }
 
 func outOfMemory(b *bench) {
-	id := b.container(b.pulled(Image{}), "x=0123456789; while :; do x=$x$x; done", func(s *engine.Spec) { s.MemoryBytes = 16 << 20 })
+	// Docker does not hear of the kill when the container ends with it on a busy node.
+	id := b.container(b.pulled(Image{}), "(x=0123456789; while :; do x=$x$x; done); code=$?; sleep 3; exit $code",
+		func(s *engine.Spec) { s.MemoryBytes = 16 << 20 })
 	exits, err := b.Engine.WaitNext(b.ctx, id)
 	b.must(err)
 	b.must(b.Engine.Start(b.ctx, id))
@@ -803,30 +858,28 @@ func list(b *bench) {
 
 func copyFiles(b *bench) {
 	id := b.container(b.pulled(Image{Files: map[string]string{"/opt/file": "content"}}), "true", nil)
-	stream, err := b.Engine.CopyFrom(b.ctx, id, "/opt/file")
-	b.must(err)
-	r := tar.NewReader(stream)
-	h, err := r.Next()
-	b.must(err)
-	text, err := io.ReadAll(r)
-	b.must(err)
-	b.must(stream.Close())
-	b.equal("file", h.Name+" "+string(text), "file content")
+	content := func(path string) (text string) {
+		b.Helper()
+		b.must(b.Engine.CopyFrom(b.ctx, id, path, func(stream io.Reader) error {
+			r := tar.NewReader(stream)
+			h, err := r.Next()
+			b.must(err)
+			content, err := io.ReadAll(r)
+			text = h.Name + " " + string(content)
+			return err
+		}))
+		return text
+	}
+	b.equal("file", content("/opt/file"), "file content")
 	for _, key := range []string{id, b.root + "-not"} {
-		_, err = b.Engine.CopyFrom(b.ctx, key, "/no/such/path")
-		b.is(err, engine.ErrNotFound)
+		b.is(b.Engine.CopyFrom(b.ctx, key, "/no/such/path", nil), engine.ErrNotFound)
 		b.is(b.Engine.CopyTo(b.ctx, key, "/no/such/path", archive(b, "x", "")), engine.ErrNotFound)
 	}
 	b.must(b.Engine.CopyTo(b.ctx, id, "/opt", archive(b, "new", "text")))
-	stream, err = b.Engine.CopyFrom(b.ctx, id, "/opt/new")
-	b.must(err)
-	defer stream.Close()
-	r = tar.NewReader(stream)
-	_, err = r.Next()
-	b.must(err)
-	text, err = io.ReadAll(r)
-	b.must(err)
-	b.equal("what was copied there", string(text), "text")
+	b.equal("what was copied there", content("/opt/new"), "new text")
+	read := 0
+	b.is(b.Engine.CopyFrom(b.ctx, id, "/opt/new", func(io.Reader) error { read++; return errFull }), errFull)
+	b.equal("readings of a reader that fails", read, 1)
 }
 
 func archive(b *bench, name, content string) io.Reader {
@@ -875,6 +928,26 @@ func volumes(b *bench) {
 	b.must(err)
 	b.equal("volumes after their removal", len(found), 0)
 	b.must(b.Engine.RemoveVolume(b.ctx, name))
+
+	// What others have labelled is theirs, whatever its name.
+	ours, forgotten, theirs := b.root+"-ours", b.root+"-forgotten", b.root+"-theirs"
+	for name, labels := range map[string]map[string]string{ours: b.labels(), forgotten: nil, theirs: {"of": "others"}} {
+		b.must(b.Engine.CreateVolume(b.ctx, name, labels))
+		b.Cleanup(func() { b.check(b.Engine.RemoveVolume(b.ctx, name)) })
+	}
+	for _, c := range []struct {
+		prefixes []string
+		want     []string
+	}{{nil, []string{ours}}, {[]string{"no-such", b.root + "-f"}, []string{forgotten, ours}}, {[]string{b.root}, []string{forgotten, ours}}} {
+		found, err := b.Engine.Volumes(b.ctx, b.labels(), c.prefixes...)
+		b.must(err)
+		var names []string
+		for _, v := range found {
+			names = append(names, v.Name)
+		}
+		slices.Sort(names)
+		b.equal(fmt.Sprint("volumes by labels and by ", c.prefixes), names, c.want)
+	}
 }
 
 func networks(b *bench) {

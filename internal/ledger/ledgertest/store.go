@@ -25,11 +25,12 @@ type Store struct {
 	users  map[string]bool   // IDs that containers refer to
 	// Removed lists what RemoveImage was asked for, in order, refusals included.
 	Removed []string
+	Size    int64 // of every image, in bytes
 }
 
 // NewStore returns an empty store.
 func NewStore() *Store {
-	return &Store{images: map[string]bool{}, names: map[string]string{}, users: map[string]bool{}}
+	return &Store{images: map[string]bool{}, names: map[string]string{}, users: map[string]bool{}, Size: 1000}
 }
 
 // Load puts content on the node as a pull of ref does.
@@ -100,7 +101,7 @@ func (s *Store) Image(_ context.Context, ref string) (engine.Image, error) {
 	if !s.images[id] {
 		return engine.Image{}, fmt.Errorf("no image %s: %w", ref, engine.ErrNotFound)
 	}
-	img := engine.Image{ID: id, Size: 1000}
+	img := engine.Image{ID: id, Size: s.Size}
 	for _, n := range s.namesOf(id) {
 		if strings.Contains(n, "@") {
 			img.Digests = append(img.Digests, n)

@@ -30,7 +30,7 @@ func (d *tree) ReadDir(dir string) ([]fs.DirEntry, error) {
 	return entries, err
 }
 
-func newTree(t *testing.T, files ...string) *tree {
+func newTree(t testing.TB, files ...string) *tree {
 	t.Helper()
 	root := t.TempDir()
 	for _, f := range files {

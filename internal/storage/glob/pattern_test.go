@@ -161,30 +161,3 @@ func TestHasPrefix(t *testing.T) {
 		}
 	}
 }
-
-func FuzzMatch(f *testing.F) {
-	for _, seed := range [][2]string{
-		{"/work/*.html", "/work/a.html"}, {"[[:alpha:]-z]", "a"}, {`[\`, "["}, {"[[.", "[[."}, {"[!]", "\xff"}, {`a\/b`, "a/b"},
-	} {
-		f.Add(seed[0], seed[1])
-	}
-	f.Fuzz(func(t *testing.T, pattern, path string) {
-		if len(pattern) > 1000 || len(path) > 1000 {
-			return // longer ones only take longer
-		}
-		matched := Match(pattern, path)
-		if !HasMeta(pattern) && matched != (path == Unescape(pattern)) {
-			t.Errorf("%q matches %q: %v; it stands for %q", pattern, path, matched, Unescape(pattern))
-		}
-		// Quoted as a whole, a path is the pattern for itself.
-		var quoted strings.Builder
-		for s := path; s != ""; {
-			_, n := next(s)
-			quoted.WriteString(`\` + s[:n])
-			s = s[n:]
-		}
-		if !Match(quoted.String(), path) || HasMeta(quoted.String()) {
-			t.Errorf("%q does not match %q", quoted.String(), path)
-		}
-	})
-}

@@ -2,12 +2,10 @@ package storagetest
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // Nginx starts a real nginx on loopback that serves and takes the files of a
@@ -19,10 +17,7 @@ func Nginx(t testing.TB) (url, dir string) {
 	if err != nil {
 		program = "/usr/sbin/nginx" // not in everybody's PATH
 		if _, err := os.Stat(program); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal("nginx is not installed; apt-get install nginx-light")
-			}
-			t.Skip("nginx is not installed; apt-get install nginx-light")
+			missing(t, "nginx is not installed; apt-get install nginx-light")
 		}
 	}
 	base := t.TempDir()
@@ -66,44 +61,7 @@ http {
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-p", base, "-e", filepath.Join(base, "error.log"), "-c", conf)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
-		if why := <-ended; why != nil {
-			t.Logf("nginx: %v", why)
-		}
-	})
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			conn.Close()
-			return "http://" + address, dir
-		}
-		select {
-		case why := <-ended:
-			log, _ := os.ReadFile(filepath.Join(base, "error.log"))
-			ended <- why
-			t.Fatalf("nginx ended: %v\n%s", why, log)
-		default:
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("nginx does not listen: %v", err)
-		}
-	}
-}
-
-// freeAddress returns an address of loopback that nobody listens on.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	log := filepath.Join(base, "error.log")
+	serve(t, exec.Command(program, "-p", base, "-e", log, "-c", conf), address, log)
+	return "http://" + address, dir
 }

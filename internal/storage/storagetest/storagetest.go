@@ -33,6 +33,8 @@ type Server struct {
 	Names func(t *testing.T) []string
 	// Directories says that the storage has them.
 	Directories bool
+	// Options reach the storage.
+	Options storage.Options
 }
 
 // Content returns n bytes that nothing compresses and no part of which equals another.
@@ -55,7 +57,8 @@ var names = []string{
 // Run runs the suite.
 func Run(t *testing.T, s Server) {
 	meter := &progress.Meter{}
-	st := storage.New(storage.Options{Meter: meter})
+	s.Options.Meter = meter
+	st := storage.New(s.Options)
 	ctx := context.Background()
 
 	fetch := func(t *testing.T, url, name string) (string, storage.Fetched, error) {
@@ -155,7 +158,7 @@ func Run(t *testing.T, s Server) {
 
 	t.Run("only what was put appears", func(t *testing.T) {
 		before := strings.Join(s.Names(t), "\n")
-		if err := st.Abort(ctx, st.Join(s.URL, "never"), "tag"); err != nil {
+		if err := st.Abort(ctx, st.Join(s.URL, "never"), storage.Unfinished{Tag: "tag", InParts: true}); err != nil {
 			t.Errorf("nothing to abort: %v", err)
 		}
 		if after := strings.Join(s.Names(t), "\n"); after != before {

@@ -11,7 +11,9 @@ int main(void) {
 		fputs("this system has no locale C.UTF-8\n", stderr);
 		return 2;
 	}
-	while (getdelim(&pattern, &n, 0, stdin) > 0 && getdelim(&path, &m, 0, stdin) > 0)
+	while (getdelim(&pattern, &n, 0, stdin) > 0 && getdelim(&path, &m, 0, stdin) > 0) {
 		putchar(fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) == 0 ? '1' : '0');
+		fflush(stdout);
+	}
 	return ferror(stdin) || fflush(stdout) != 0;
 }

@@ -1,0 +1,107 @@
+package engine_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+const mib = 1 << 20
+
+// about says whether a size is that many MiB, give or take what an image has
+// beside its filling.
+func about(size, mibs int64) bool { return size >= mibs*mib && size < (mibs+2)*mib }
+
+func TestPullNeed(t *testing.T) {
+	registry := rig.NewRegistry(t)
+	docker := connect(t, rig.Docker(t))
+	solid := rig.Image(t, registry, "solid:1", rig.Spec{Size: 8 * mib, Shared: 16 * mib})
+	airy := rig.Image(t, registry, "airy:1", rig.Spec{Zeros: 128 * mib, Size: 4 * mib, Shared: 16 * mib})
+	need := func(refs ...string) engine.PullNeed {
+		t.Helper()
+		n, err := docker.PullNeed(t.Context(), refs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	// The layer with busybox is on every node by now.
+	rig.DockerCmd(t, "pull", "-q", rig.Image(t, registry, "busybox:1", rig.Spec{}).Tag)
+	registry.Reset()
+	if n := need(solid.Tag); n.Layers != 2 || !about(n.Compressed, 24) || !about(n.Unpacked, 24) || !about(n.Peak, 32) {
+		t.Errorf("an image that does not compress: %+v", n)
+	}
+	for _, r := range registry.Requests() {
+		if strings.Contains(r.Path, "/blobs/") && !strings.HasSuffix(r.Path, solid.ID) && r.Status != http.StatusPartialContent {
+			t.Errorf("a layer was fetched: %v", r)
+		}
+	}
+	if n := need(airy.Digest); n.Layers != 2 || !about(n.Compressed, 20) || !about(n.Unpacked, 128+20) || !about(n.Peak, 128+20+4) {
+		t.Errorf("an image that compresses: %+v", n)
+	}
+	if n := need(solid.Tag, airy.Tag); n.Layers != 3 || !about(n.Unpacked, 128+28) {
+		t.Errorf("two images that share a layer: %+v", n)
+	}
+	rig.DockerCmd(t, "pull", "-q", solid.Tag)
+	if n := need(solid.Tag); n != (engine.PullNeed{}) {
+		t.Errorf("an image that is there: %+v", n)
+	}
+	if n := need(airy.Tag); n.Layers != 1 || !about(n.Unpacked, 128+4) {
+		t.Errorf("an image that shares a layer with one that is there: %+v", n)
+	}
+
+	if n, err := docker.PullNeed(t.Context(), []string{registry.Addr() + "/absent:1"}); err == nil || machine.FaultOf(err) == machine.EngineFault {
+		t.Errorf("an image that does not exist: %+v, %v", n, err)
+	}
+	// A registry that knows no ranges: a layer takes no less than it has.
+	registry.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		r.Header.Del("Range")
+		return false
+	})
+	if n := need(airy.Tag); n.Layers != 1 || n.Unpacked != n.Compressed || !about(n.Unpacked, 4) {
+		t.Errorf("without ranges: %+v", n)
+	}
+}
+
+// A tag is asked for once, with HEAD, and nothing else is fetched; where this
+// process does not get an answer, Docker may.
+func TestDigestIsOneQuestion(t *testing.T) {
+	registry := rig.NewRegistry(t)
+	image := rig.Image(t, registry, "tool:1", rig.Spec{})
+	docker := connect(t, rig.Docker(t))
+	ask := func(ref string) string {
+		t.Helper()
+		registry.Reset()
+		digest, err := docker.RemoteDigest(t.Context(), ref)
+		if err != nil || !strings.HasSuffix(image.Digest, "@"+digest) {
+			t.Fatalf("digest of %s: %q, %v", ref, digest, err)
+		}
+		var asked []string
+		for _, r := range registry.Requests() {
+			asked = append(asked, fmt.Sprint(r.Method, " ", r.Path, " ", r.Status))
+		}
+		return strings.Join(asked, ", ")
+	}
+	if got, want := ask(image.Tag), "GET /v2/ 200, HEAD /v2/tool/manifests/1 200"; got != want {
+		t.Errorf("asked for a tag: %s, want %s", got, want)
+	}
+	if got := ask(image.Digest); got != "" {
+		t.Errorf("asked for a digest: %s", got)
+	}
+	// A registry without HEAD.
+	registry.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodHead {
+			return false
+		}
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return true
+	})
+	if got := ask(image.Tag); !strings.Contains(got, "GET /v2/tool/manifests/1 200") {
+		t.Errorf("asked a registry without HEAD: %s", got)
+	}
+}

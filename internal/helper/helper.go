@@ -1,0 +1,140 @@
+// Package helper runs deckhand's own binary in containers: an image need not
+// have a shell, and Docker has rights that this process may lack.
+package helper
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// Install puts this binary into a directory, where Docker can mount it and any
+// user can run it, and returns its path. One that another version has left there
+// is not taken: it may not know the commands of this one.
+func Install(dir string) (string, error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
+	}
+	defer func() { _ = self.Close() }() // read-only
+	info, err := self.Stat()
+	if err != nil {
+		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
+	}
+	helper := filepath.Join(dir, fmt.Sprintf("deckhand-%x-%x", info.Size(), info.ModTime().UnixNano()))
+	if _, err := os.Stat(helper); err == nil {
+		return helper, nil
+	}
+	part, err := os.OpenFile(helper+".part", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		return "", machine.Faultf(machine.NodeFault, "cannot put the deckhand binary where containers can run it: %w", err)
+	}
+	_, err = io.Copy(part, self)
+	if err := errors.Join(err, part.Chmod(0o755), part.Sync(), part.Close()); err != nil {
+		return "", machine.Faultf(machine.NodeFault, "cannot put the deckhand binary where containers can run it: %w", err)
+	}
+	return helper, os.Rename(part.Name(), helper)
+}
+
+// Mount is the mount of an installed binary at a path in a container.
+func Mount(installed, target string) engine.Mount {
+	return engine.Mount{Kind: engine.BindMount, Source: installed, Target: target, ReadOnly: true}
+}
+
+// Engine is what a helper asks of Docker.
+type Engine interface {
+	Create(ctx context.Context, s engine.Spec) (string, error)
+	Start(ctx context.Context, id string) error
+	WaitNext(ctx context.Context, id string) (<-chan engine.Exit, error)
+	Log(ctx context.Context, id string, stdout, stderr io.Writer) error
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	Remove(ctx context.Context, id string) error
+}
+
+// Job is one run of the binary in a container of its own.
+type Job struct {
+	Name         string // of the container; nobody else's
+	Image        string // any image: nothing of it runs
+	Labels       map[string]string
+	Binary       string // as Install returned it
+	Command      []string
+	Capabilities []string // the only ones that it has
+	Network      string   // "none", or "container:" and an id
+	Mounts       []engine.Mount
+}
+
+// ErrFailed is wrapped by the error of a job that ran and could not do its work.
+var ErrFailed = errors.New("it could not")
+
+// Run runs a job to its end and removes its container. One that an earlier
+// process has left is removed first. What Docker loses by a restart is an engine's
+// fault: no executor is lost with it.
+func Run(ctx context.Context, e Engine, j Job) (err error) {
+	// Nobody can foresee the name, and nothing can be mounted over it: it is in the
+	// image's own root, which can be no link and no volume. Otherwise a hostile
+	// image could have a program of its own run with these rights.
+	target := "/.deckhand-" + rand.Text()
+	spec := engine.Spec{
+		Name: j.Name, Image: j.Image, Labels: j.Labels, User: "0:0", Workdir: "/", Entrypoint: []string{target}, Command: j.Command,
+		Mounts: append([]engine.Mount{Mount(j.Binary, target)}, j.Mounts...), NoNewPrivileges: true, PidsLimit: 256,
+		CapDrop: []string{"ALL"}, CapAdd: j.Capabilities, Network: j.Network, ReadOnly: true, HostUsers: true,
+	}
+	// Docker goes on with a request that is given up, and would finish it behind
+	// the back of whoever removes what is left.
+	whole := context.WithoutCancel(ctx)
+	id, err := e.Create(whole, spec)
+	if errors.Is(err, engine.ErrExists) {
+		if err := remove(ctx, e, j.Name); err != nil {
+			return err
+		}
+		id, err = e.Create(whole, spec)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, remove(whole, e, id)) }()
+	exits, err := e.WaitNext(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := e.Start(whole, id); err != nil {
+		return notLost(err)
+	}
+	var exit engine.Exit
+	select {
+	case exit = <-exits:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if exit.Err != nil || exit.Code == 0 {
+		return notLost(exit.Err)
+	}
+	var said strings.Builder
+	if err := e.Log(ctx, id, &said, &said); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w (exit code %d): %s", ErrFailed, exit.Code, strings.TrimSpace(said.String()))
+}
+
+func notLost(err error) error {
+	if errors.Is(err, machine.ErrLost) {
+		return machine.Faultf(machine.EngineFault, "a container of deckhand's own was lost: %v", err)
+	}
+	return err
+}
+
+func remove(ctx context.Context, e Engine, id string) error {
+	if err := e.Stop(ctx, id, 0); err != nil {
+		return err
+	}
+	return e.Remove(ctx, id)
+}

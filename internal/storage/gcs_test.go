@@ -1,0 +1,114 @@
+package storage_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/storage/storagetest"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// serviceAccount writes the key file of an account whose tokens come from a URL,
+// and has the environment name it.
+func serviceAccount(t *testing.T, tokens string) {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "node@example.org", "token_uri": tokens,
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "account.json")
+	storagetest.Write(t, file, text)
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
+}
+
+// Requests carry a token of the account that the environment names. One that
+// Google refuses is the node's fault, and neither key nor token is told.
+func TestGoogleCredentials(t *testing.T) {
+	var refuse bool
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if refuse {
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = w.Write([]byte(`{"error": "invalid_grant", "error_description": "account not found"}`))
+			return
+		}
+		_, _ = w.Write([]byte(`{"access_token": "SECRET", "token_type": "Bearer", "expires_in": 3600}`))
+	}))
+	t.Cleanup(tokens.Close)
+	serviceAccount(t, tokens.URL)
+	s := storagetest.FakeGCS(t)
+	proxy := storagetest.NewProxy(t, s.Options.GCS.Endpoint)
+	s.Options.GCS = storage.GCS{Endpoint: proxy.URL}
+	content := storagetest.Content(1000)
+	s.Store(t, "x", content)
+	proxy.Handle(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Header.Get("Authorization") != "Bearer SECRET" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	dir, _, err := fetchInto(t, storage.New(s.Options), s.URL+"/x", "file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	storagetest.Only(t, dir, "file", content)
+
+	refuse = true
+	_, _, err = fetchInto(t, storage.New(s.Options), s.URL+"/x", "file")
+	if err == nil || machine.FaultOf(err) != machine.NodeFault || !strings.Contains(err.Error(), "account not found") {
+		t.Errorf("refused: %v of fault %q", err, machine.FaultOf(err))
+	}
+
+	s.Options.GCS.Anonymous = true
+	_, _, err = fetchInto(t, storage.New(s.Options), s.URL+"/x", "file")
+	if err == nil || machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), "401") {
+		t.Errorf("anonymous: %v of fault %q", err, machine.FaultOf(err))
+	}
+}
+
+// An object that was stored compressed comes as it was stored: its checksums are
+// of those bytes.
+func TestGooglePackedObject(t *testing.T) {
+	s := storagetest.FakeGCS(t)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write([]byte(strings.Repeat("a line\n", 1000))); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Post(s.Options.GCS.Endpoint+"/upload/storage/v1/b/bucket/o?uploadType=media&contentEncoding=gzip&name=top/packed",
+		"text/plain", bytes.NewReader(packed.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	dir, got, err := fetchInto(t, storage.New(s.Options), s.URL+"/packed", "file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	storagetest.Only(t, dir, "file", packed.Bytes())
+	if len(got.Verified) != 2 {
+		t.Errorf("verified by %v", got.Verified)
+	}
+}

@@ -1,0 +1,471 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"iter"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/deckhand/deckhand/machine"
+)
+
+// S3 says how the object stores that speak Amazon's protocol are reached. What
+// is left empty comes from where the AWS tools take it: environment, shared
+// configuration, the node's role.
+type S3 struct {
+	// Endpoint is the URL of another service than Amazon's.
+	Endpoint string
+	Region   string
+	// PathStyle puts the bucket into the path instead of the host's name.
+	PathStyle bool
+	// Anonymous sends requests without credentials.
+	Anonymous bool
+}
+
+// s3Store reads and writes s3://bucket/key.
+type s3Store struct {
+	storage *Storage
+
+	setup     sync.Mutex // protects what follows
+	config    *aws.Config
+	anonymous error                 // why requests are sent without credentials
+	clients   map[string]*s3.Client // by region
+	regions   map[string]string     // of buckets that are elsewhere
+}
+
+func newS3(s *Storage) Store {
+	return &s3Store{storage: s, clients: map[string]*s3.Client{}, regions: map[string]string{}}
+}
+
+// client returns what speaks to the region of a bucket.
+func (t *s3Store) client(ctx context.Context, bucket string) (*s3.Client, error) {
+	t.setup.Lock()
+	defer t.setup.Unlock()
+	if t.config == nil {
+		if err := t.configure(ctx); err != nil {
+			return nil, err
+		}
+	}
+	region := cmp.Or(t.regions[bucket], t.config.Region)
+	if c := t.clients[region]; c != nil {
+		return c, nil
+	}
+	opts := t.storage.opts.S3
+	c := s3.NewFromConfig(*t.config, func(o *s3.Options) {
+		o.Region = region
+		o.UsePathStyle = opts.PathStyle
+		if opts.Endpoint != "" {
+			o.BaseEndpoint = &opts.Endpoint
+		}
+		if t.anonymous != nil {
+			o.Credentials = aws.AnonymousCredentials{}
+		}
+		// Attempts are Storage's, and so are the checksums.
+		o.Retryer = aws.NopRetryer{}
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+		o.HTTPClient = &http.Client{
+			Transport:     t.storage.transport,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+	})
+	t.clients[region] = c
+	return c, nil
+}
+
+var errAnonymous = errors.New("storage.s3.anonymous is set")
+
+func (t *s3Store) configure(ctx context.Context) error {
+	opts := t.storage.opts.S3
+	c, err := config.LoadDefaultConfig(ctx, config.WithRegion(opts.Region))
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "the AWS configuration of this node cannot be used: %w", err)
+	}
+	c.Region = cmp.Or(c.Region, "us-east-1")
+	if opts.Anonymous {
+		t.anonymous = errAnonymous
+	} else if _, err := c.Credentials.Retrieve(ctx); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		t.anonymous = fmt.Errorf("no AWS credentials were found: %w", err)
+		t.storage.opts.Log.Info("requests to S3 are sent without credentials", "because", t.anonymous)
+	}
+	t.config = &c
+	return nil
+}
+
+// s3Call makes one request. A bucket that is in another region is asked for there.
+func s3Call[Out any](ctx context.Context, t *s3Store, bucket string, do func(*s3.Client) (Out, error)) (Out, error) {
+	for moved := false; ; moved = true {
+		var none Out
+		c, err := t.client(ctx, bucket)
+		if err != nil {
+			return none, err
+		}
+		out, err := do(c)
+		if err == nil {
+			return out, nil
+		}
+		if moved || !t.elsewhere(bucket, c.Options().Region, err) {
+			return none, t.fault(err)
+		}
+	}
+}
+
+// elsewhere says whether an error tells of another region that the bucket is in.
+func (t *s3Store) elsewhere(bucket, asked string, err error) bool {
+	var answer *smithyhttp.ResponseError
+	if !errors.As(err, &answer) || answer.HTTPStatusCode() == 0 || t.storage.opts.S3.Endpoint != "" {
+		return false
+	}
+	region := answer.Response.Header.Get("X-Amz-Bucket-Region")
+	if region == "" || region == asked {
+		return false
+	}
+	t.setup.Lock()
+	defer t.setup.Unlock()
+	t.regions[bucket] = region
+	return true
+}
+
+// fault says what an error of the client means.
+func (t *s3Store) fault(err error) error {
+	var api smithy.APIError
+	var answer *smithyhttp.ResponseError
+	if !errors.As(err, &answer) || answer.HTTPStatusCode() == 0 {
+		return asPassing(unwrapOperation(err))
+	}
+	status := answer.HTTPStatusCode()
+	code, message := "", http.StatusText(status)
+	if errors.As(err, &api) {
+		code, message = api.ErrorCode(), cmp.Or(api.ErrorMessage(), message)
+	}
+	said := fmt.Errorf("the storage answers %d %s: %s", status, code, message)
+	switch code {
+	case "NoSuchUpload":
+		return fmt.Errorf("%w: %w", errNoUpload, said)
+	case "RequestTimeout", "SlowDown", "InternalError", "OperationAborted", "Throttling", "ThrottlingException", "BadDigest", "XAmzContentChecksumMismatch":
+		return &passingError{said, retryAfter(answer.Response.Header)}
+	case "NoSuchBucket":
+		return machine.Faultf(machine.TaskFault, "%w; there is no such bucket", said)
+	}
+	switch status {
+	case http.StatusPreconditionFailed:
+		return ErrChanged
+	case http.StatusRequestedRangeNotSatisfiable:
+		return fmt.Errorf("%w: it is shorter now", ErrChanged)
+	case http.StatusUnauthorized, http.StatusForbidden:
+		if t.anonymous != nil {
+			said = fmt.Errorf("%w (asked without credentials: %w)", said, t.anonymous)
+		}
+	}
+	return statusFault(status, answer.Response.Header, said)
+}
+
+// unwrapOperation drops what the client says around a failure: operation,
+// request ids.
+func unwrapOperation(err error) error {
+	var op *smithy.OperationError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// Stat asks with HEAD, which also tells the checksums.
+func (t *s3Store) Stat(ctx context.Context, url string) (Object, error) {
+	u, err := parseObjectURL(url)
+	if err != nil {
+		return Object{}, err
+	}
+	ctx, w := newWatch(ctx, t.storage.pause.idle)
+	defer w.end()
+	in := &s3.HeadObjectInput{Bucket: &u.bucket, Key: &u.key}
+	out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.HeadObjectOutput, error) {
+		return c.HeadObject(ctx, in, withChecksums)
+	})
+	if err != nil {
+		return Object{}, w.cause(err)
+	}
+	return s3Object(s3Answer(out.ResultMetadata))
+}
+
+// withChecksums asks for the checksums of the whole object. It is not asked for
+// in the input, because the client would compute them too.
+var withChecksums = s3.WithAPIOptions(smithyhttp.SetHeaderValue("x-amz-checksum-mode", "ENABLED"))
+
+// s3Answer is what the storage answered, as it came.
+func s3Answer(m middleware.Metadata) *http.Response {
+	return awsmiddleware.GetRawResponse(m).(*smithyhttp.Response).Response
+}
+
+// s3Object reads an answer. A Content-Encoding is how the object was stored.
+func s3Object(resp *http.Response) (Object, error) {
+	o := storedObject(resp)
+	o.Ranges = true
+	return o, nil
+}
+
+func (t *s3Store) Open(ctx context.Context, url string, r Range) (*Reader, error) {
+	u, err := parseObjectURL(url)
+	if err != nil {
+		return nil, err
+	}
+	in := &s3.GetObjectInput{Bucket: &u.bucket, Key: &u.key}
+	if r.partial() {
+		in.Range = aws.String(r.header())
+	}
+	if r.Version != "" {
+		in.IfMatch = aws.String(strings.TrimPrefix(r.Version, "etag "))
+	}
+	ctx, w := newWatch(ctx, t.storage.pause.idle)
+	out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.GetObjectOutput, error) {
+		return c.GetObject(ctx, in, withChecksums)
+	})
+	if err != nil {
+		err = w.cause(err)
+		w.end()
+		return nil, err
+	}
+	w.rest()
+	return newReader(s3Answer(out.ResultMetadata), w, r, s3Object)
+}
+
+func (t *s3Store) List(ctx context.Context, url string) iter.Seq2[Object, error] {
+	u, err := parseBucketURL(url)
+	if err != nil {
+		return func(yield func(Object, error) bool) { yield(Object{}, describe(err, "list", url, 1)) }
+	}
+	return listPages(ctx, t.storage, url, u, joinRaw, func(ctx context.Context, next string) ([]listed, string, error) {
+		ctx, w := newWatch(ctx, t.storage.pause.idle)
+		defer w.end()
+		in := &s3.ListObjectsV2Input{Bucket: &u.bucket, Prefix: aws.String(u.prefix())}
+		if next != "" {
+			in.ContinuationToken = &next
+		}
+		out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.ListObjectsV2Output, error) {
+			return c.ListObjectsV2(ctx, in)
+		})
+		if err != nil {
+			return nil, "", w.cause(err)
+		}
+		page := make([]listed, 0, len(out.Contents))
+		for _, o := range out.Contents {
+			l := listed{key: aws.ToString(o.Key), size: aws.ToInt64(o.Size), modified: aws.ToTime(o.LastModified)}
+			if o.ETag != nil {
+				l.version = "etag " + *o.ETag
+			}
+			page = append(page, l)
+		}
+		return page, aws.ToString(out.NextContinuationToken), nil
+	})
+}
+
+func (t *s3Store) Join(url, name string) string { return joinRaw(url, name) }
+
+// s3MaxParts is how many parts an upload may have.
+const s3MaxParts = 10_000
+
+// Put sends a file with its checksum, or in parts with theirs, which the
+// storage verifies.
+func (t *s3Store) Put(ctx context.Context, url string, src *Source) error {
+	u, err := parseObjectURL(url)
+	if err != nil {
+		return err
+	}
+	up := &s3Upload{t, u, src}
+	if src.Size > minPart {
+		return t.storage.putParts(ctx, src, up, s3MaxParts)
+	}
+	sum, err := t.storage.sumOf(src, 0, src.Size, up.hash())
+	if err != nil {
+		return err
+	}
+	ctx, w := newWatch(ctx, t.storage.pause.idle)
+	defer w.end()
+	in := &s3.PutObjectInput{
+		Bucket: &u.bucket, Key: &u.key, Body: w.around(src.Section(ctx, 0, src.Size)), ContentLength: &src.Size,
+		ChecksumCRC32C: base64Of(sum), ContentType: aws.String(octetStream),
+	}
+	_, err = s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.PutObjectOutput, error) {
+		return c.PutObject(ctx, in, unsigned)
+	})
+	return w.cause(err)
+}
+
+// unsigned leaves the body out of the signature: its checksum is in it.
+var unsigned = s3.WithAPIOptions(v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
+
+// Abort ends an upload in parts. When its name did not become known, that is
+// one of this key to which nobody has sent a part.
+func (t *s3Store) Abort(ctx context.Context, url string, left Unfinished) error {
+	u, err := parseObjectURL(url)
+	if err != nil || !left.InParts {
+		return err
+	}
+	if left.Upload != "" {
+		return t.abort(ctx, u, left.Upload)
+	}
+	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
+	for {
+		out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
+			return c.ListMultipartUploads(ctx, in)
+		})
+		if err != nil {
+			return err
+		}
+		for _, upload := range out.Uploads {
+			if aws.ToString(upload.Key) != u.key {
+				continue
+			}
+			id := aws.ToString(upload.UploadId)
+			parts, err := (&s3Upload{t, u, nil}).list(ctx, id)
+			if err == nil && len(parts) == 0 {
+				err = t.abort(ctx, u, id)
+			}
+			if err != nil && !errors.Is(err, errNoUpload) {
+				return err
+			}
+		}
+		if !aws.ToBool(out.IsTruncated) {
+			return nil
+		}
+		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
+	}
+}
+
+func (t *s3Store) abort(ctx context.Context, u bucketURL, upload string) error {
+	in := &s3.AbortMultipartUploadInput{Bucket: &u.bucket, Key: &u.key, UploadId: &upload}
+	_, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.AbortMultipartUploadOutput, error) {
+		return c.AbortMultipartUpload(ctx, in)
+	})
+	if errors.Is(err, errNoUpload) {
+		return nil
+	}
+	return err
+}
+
+// s3Upload is a multipart upload. The checksum is of the whole object, so that
+// whoever reads it can verify it.
+type s3Upload struct {
+	*s3Store
+	u   bucketURL
+	src *Source
+}
+
+func (m *s3Upload) hash() hash.Hash { return crc32.New(castagnoli) }
+
+func (m *s3Upload) begin(ctx context.Context) (string, error) {
+	in := &s3.CreateMultipartUploadInput{
+		Bucket: &m.u.bucket, Key: &m.u.key, ContentType: aws.String(octetStream),
+		ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c, ChecksumType: types.ChecksumTypeFullObject,
+	}
+	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CreateMultipartUploadOutput, error) {
+		return c.CreateMultipartUpload(ctx, in)
+	})
+	if err != nil {
+		return "", err
+	}
+	return aws.ToString(out.UploadId), nil
+}
+
+func (m *s3Upload) list(ctx context.Context, upload string) (map[int]sentPart, error) {
+	parts := map[int]sentPart{}
+	in := &s3.ListPartsInput{Bucket: &m.u.bucket, Key: &m.u.key, UploadId: &upload}
+	for {
+		out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.ListPartsOutput, error) {
+			return c.ListParts(ctx, in)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range out.Parts {
+			sum, _ := base64.StdEncoding.DecodeString(aws.ToString(p.ChecksumCRC32C)) // without one the part is sent again
+			parts[int(aws.ToInt32(p.PartNumber))-1] = sentPart{aws.ToInt64(p.Size), sum, aws.ToString(p.ETag)}
+		}
+		if !aws.ToBool(out.IsTruncated) {
+			return parts, nil
+		}
+		in.PartNumberMarker = out.NextPartNumberMarker
+	}
+}
+
+func (m *s3Upload) send(ctx context.Context, upload string, p filePart) (sentPart, error) {
+	ctx, w := newWatch(ctx, m.storage.pause.idle)
+	defer w.end()
+	in := &s3.UploadPartInput{
+		Bucket: &m.u.bucket, Key: &m.u.key, UploadId: &upload, PartNumber: aws.Int32(int32(p.index + 1)),
+		Body: w.around(m.src.Section(ctx, p.offset, p.size)), ContentLength: &p.size,
+		ChecksumCRC32C: base64Of(p.sum),
+	}
+	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.UploadPartOutput, error) {
+		return c.UploadPart(ctx, in, unsigned)
+	})
+	if err != nil {
+		return sentPart{}, w.cause(err)
+	}
+	return sentPart{p.size, p.sum, aws.ToString(out.ETag)}, nil
+}
+
+func (m *s3Upload) complete(ctx context.Context, upload string, parts []filePart, sent []sentPart) error {
+	list := make([]types.CompletedPart, len(sent))
+	for i, p := range sent {
+		list[i] = types.CompletedPart{
+			PartNumber: aws.Int32(int32(i + 1)), ETag: aws.String(p.etag),
+			ChecksumCRC32C: base64Of(p.sum),
+		}
+	}
+	in := &s3.CompleteMultipartUploadInput{
+		Bucket: &m.u.bucket, Key: &m.u.key, UploadId: &upload, MultipartUpload: &types.CompletedMultipartUpload{Parts: list},
+		ChecksumCRC32C: base64Of(wholeCRC32C(parts)), ChecksumType: types.ChecksumTypeFullObject,
+		MpuObjectSize: &m.src.Size,
+	}
+	_, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CompleteMultipartUploadOutput, error) {
+		return c.CompleteMultipartUpload(ctx, in)
+	})
+	return err
+}
+
+// base64Of is a checksum as S3 writes it.
+func base64Of(sum []byte) *string { return aws.String(base64.StdEncoding.EncodeToString(sum)) }
+
+// wholeCRC32C is the checksum of a file, from those of its parts.
+func wholeCRC32C(parts []filePart) []byte {
+	var whole uint32
+	for _, p := range parts {
+		whole = crc32cOf(whole, binary.BigEndian.Uint32(p.sum), p.size)
+	}
+	return binary.BigEndian.AppendUint32(nil, whole)
+}
+
+func (m *s3Upload) published(ctx context.Context, parts []filePart) (bool, error) {
+	o, err := m.Stat(ctx, "s3://"+m.u.bucket+"/"+m.u.key)
+	if err != nil {
+		var pass *passingError
+		if errors.As(err, &pass) || ctx.Err() != nil {
+			return false, err
+		}
+		return false, nil // there is none, or we may not know
+	}
+	want, _ := newChecksum(CRC32C, wholeCRC32C(parts))
+	return o.Size == m.src.Size && slices.Contains(o.Checksums, want), nil
+}

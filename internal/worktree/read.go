@@ -1,0 +1,169 @@
+package worktree
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrTooMuch ends the reading of a tree that holds, or by its links seems to
+// hold, more than the reader may look at.
+var ErrTooMuch = errors.New("too many files, directories and links")
+
+// Reader looks through what containers left in a tree. Whoever wrote the tree
+// may be hostile, and a few links to directories make it endless for all that
+// matters; so a reader looks at a limited number of entries, whose paths have
+// pathBytes on average and whose links linkSteps. Neither time nor memory grow
+// beyond that.
+type Reader struct {
+	tree                  *Tree
+	entries, bytes, steps int // left
+}
+
+const (
+	pathBytes = 256
+	linkSteps = 32
+)
+
+// Reader returns a reader of as many entries at most.
+func (t *Tree) Reader(entries int) *Reader {
+	return &Reader{tree: t, entries: entries, bytes: pathBytes * entries, steps: linkSteps * entries}
+}
+
+func (r *Reader) step() error {
+	if r.steps--; r.steps < 0 {
+		return ErrTooMuch
+	}
+	return nil
+}
+
+// Resolve is Tree.Resolve.
+func (r *Reader) Resolve(container string) (physical string, info fs.FileInfo, err error) {
+	return r.tree.resolve(container, true, r.step)
+}
+
+// Dangling says whether a container path that does not exist is a link all the same.
+func (r *Reader) Dangling(container string) bool {
+	_, info, err := r.tree.resolve(container, false, r.step)
+	return err == nil && info.Mode()&fs.ModeSymlink != 0
+}
+
+// Entry is an entry of a directory: a link is one itself.
+type Entry struct {
+	name string
+	mode fs.FileMode
+	size int64
+}
+
+// Size is in bytes.
+func (e *Entry) Size() int64 { return e.size }
+
+// Name implements fs.DirEntry.
+func (e *Entry) Name() string { return e.name }
+
+// IsDir implements fs.DirEntry.
+func (e *Entry) IsDir() bool { return e.mode.IsDir() }
+
+// Type implements fs.DirEntry.
+func (e *Entry) Type() fs.FileMode { return e.mode.Type() }
+
+// Info implements fs.DirEntry; it tells nothing.
+func (e *Entry) Info() (fs.FileInfo, error) { return nil, errors.ErrUnsupported }
+
+// ReadDir lists a directory, following links inside the tree, sorted by name.
+func (r *Reader) ReadDir(container string) ([]fs.DirEntry, error) {
+	physical, _, err := r.Resolve(container)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := r.List(physical)
+	list := make([]fs.DirEntry, len(entries))
+	for i := range entries {
+		list[i] = &entries[i]
+	}
+	return list, err
+}
+
+// listed is how many names are read at a time.
+const listed = 1024
+
+// List lists a directory in whose container path there are no links, sorted by
+// name.
+func (r *Reader) List(physical string) ([]Entry, error) {
+	// Without O_DIRECTORY a FIFO would be waited for.
+	dir, err := r.tree.open(physical, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }() // read-only
+	var all []Entry
+	for {
+		names, err := dir.Readdirnames(listed)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			r.entries--
+			if r.bytes -= len(physical) + 1 + len(name); r.entries < 0 || r.bytes < 0 {
+				return nil, fmt.Errorf("cannot list %.200s: %w", physical, ErrTooMuch)
+			}
+			e, err := r.entry(dir, physical, name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("cannot look at %.200s in %.200s: %w", name, physical, err)
+			}
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b Entry) int { return strings.Compare(a.name, b.name) })
+	return all, nil
+}
+
+// entry looks at one entry of an open directory. In place of a mount there is
+// something empty.
+func (r *Reader) entry(dir *os.File, physical, name string) (Entry, error) {
+	if m, mounted := r.tree.mounts[strings.TrimSuffix(physical, "/")+"/"+name]; mounted && m.File {
+		info, err := r.tree.lstat(m.Target)
+		if err != nil {
+			return Entry{}, err
+		}
+		return Entry{name, info.Mode(), info.Size()}, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return Entry{}, err
+	}
+	return Entry{name, modeOf(st.Mode), st.Size}, nil
+}
+
+// modeOf turns the type in a st_mode into a fs.FileMode.
+func modeOf(mode uint32) fs.FileMode {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return 0
+	case unix.S_IFDIR:
+		return fs.ModeDir
+	case unix.S_IFLNK:
+		return fs.ModeSymlink
+	case unix.S_IFIFO:
+		return fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		return fs.ModeSocket
+	case unix.S_IFCHR:
+		return fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFBLK:
+		return fs.ModeDevice
+	}
+	return fs.ModeIrregular
+}

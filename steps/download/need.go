@@ -1,0 +1,86 @@
+package download
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/group"
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/tes"
+)
+
+// needLimit bounds the question how large the inputs are.
+const needLimit = 20 * time.Second
+
+// known are the objects that Need has found, by URL.
+type known struct {
+	mu      sync.Mutex
+	objects map[string]storage.Object
+}
+
+// Need adds up what is known of the inputs before anything is fetched. A source
+// that does not answer, or not in time, counts nothing: staging will say why.
+// What is found is not asked for again by Do.
+func (s *Step) Need(ctx context.Context) (bytes, files int64) {
+	ctx, cancel := context.WithTimeout(ctx, needLimit)
+	defer cancel()
+	var sum, count atomic.Int64
+	add := func(o storage.Object) {
+		count.Add(1)
+		if !o.Mode.IsDir() {
+			sum.Add(max(0, o.Size))
+		}
+	}
+	ask, ctx := group.WithContext(ctx)
+	ask.SetLimit(max(1, s.Parallel))
+	for _, in := range s.Task.Inputs {
+		if in.Content != nil {
+			add(storage.Object{Size: int64(len(*in.Content))})
+			continue
+		}
+		ask.Go(func() error {
+			if in.Type != tes.Directory {
+				if o, err := s.Storage.Stat(ctx, in.URL); err == nil {
+					s.known.put(in.URL, o)
+					add(o)
+				}
+				return nil
+			}
+			for o, err := range s.Storage.List(ctx, in.URL) {
+				if err != nil {
+					break
+				}
+				add(o)
+			}
+			return nil
+		})
+	}
+	_ = ask.Wait() // nothing in it fails
+	return sum.Load(), count.Load()
+}
+
+// stat describes an object, from what Need has found if it has.
+func (s *Step) stat(ctx context.Context, url string) (storage.Object, error) {
+	if o, ok := s.known.get(url); ok {
+		return o, nil
+	}
+	return s.Storage.Stat(ctx, url)
+}
+
+func (k *known) put(url string, o storage.Object) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.objects == nil {
+		k.objects = map[string]storage.Object{}
+	}
+	k.objects[url] = o
+}
+
+func (k *known) get(url string) (storage.Object, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	o, ok := k.objects[url]
+	return o, ok
+}

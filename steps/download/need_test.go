@@ -1,0 +1,67 @@
+package download
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/tes"
+)
+
+// What is known of the inputs is added up, and what is not counts nothing; a
+// source that has answered is not asked again when its input is staged.
+func TestNeed(t *testing.T) {
+	var heads atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			heads.Add(1)
+		}
+		if r.URL.Path == "/absent" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Length", "5")
+		fmt.Fprint(w, "12345")
+	}))
+	defer server.Close()
+	dir := t.TempDir()
+	for name, size := range map[string]int{"file": 7, "dir/a": 100, "dir/sub/b": 1000} {
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, make([]byte, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content := "ten bytes."
+	inputs := []tes.Input{
+		{Content: &content, Path: "/in/content"},
+		{URL: filepath.Join(dir, "file"), Path: "/in/file"},
+		{URL: filepath.Join(dir, "dir"), Path: "/in/dir", Type: tes.Directory},
+		{URL: server.URL + "/there", Path: "/in/there"},
+	}
+	f := newFixture(t, inputs...)
+	if bytes, files := f.step.Need(t.Context()); bytes != 10+7+1100+5 || files != 6 { // a directory is an inode too
+		t.Errorf("%d bytes in %d files", bytes, files)
+	}
+	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+		t.Fatal(err)
+	}
+	if n := heads.Load(); n != 1 {
+		t.Errorf("the source was asked %d times", n)
+	}
+
+	absent := newFixture(t, append(inputs, tes.Input{URL: server.URL + "/absent", Path: "/in/absent"},
+		tes.Input{URL: dir + "/nothing", Path: "/in/nothing", Type: tes.Directory})...)
+	if bytes, files := absent.step.Need(t.Context()); bytes != 10+7+1100+5 || files != 6 {
+		t.Errorf("with inputs that are not there: %d bytes in %d files", bytes, files)
+	}
+	if err := absent.step.Do(t.Context(), absent.task, absent.notes); err == nil {
+		t.Error("inputs that are not there were staged")
+	}
+}

@@ -1,0 +1,6 @@
+// Package deferred defers an effect.
+package deferred
+
+import "os"
+
+func work() { defer os.Remove("x") }

@@ -1,0 +1,216 @@
+// Package shape has the tasks whose runs are killed at every crash point, and
+// what the node was like before them. They are data: one harness runs them by the
+// real program on a real engine, another one inside its own process.
+package shape
+
+import (
+	"fmt"
+	"path"
+
+	"github.com/deckhand/deckhand/internal/tes"
+)
+
+// Shape is one story of a task on a node.
+type Shape struct {
+	Name string
+	// Short shapes are cheap: all pairs of kills are run.
+	Short bool
+	// Everywhere: on a real engine too it is killed at every point, and not only
+	// where a container makes a difference.
+	Everywhere bool
+	// Restart: not only the process is killed but the whole node is restarted, which
+	// ends every container too. That takes an engine that can be told to.
+	Restart bool
+	// Present are images that others have on the node.
+	Present []string
+	// Earlier runs come first, and are not the ones that are looked at.
+	Earlier []Run
+	// Run is killed and started again.
+	Run Run
+	// Code is the exit code of the last process.
+	Code int
+}
+
+// Run is one process.
+type Run struct {
+	// Task is the document; without it Command is run.
+	Task    func(p Place) tes.Task
+	Command []string
+	// At ends an earlier run: the occurrence of a crash point.
+	At string
+	// Moved is an image whose tag has moved before this run, to another image.
+	Moved string
+	// Cancel: the user stops it, with SIGINT, as soon as an executor runs. On a real
+	// engine its command has begun (see Begun): before that it is stopped another way.
+	Cancel bool
+}
+
+// Image names an image that is in the registry.
+type Image struct{ Tag, Digest string }
+
+// Images says what the images hold beside a shell: the volumes that they declare.
+// Each is unlike the others.
+var Images = map[string][]string{"a": {"/scratch"}, "b": nil, "moving": nil}
+
+// Place is where a shape is told.
+type Place struct {
+	Images map[string]Image
+	// In holds the inputs of Inputs; Out is for outputs.
+	In, Out string
+	// Server takes outputs by PUT.
+	Server string
+	// Streams says that executors may name files for their streams. That takes
+	// the program itself into their containers.
+	Streams bool
+	// Moment is what an executor takes, in microseconds, so that it may be killed
+	// under.
+	Moment int
+}
+
+// Inputs are the files below Place.In.
+var Inputs = map[string]string{"file": "of a file\n", "dir/one": "1\n", "dir/sub/two": "2\n"}
+
+const content = "of the document\n"
+
+// script is what an executor does: it says that it ran, and makes something of
+// its inputs.
+func script(p Place, name string) string {
+	return fmt.Sprintf("echo %[1]s >> /data/ran; echo said %[1]s; cat /in/file /in/content /in/dir/one /in/dir/sub/two > /data/made-%[1]s; usleep %[2]d", name, p.Moment)
+}
+
+func sh(image, script string) tes.Executor {
+	return tes.Executor{Image: image, Command: []string{"sh", "-c", script}}
+}
+
+// task is a task with every kind of input and output, without its executors.
+func task(p Place, id string, executors ...tes.Executor) tes.Task {
+	text := content
+	return tes.Task{
+		ID: id,
+		Inputs: []tes.Input{
+			{URL: path.Join(p.In, "file"), Path: "/in/file"},
+			{URL: path.Join(p.In, "dir"), Path: "/in/dir", Type: tes.Directory},
+			{Content: &text, Path: "/in/content"},
+		},
+		Executors: executors,
+		Outputs: []tes.Output{
+			{Path: "/data", URL: path.Join(p.Out, id), Type: tes.Directory},
+			{Path: "/data/ran", URL: p.Server + "/" + id},
+		},
+		Volumes: []string{"/data"},
+	}
+}
+
+// one is a task with one executor whose output goes to a file.
+func one(id, image string, byTag bool) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		ref := p.Images[image].Digest
+		if byTag {
+			ref = p.Images[image].Tag
+		}
+		e := sh(ref, script(p, "one"))
+		if p.Streams {
+			e.Stdout = "/data/stdout"
+		}
+		return task(p, id, e)
+	}
+}
+
+// small is a task with no inputs and one output.
+func small(id, image string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		return tes.Task{
+			ID: id, Executors: []tes.Executor{sh(p.Images[image].Digest, "echo small > /data/small")},
+			Outputs: []tes.Output{{Path: "/data/small", URL: path.Join(p.Out, id)}}, Volumes: []string{"/data"},
+		}
+	}
+}
+
+func several(id string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		a, b := p.Images["a"].Digest, p.Images["b"].Tag
+		return task(p, id, sh(a, script(p, "one")), sh(b, script(p, "two")), sh(a, script(p, "three")))
+	}
+}
+
+func failing(id string, ignored bool) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		a := p.Images["a"].Digest
+		first := sh(a, script(p, "one")+"; exit 3")
+		first.IgnoreError = ignored
+		return task(p, id, first, sh(a, script(p, "two")))
+	}
+}
+
+// endless is a task that ends when it is stopped.
+// Begun is the file, in the first directory of its task, with which a command
+// says that it has begun, where it is to be cancelled.
+const Begun = "begun"
+
+func endless(id string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		return task(p, id, sh(p.Images["a"].Digest, ": > /data/"+Begun+"; exec sleep 100000"))
+	}
+}
+
+func missing(id string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		t := one(id, "a", false)(p)
+		t.Inputs = append(t.Inputs, tes.Input{URL: path.Join(p.In, "nowhere"), Path: "/in/nowhere"})
+		return t
+	}
+}
+
+// Points at which earlier runs are killed.
+const (
+	// firstPut: the first of several outputs is published, which nobody has
+	// journaled.
+	firstPut = "steps/upload.(*Step).send/Storage.Put after#1"
+	// partPut: an output is there under a name that is not its own.
+	partPut = "internal/storage.local.Put/File.Sync after#2"
+	// started: the executor runs, which nobody has journaled.
+	started = "steps/run.(*Step).execute/Engine.Start after#1"
+)
+
+// All are all shapes.
+var All = []Shape{
+	{Name: "one executor", Short: true, Run: Run{Task: one("one", "a", false)}},
+	{Name: "three executors", Run: Run{Task: several("several")}},
+	{Name: "failing executor", Short: true, Run: Run{Task: failing("failing", false)}, Code: 1},
+	{Name: "ignored error", Run: Run{Task: failing("ignored", true)}},
+	{Name: "cancelled", Short: true, Run: Run{Task: endless("cancelled"), Cancel: true}, Code: 4},
+	{Name: "missing input", Short: true, Run: Run{Task: missing("missing")}, Code: 3},
+	{Name: "image already there", Short: true, Present: []string{"b"}, Run: Run{Task: one("present", "b", true)}},
+	{Name: "image replaced", Earlier: []Run{{Task: small("earlier", "b")}}, Run: Run{Task: one("replaced", "a", false)}},
+	{Name: "tag moved", Earlier: []Run{{Task: one("earlier", "moving", true)}}, Run: Run{Task: one("moved", "moving", true), Moved: "moving"}},
+	{Name: "resumed upload", Earlier: []Run{{Task: one("upload", "a", false), At: firstPut}}, Run: Run{Task: one("upload", "a", false)}},
+	{
+		Name: "roll-back by another task", Earlier: []Run{{Task: several("dead"), At: partPut}},
+		Run: Run{Task: small("next", "b")},
+	},
+	{
+		Name: "scrubbed", Short: true, Earlier: []Run{{Task: several("dead"), At: partPut}},
+		Run: Run{Command: []string{"scrub"}},
+	},
+	{
+		Name: "recovered", Short: true, Earlier: []Run{{Task: endless("dead"), At: started}},
+		Run: Run{Command: []string{"recover"}},
+	},
+	{Name: "restarted node", Short: true, Restart: true, Run: Run{Task: one("restarted", "a", false)}},
+	{Name: "three executors on a restarted node", Restart: true, Run: Run{Task: several("restarted")}},
+	// What every process does before it comes to a task, and after it.
+	{Name: "first start", Short: true, Everywhere: true, Run: Run{Command: []string{"scrub"}}},
+}
+
+// Other is a task that comes to the node in the place of one that is unfinished.
+var Other = Run{Task: small("other", "b")}
+
+// Named returns the shape with that name.
+func Named(name string) (Shape, error) {
+	for _, s := range All {
+		if s.Name == name {
+			return s, nil
+		}
+	}
+	return Shape{}, fmt.Errorf("no shape is called %q", name)
+}

@@ -1,0 +1,154 @@
+package system
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+// inspected is what Docker says of a container, as far as it protects the node.
+type inspected struct {
+	Config struct {
+		Healthcheck struct{ Test []string }
+	}
+	HostConfig struct {
+		Privileged, AutoRemove, PublishAllPorts            bool
+		NetworkMode, PidMode, IpcMode, UTSMode, UsernsMode string
+		SecurityOpt, CapAdd, CapDrop, Binds, GroupAdd      []string
+		PidsLimit                                          *int64
+		RestartPolicy                                      struct{ Name string }
+	}
+	Mounts []struct{ Type, Source, Destination string }
+}
+
+// The bits of capabilities(7).
+const (
+	capNetRaw    = 13
+	capSysPtrace = 19
+)
+
+// Each protection of a container is on without any setting, and is what its
+// setting says: to Docker, and to the command inside.
+func TestHardening(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "hardening", rig.Spec{})
+	for name, test := range map[string]struct {
+		config      string
+		security    []string
+		pids        int64 // 0 for no limit
+		add, drop   []string
+		raw, ptrace bool // the command may have the capability
+		gated       bool // addresses are closed to it before it begins
+	}{
+		"default": {security: []string{"no-new-privileges"}, pids: 16384, drop: []string{"NET_RAW"}, gated: true},
+		"off":     {config: "no_new_privileges: false, pids_limit: none, cap_drop: none, block_addresses: none", raw: true},
+		"other": {
+			config:   "pids_limit: 77, cap_add: sys_ptrace, cap_drop: \"ALL\"",
+			security: []string{"no-new-privileges"}, pids: 77, add: []string{"SYS_PTRACE"}, drop: []string{"ALL"}, ptrace: true, gated: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			id := "hardening-" + name
+			n := *w.Node // a root of its own: they run at once
+			n.Root = filepath.Join(t.TempDir(), "root")
+			own := *w
+			own.Node = &n
+			t.Cleanup(func() { own.Deckhand(t, "scrub") })
+			b := own.Start(t, tes.Task{
+				ID: id, Volumes: []string{"/vol"}, Executors: []tes.Executor{
+					Sh(image.Tag, "cat /proc/self/status > /vol/.status; mv /vol/.status /vol/status; until [ -e /vol/go ]; do sleep 0.1; done"),
+				},
+			}, "--config", own.Write(t, name+".yaml", "run: {"+test.config+"}\n"))
+			b.Until(t, "executor started")
+			vol := filepath.Join(n.Root, "tasks", id, "1/dirs/0")
+			var status []byte
+			for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+				var err error
+				if status, err = os.ReadFile(filepath.Join(vol, "status")); err == nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("the executor does not begin: ", err)
+				}
+			}
+			container := strings.TrimSpace(own.Docker(t, "ps", "-q", "--filter", "label=deckhand.task="+id))
+			said := own.Docker(t, "inspect", container)
+			if err := os.WriteFile(filepath.Join(vol, "go"), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if code, log := b.End(t); code != 0 {
+				t.Fatalf("exit code %d\n%s", code, log)
+			}
+
+			var all []inspected
+			if err := json.Unmarshal([]byte(said), &all); err != nil || len(all) != 1 {
+				t.Fatalf("%d containers, %v", len(all), err)
+			}
+			c := all[0]
+			h := c.HostConfig
+			var pids int64
+			if h.PidsLimit != nil {
+				pids = *h.PidsLimit
+			}
+			for _, names := range [][]string{h.CapAdd, h.CapDrop} { // Docker may have put it before them
+				for i := range names {
+					names[i] = strings.TrimPrefix(names[i], "CAP_")
+				}
+			}
+			if !slices.Equal(h.SecurityOpt, test.security) || pids != test.pids || !slices.Equal(h.CapAdd, test.add) || !slices.Equal(h.CapDrop, test.drop) {
+				t.Errorf("the container has %q, %d processes, and the capabilities +%q -%q", h.SecurityOpt, pids, h.CapAdd, h.CapDrop)
+			}
+			if h.Privileged || h.AutoRemove || h.PublishAllPorts || h.PidMode != "" || h.UTSMode != "" || h.IpcMode != "private" && h.IpcMode != "shareable" ||
+				h.UsernsMode != "" || slices.Contains([]string{"host", "container"}, h.NetworkMode) || len(h.Binds)+len(h.GroupAdd) > 0 || h.RestartPolicy.Name != "no" && h.RestartPolicy.Name != "" {
+				t.Errorf("the container shares more with the node than it should: %+v", h)
+			}
+			if !slices.Equal(c.Config.Healthcheck.Test, []string{"NONE"}) {
+				t.Errorf("its health check is %q", c.Config.Healthcheck.Test)
+			}
+			gated := false
+			for _, m := range c.Mounts {
+				gated = gated || filepath.Base(m.Destination) == "gate"
+				if !strings.HasPrefix(m.Source, filepath.Join(n.Root, "tasks", id)+"/") {
+					t.Errorf("it has a mount of what is not the task's: %+v", m)
+				}
+			}
+			if gated != test.gated {
+				t.Errorf("its command waits for its addresses: %t, want %t", gated, test.gated)
+			}
+
+			bounds, err := strconv.ParseUint(field(t, string(status), "CapBnd"), 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if raw, ptrace := bounds>>capNetRaw&1 == 1, bounds>>capSysPtrace&1 == 1; raw != test.raw || ptrace != test.ptrace {
+				t.Errorf("the command may have NET_RAW: %t, SYS_PTRACE: %t, want %t and %t", raw, ptrace, test.raw, test.ptrace)
+			}
+			if got, want := field(t, string(status), "NoNewPrivs"), fmt.Sprint(len(test.security)); got != want {
+				t.Errorf("NoNewPrivs of the command is %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// field returns a value of a status file of proc(5).
+func field(t *testing.T, status, name string) string {
+	t.Helper()
+	for line := range strings.Lines(status) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Fatalf("no %s in\n%s", name, status)
+	return ""
+}
