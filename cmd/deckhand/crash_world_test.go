@@ -239,9 +239,29 @@ func (p *process) Write(text []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stop && (strings.Contains(string(text), "executor started") || strings.Contains(string(text), "executor found again")) {
-		p.cancel(machine.ErrCancel)
+		p.stop = false
+		go p.stopWhenBegun()
 	}
 	return p.log.Write(text)
+}
+
+// stopWhenBegun is the user, who stops the task once its command has begun: what is
+// then to be removed does not depend on who came first.
+func (p *process) stopWhenBegun() {
+	begun := filepath.Join(p.dir, "root/tasks/*/*/dirs/*", shape.Begun)
+	for found, _ := filepath.Glob(begun); len(found) == 0; found, _ = filepath.Glob(begun) {
+		if p.ended() {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	p.cancel(machine.ErrCancel)
+}
+
+func (p *process) ended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dead
 }
 
 // work is what the commands do once they hold the root.

@@ -40,8 +40,8 @@ type Run struct {
 	At string
 	// Moved is an image whose tag has moved before this run, to another image.
 	Moved string
-	// Cancel: the user stops it, with SIGINT, as soon as an executor runs. On a real
-	// engine its command has begun (see Begun): before that it is stopped another way.
+	// Cancel: the user stops it, as with SIGINT, as soon as an executor's command has
+	// begun (see Begun): before that it is stopped another way.
 	Cancel bool
 }
 
@@ -142,11 +142,11 @@ func failing(id string, ignored bool) func(Place) tes.Task {
 	}
 }
 
-// endless is a task that ends when it is stopped.
 // Begun is the file, in the first directory of its task, with which a command
 // says that it has begun, where it is to be cancelled.
 const Begun = "begun"
 
+// endless is a task that ends when it is stopped.
 func endless(id string) func(Place) tes.Task {
 	return func(p Place) tes.Task {
 		return task(p, id, sh(p.Images["a"].Digest, ": > /data/"+Begun+"; exec sleep 100000"))
