@@ -222,8 +222,8 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"moving"} {
-		n.registry.lead(t, name, false)
+	if s.Run.Moved != "" {
+		n.registry.lead(t, s.Run.Moved, false)
 	}
 	for _, r := range s.Earlier {
 		o := n.run(t, r, r.At)

@@ -69,7 +69,11 @@ type proof struct {
 }
 
 func (r *proof) explore(t *testing.T, s shape.Shape) {
-	for _, n := range r.nodes {
+	nodes := r.nodes
+	if s.Run.Moved != "" {
+		nodes = nodes[:1] // they share the registry, where the tag leads to one image at a time
+	}
+	for _, n := range nodes {
 		n.prepare(t, s)
 	}
 	twin, trace := r.uncrashed(t, s)
@@ -81,7 +85,7 @@ func (r *proof) explore(t *testing.T, s shape.Shape) {
 	}
 	var mu sync.Mutex
 	recovery := map[string][]string{} // the points of it, by that of the kill
-	onNodes(r.nodes, points, func(n *node, at string) {
+	onNodes(nodes, points, func(n *node, at string) {
 		again := r.kill(t, n, s, twin, at)
 		mu.Lock()
 		defer mu.Unlock()
@@ -93,7 +97,7 @@ func (r *proof) explore(t *testing.T, s shape.Shape) {
 			pairs = append(pairs, [2]string{at, second})
 		}
 	}
-	onNodes(r.nodes, sample(r.plan, s.Name+" twice", r.plan.RealPairs, pairs), func(n *node, at [2]string) { r.kill(t, n, s, twin, at[:]...) })
+	onNodes(nodes, sample(r.plan, s.Name+" twice", r.plan.RealPairs, pairs), func(n *node, at [2]string) { r.kill(t, n, s, twin, at[:]...) })
 }
 
 // onNodes does each thing on the next node that is free.
