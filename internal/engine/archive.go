@@ -48,24 +48,6 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Changes lists what a container has added to its image or changed in it, mounts
-// left out, with the directories that lead there. ErrNotFound when there is no
-// such container.
-func (d *Docker) Changes(ctx context.Context, id string) ([]string, error) {
-	var paths []string
-	err := d.ask(ctx, func(ctx context.Context) error {
-		changes, err := d.api.ContainerDiff(ctx, id)
-		paths = nil
-		for _, c := range changes {
-			if c.Kind != container.ChangeDelete {
-				paths = append(paths, c.Path)
-			}
-		}
-		return err
-	})
-	return paths, explain(err, "list the changes of container %s", id)
-}
-
 // CopyTo unpacks a tar stream into a directory of a container. ErrNotFound when
 // there is no such directory or container. It is not tried again once it has
 // begun, because the stream cannot be read twice.

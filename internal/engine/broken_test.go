@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -120,6 +122,59 @@ func TestCopyBeginsAgainAfterABreak(t *testing.T) {
 		if !errors.Is(err, failed) || len(d.requests) != requests || failed == nil && string(got) != content {
 			t.Errorf("the reader's error %v: %v after %d requests with %d bytes", failed, err, len(d.requests), len(got))
 		}
+	}
+}
+
+// Changes are read while Docker sends them, and again from the first one when
+// that breaks off.
+func TestChangesAreReadOneByOne(t *testing.T) {
+	seen := make(chan struct{})
+	d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, try int) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/none/changes"):
+			fmt.Fprint(w, "null\n")
+		case strings.HasSuffix(r.URL.Path, "/odd/changes"):
+			fmt.Fprint(w, "[{]")
+		case !strings.HasSuffix(r.URL.Path, "/x/changes"):
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"message":"No such container: y"}`)
+		case try == 1:
+			fmt.Fprint(w, `[{"Path":"/old","Kind":1},`)
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-seen:
+			case <-r.Context().Done():
+			}
+			cut(w)
+		case try == 2:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			fmt.Fprint(w, `[{"Path":"/a","Kind":0},{"Path":"/gone","Kind":2},{"Path":"/b","Kind":1}]`)
+		}
+	})
+	docker := d.connect(t)
+	var got []string
+	err := docker.Changes(t.Context(), "x", func(paths iter.Seq[string]) error {
+		got = nil
+		for p := range paths {
+			if got = append(got, p); p == "/old" {
+				close(seen)
+			}
+		}
+		return nil
+	})
+	if err != nil || !slices.Equal(got, []string{"/a", "/b"}) || len(d.requests) != 3 {
+		t.Errorf("%q after %q, %v", got, d.requests, err)
+	}
+	count := func(paths iter.Seq[string]) error { got = slices.Collect(paths); return nil }
+	if err := docker.Changes(t.Context(), "none", count); err != nil || len(got) != 0 {
+		t.Errorf("of no changes there are %q, %v", got, err)
+	}
+	if err := docker.Changes(t.Context(), "odd", count); machine.FaultOf(err) != machine.EngineFault {
+		t.Errorf("what cannot be read: %v", err)
+	}
+	if err := docker.Changes(t.Context(), "y", count); !errors.Is(err, engine.ErrNotFound) || !contains(err, "No such container") {
+		t.Errorf("of no container: %v", err)
 	}
 }
 

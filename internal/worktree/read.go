@@ -19,7 +19,7 @@ var ErrTooMuch = errors.New("too many files, directories and links")
 // Reader looks through what containers left in a tree. Whoever wrote the tree
 // may be hostile, and a few links to directories make it endless for all that
 // matters; so a reader looks at a limited number of entries, whose paths have
-// pathBytes on average and whose links linkSteps. Neither time nor memory grow
+// PathBytes on average and whose links linkSteps. Neither time nor memory grow
 // beyond that.
 type Reader struct {
 	tree                  *Tree
@@ -27,13 +27,13 @@ type Reader struct {
 }
 
 const (
-	pathBytes = 256
+	PathBytes = 256
 	linkSteps = 32
 )
 
 // Reader returns a reader of as many entries at most.
 func (t *Tree) Reader(entries int) *Reader {
-	return &Reader{tree: t, entries: entries, bytes: pathBytes * entries, steps: linkSteps * entries}
+	return &Reader{tree: t, entries: entries, bytes: PathBytes * entries, steps: linkSteps * entries}
 }
 
 func (r *Reader) step() error {

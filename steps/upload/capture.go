@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
 
@@ -27,7 +28,7 @@ func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree
 			paths := []string{glob.Unescape(pattern)}
 			if glob.HasMeta(pattern) {
 				var err error
-				if paths, err = s.matching(ctx, name, pattern, tree); err != nil {
+				if paths, err = s.matching(ctx, name, pattern, tree, s.MaxFiles-len(taken)); err != nil {
 					return err
 				}
 			}
@@ -46,19 +47,27 @@ func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree
 	return nil
 }
 
-// matching lists what a container has made or changed that a pattern matches.
-// What else the image has in the same place is no output of the task, and what
-// is mounted need not be fetched.
-func (s *Step) matching(ctx context.Context, container, pattern string, tree *worktree.Tree) ([]string, error) {
-	changes, err := s.Engine.Changes(ctx, container)
-	if errors.Is(err, engine.ErrNotFound) {
-		return nil, nil
-	}
+// matching lists what a container has made or changed that a pattern matches, as
+// many paths as may be left. What else the image has in the same place is no
+// output of the task, and what is mounted need not be fetched.
+func (s *Step) matching(ctx context.Context, container, pattern string, tree *worktree.Tree, left int) ([]string, error) {
 	var paths []string
-	for _, p := range changes {
-		if glob.Match(pattern, p) && tree.Captured(p) {
+	err := s.Engine.Changes(ctx, container, func(changes iter.Seq[string]) error {
+		paths = nil
+		bytes := worktree.PathBytes * left // as a Reader allows
+		for p := range changes {
+			if !glob.Match(pattern, p) || !tree.Captured(p) {
+				continue
+			}
+			if bytes -= len(p); len(paths) >= left || bytes < 0 {
+				return s.tooMany(pattern, worktree.ErrTooMuch)
+			}
 			paths = append(paths, p)
 		}
+		return nil
+	})
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil, nil
 	}
 	return paths, err
 }

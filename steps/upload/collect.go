@@ -78,7 +78,7 @@ func (s *Step) collect(ctx context.Context, t *machine.Task, n machine.Notes, tr
 		f := finder{ctx: ctx, reader: reader, files: files}
 		err := f.find(out)
 		if errors.Is(err, worktree.ErrTooMuch) {
-			err = machine.Faultf(machine.TaskFault, "cannot look for output %s: %w; outputs.max_files allows %d", out.Path, err, s.MaxFiles)
+			err = s.tooMany(out.Path, err)
 		}
 		if err := s.spare(ctx, t, n, err); err != nil {
 			return nil, err
@@ -105,6 +105,11 @@ func (s *Step) collect(ctx context.Context, t *machine.Task, n machine.Notes, tr
 		}
 	}
 	return files, nil
+}
+
+// tooMany is the error of an output for which there is more to look at than may be.
+func (s *Step) tooMany(output string, err error) error {
+	return machine.Faultf(machine.TaskFault, "cannot look for output %s: %w; outputs.max_files allows %d", output, err, s.MaxFiles)
 }
 
 // finder finds what there is of one output. Its reader is that of all outputs,

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -33,15 +35,11 @@ type containers map[string]map[string]string
 
 func (c containers) Name(_ *machine.Task, executor int) string { return fmt.Sprint(executor) }
 
-func (c containers) Changes(_ context.Context, id string) ([]string, error) {
+func (c containers) Changes(_ context.Context, id string, read func(iter.Seq[string]) error) error {
 	if c[id] == nil {
-		return nil, engine.ErrNotFound
+		return engine.ErrNotFound
 	}
-	var paths []string
-	for p := range c[id] {
-		paths = append(paths, p)
-	}
-	return paths, nil
+	return read(maps.Keys(c[id]))
 }
 
 // CopyFrom archives as Docker does: names begin with the last element of path.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -37,6 +38,32 @@ func TestEndlessOutputs(t *testing.T) {
 		f.step.Task.Outputs = []tes.Output{out}
 		_, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
 		if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "outputs.max_files allows 1000") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// So are more changes of a container, or longer names, than may be looked at;
+// what a pattern does not match counts nothing.
+func TestEndlessChanges(t *testing.T) {
+	changed := func(n int, format string) map[string]string {
+		made := map[string]string{}
+		for i := range n {
+			made[fmt.Sprintf(format, i)] = ""
+		}
+		return made
+	}
+	many, long := changed(1001, "/usr/out/%d"), changed(100, "/usr/out/"+strings.Repeat("n", 3000)+"%d")
+	for name, ended := range map[string]containers{
+		"one": {"0": many}, "both": {"0": changed(501, "/usr/out/a%d"), "1": changed(500, "/usr/out/b%d")}, "long": {"0": long}, "others": {"0": changed(1001, "/usr/%d")},
+	} {
+		f := newFixture(t, nil, ended, tes.Output{Path: "/usr/out/*", URL: "/u", PathPrefix: "/usr"})
+		_, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+		if name == "others" {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else if machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), "output /usr/out/*: "+worktree.ErrTooMuch.Error()+"; outputs.max_files allows 1000") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

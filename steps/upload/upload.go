@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"os"
 	"sync/atomic"
@@ -34,7 +35,7 @@ type Storage interface {
 // Engine reads from containers that have ended.
 type Engine interface {
 	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
-	Changes(ctx context.Context, id string) ([]string, error)
+	Changes(ctx context.Context, id string, read func(iter.Seq[string]) error) error
 }
 
 // Containers names the containers of the executors.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path"
@@ -418,12 +419,12 @@ func (e *Engine) CopyTo(ctx context.Context, id, dir string, archive io.Reader) 
 }
 
 // Changes lists what a container has made or changed in its own layer.
-func (e *Engine) Changes(ctx context.Context, id string) ([]string, error) {
+func (e *Engine) Changes(ctx context.Context, id string, read func(iter.Seq[string]) error) error {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	c, err := e.find(id)
+	e.mu.Unlock()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	upper := filepath.Join(c.dir, "upper")
 	var found []string
@@ -434,7 +435,10 @@ func (e *Engine) Changes(ctx context.Context, id string) ([]string, error) {
 		}
 		return err
 	})
-	return found, errors.Join(err, ctx.Err())
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return err
+	}
+	return read(slices.Values(found))
 }
 
 // Restarted says whether the node was restarted since a moment.

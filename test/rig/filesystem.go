@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,16 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Filesystem makes a filesystem of some bytes in a file, mounts it and returns
-// the mount point. kind is ext4 or xfs. It goes when the test ends.
+// Filesystem makes a filesystem of some bytes in a file, or of kind tmpfs in
+// memory, mounts it and returns the mount point. kind is ext4, xfs or tmpfs. It
+// goes when the test ends.
 func Filesystem(tb TB, kind string, size int64) string {
 	tb.Helper()
 	if os.Getuid() != 0 {
 		giveUp(tb, lacking{"only root can mount a filesystem"})
-	}
-	mkfs, err := program("mkfs."+kind, map[string]string{"ext4": "e2fsprogs", "xfs": "xfsprogs"}[kind])
-	if err != nil {
-		giveUp(tb, err)
 	}
 	// Not below the test's own directory, whose name may be too long for a socket.
 	dir, err := os.MkdirTemp("/var/tmp", "fs")
@@ -27,16 +25,24 @@ func Filesystem(tb TB, kind string, size int64) string {
 	}
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	image, point := filepath.Join(dir, "image"), filepath.Join(dir, "at")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		tb.Fatalf("%v", err)
-	}
-	if err := os.Truncate(image, size); err != nil {
-		tb.Fatalf("%v", err)
-	}
 	if err := os.Mkdir(point, 0o755); err != nil {
 		tb.Fatalf("%v", err)
 	}
-	for _, args := range [][]string{{mkfs, "-q", image}, {"mount", "-o", "loop", image, point}} {
+	steps := [][]string{{"mount", "-t", kind, "-o", fmt.Sprintf("size=%d", size), kind, point}}
+	if kind != "tmpfs" {
+		mkfs, err := program("mkfs."+kind, map[string]string{"ext4": "e2fsprogs", "xfs": "xfsprogs"}[kind])
+		if err != nil {
+			giveUp(tb, err)
+		}
+		if err := os.WriteFile(image, nil, 0o600); err != nil {
+			tb.Fatalf("%v", err)
+		}
+		if err := os.Truncate(image, size); err != nil {
+			tb.Fatalf("%v", err)
+		}
+		steps = [][]string{{mkfs, "-q", image}, {"mount", "-o", "loop", image, point}}
+	}
+	for _, args := range steps {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			tb.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
 		}

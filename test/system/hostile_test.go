@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -245,4 +246,74 @@ func (w *World) sources(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// A million outputs, and a hundred thousand long names in a directory of the
+// image, are found to be too many. The memory that it takes does not grow with
+// what a task makes, but with outputs.max_files alone.
+func TestMillionOutputs(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	// In memory, where a million files are made and removed soon.
+	w.Root = filepath.Join(rig.Filesystem(t, "tmpfs", 4<<30), "root")
+	w.Env = append(w.Env, "DECKHAND_OUTPUTS_MAX_FILES=10000", "DECKHAND_DISK_ANY_FILESYSTEM=true")
+	image := w.Image(t, "million", rig.Spec{})
+	long := "sed s/^/" + strings.Repeat("n", 200) + "/"
+	base := 0
+	for _, c := range []struct {
+		names  string // a command that prints them
+		output tes.Output
+	}{
+		{"seq 10", tes.Output{Path: "/usr/out/*", PathPrefix: "/usr/out"}},
+		{"seq 100000 | " + long, tes.Output{Path: "/usr/out/*", PathPrefix: "/usr/out"}},
+		{"seq 1000000", tes.Output{Path: "/data/out", Type: tes.Directory}},
+	} {
+		dir := strings.TrimSuffix(c.output.Path, "/*")
+		c.output.URL = w.Dir + "/published"
+		document := w.Save(t, tes.Task{
+			ID: "million", Volumes: []string{"/data"}, Outputs: []tes.Output{c.output},
+			Executors: []tes.Executor{Sh(image.Tag, "mkdir -p "+dir+"; cd "+dir+"; "+c.names+" | xargs touch")},
+		})
+		r, peak := w.peak(t, "run", document, "--fresh")
+		if base == 0 {
+			if base = peak; r.Code != 0 || base == 0 {
+				t.Fatalf("exit code %d, with %d KiB\n%s", r.Code, base, r.Stderr)
+			}
+			continue
+		}
+		if r.Code != 3 || !strings.Contains(r.Stderr, "cannot look for output "+c.output.Path) || !strings.Contains(r.Stderr, "outputs.max_files allows 10000") {
+			t.Errorf("%s: exit code %d\n%s", c.names, r.Code, r.Stderr)
+		}
+		if more := peak - base; more > 12<<10 {
+			t.Errorf("%s: it took %d KiB more than ten outputs, which take %d", c.names, more, base)
+		}
+		w.Clean(t)
+	}
+}
+
+// peak runs the program to its end and returns the most memory that it has had,
+// in KiB.
+func (n *Node) peak(t *testing.T, args ...string) (r Result, kib int) {
+	t.Helper()
+	cmd := n.Command(t, args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	status := fmt.Sprintf("/proc/%d/status", cmd.Process.Pid)
+	for {
+		select {
+		case <-ended:
+			return Result{Stderr: stderr.String(), Code: cmd.ProcessState.ExitCode()}, kib
+		case <-time.After(5 * time.Millisecond):
+		}
+		// It forgets its peak only when it ends.
+		text, _ := os.ReadFile(status)
+		if _, after, ok := strings.Cut(string(text), "VmHWM:"); ok {
+			fmt.Sscan(after, &kib)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,7 +46,7 @@ type Engine interface {
 	Log(ctx context.Context, id string, stdout, stderr io.Writer) error
 	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
 	CopyTo(ctx context.Context, id, dir string, tar io.Reader) error
-	Changes(ctx context.Context, id string) ([]string, error)
+	Changes(ctx context.Context, id string, read func(iter.Seq[string]) error) error
 
 	CreateVolume(ctx context.Context, name string, labels map[string]string) error
 	Volumes(ctx context.Context, labels map[string]string, prefixes ...string) ([]engine.Volume, error)
@@ -901,13 +902,21 @@ func changes(b *bench) {
 	b.must(b.Engine.Start(b.ctx, id))
 	_, err := b.Engine.Wait(b.ctx, id)
 	b.must(err)
-	got, err := b.Engine.Changes(b.ctx, id)
-	b.must(err)
+	var got []string
+	b.must(b.Engine.Changes(b.ctx, id, func(paths iter.Seq[string]) error { got = slices.Collect(paths); return nil }))
 	got = slices.DeleteFunc(got, func(p string) bool { return !strings.HasPrefix(p, "/own") && p != "/v/mounted" })
 	slices.Sort(got)
 	b.equal("changes", got, []string{"/own", "/own/a", "/own/a/b", "/own/a/b/link", "/own/a/b/new", "/own/changed"})
-	_, err = b.Engine.Changes(b.ctx, b.root+"-not")
-	b.is(err, engine.ErrNotFound)
+	read := 0
+	b.is(b.Engine.Changes(b.ctx, id, func(paths iter.Seq[string]) error {
+		for range paths {
+			read++
+			break
+		}
+		return errFull
+	}), errFull)
+	b.equal("paths that a reader has read which gives up", read, 1)
+	b.is(b.Engine.Changes(b.ctx, b.root+"-not", nil), engine.ErrNotFound)
 }
 
 func volumes(b *bench) {
