@@ -99,3 +99,5 @@ func (n *stepNotes) Images() []ImageRecord {
 	defer n.a.mu.Unlock()
 	return append([]ImageRecord(nil), n.a.node.Images...)
 }
+
+func (n *stepNotes) Of(step State) Notes { return &stepNotes{n.a, step} }

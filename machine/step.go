@@ -84,4 +84,7 @@ type Notes interface {
 	All(what string) []Note
 	// Images returns the node's image ledger as it is now.
 	Images() []ImageRecord
+	// Of returns the notes of another step of the attempt. They are that step's to
+	// write.
+	Of(step State) Notes
 }

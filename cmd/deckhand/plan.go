@@ -16,6 +16,9 @@ type plan struct {
 	Images    []string    `json:"images"`
 	Inputs    []planFile  `json:"inputs"`
 	Mounts    []planMount `json:"mounts"`
+	// Merges are copied into containers where an image has files too, and mounted
+	// otherwise; only a run finds that out.
+	Merges    []planMount `json:"merges"`
 	Executors [][]string  `json:"executors"`
 	Outputs   []planFile  `json:"outputs"`
 	Warnings  []string    `json:"warnings"`
@@ -35,7 +38,7 @@ type planMount struct {
 func newPlan(conf *config.Loaded, d *document) plan {
 	tree := worktree.New(filepath.Join(conf.Root, "tasks", taskDir(d.id)), 1, d.task)
 	p := plan{
-		Task: d.id, Directory: tree.Dir, Images: d.task.Images(), Inputs: []planFile{}, Mounts: []planMount{},
+		Task: d.id, Directory: tree.Dir, Images: d.task.Images(), Inputs: []planFile{}, Mounts: []planMount{}, Merges: []planMount{},
 		Outputs: []planFile{}, Warnings: append([]string{}, d.warnings...),
 	}
 	for _, in := range d.task.Inputs {
@@ -43,6 +46,9 @@ func newPlan(conf *config.Loaded, d *document) plan {
 	}
 	for _, m := range tree.Plan.Mounts {
 		p.Mounts = append(p.Mounts, planMount{m.Target, tree.Source(m)})
+	}
+	for _, m := range tree.Plan.Merges {
+		p.Merges = append(p.Merges, planMount{m.Target, tree.Source(m)})
 	}
 	for _, e := range d.task.Executors {
 		p.Executors = append(p.Executors, e.Command)

@@ -244,7 +244,9 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		doc = &tes.Task{}
 	}
 	dir := filepath.Join(s.app.tasksDir(), taskDir(task))
-	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, doc) }
+	tree := func(attempt int, n machine.Notes) *worktree.Tree {
+		return worktree.New(dir, attempt, doc, run.OwnDirs(n)...)
+	}
 	store := storage.New(storage.Options{
 		RetryFor: conf.Transfer.RetryFor, Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
 		Bandwidth: conf.Transfer.Bandwidth, S3: storage.S3(conf.Storage.S3), GCS: storage.GCS(conf.Storage.GCS), Azure: storage.Azure(conf.Storage.Azure), Meter: s.meter, Log: s.app.log,

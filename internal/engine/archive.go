@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"github.com/docker/docker/api/types/container"
+
+	"github.com/deckhand/deckhand/machine"
 )
 
 // CopyFrom reads a file or a directory of a container, running or not, as a
@@ -57,6 +59,9 @@ func (d *Docker) CopyTo(ctx context.Context, id, dir string, tar io.Reader) erro
 	err := heard(watched, d.api.CopyToContainer(watched, id, dir, tar, container.CopyToContainerOptions{}))
 	if err != nil && ctx.Err() == nil && (errors.Is(err, errSilent) || unanswered(err)) {
 		err = d.unreachable(err)
+	}
+	if err != nil && misused.MatchString(err.Error()) {
+		return machine.Faultf(machine.TaskFault, "cannot write to %s of container %s: %s", dir, id, message(err))
 	}
 	return explain(err, "write to %s of container %s", dir, id)
 }

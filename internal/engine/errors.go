@@ -103,4 +103,4 @@ var noDevice = regexp.MustCompile(`(?i)gathering device information|could not se
 // the task or its image asks, the command aside.
 var misused = regexp.MustCompile(`(?i)unable to find (?:user|group)|no matching entries in|` +
 	`mount a directory onto a file|OOM-killed|Minimum memory limit|inside /proc|rootfs at "/(?:proc|sys)[/"]|mountpoint for |` +
-	`cannot mkdir: .* is not a directory|file name too long`)
+	`cannot mkdir: .* is not a directory|file name too long|cannot overwrite (?:non-)?directory`)

@@ -107,9 +107,6 @@ func (v *validator) inputs(inputs []Input) []Input {
 			continue
 		}
 		v.place(field+".path", in.Path)
-		if in.Type == Directory && slices.Contains(imageDirs, in.Path) {
-			v.warn(field+".path", "the directory hides what images have in %s; give its files as inputs of their own, which do not", in.Path)
-		}
 		if j, ok := last[in.Path]; ok && !sameFile(&inputs[j], in) {
 			v.warn(field+".path", "inputs[%d] has the same path and another source; it is ignored", j)
 		}
@@ -346,15 +343,6 @@ func (v *validator) place(field, p string) {
 	if slices.Contains(unmountable.alone, p) {
 		v.errs.add(field, "must not be %s; nothing can be mounted there", p)
 	}
-}
-
-// imageDirs are directories in which most images have something (Filesystem
-// Hierarchy Standard 3.0).
-var imageDirs = []string{
-	"/bin", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt", "/root", "/run", "/sbin", "/srv", "/usr", "/var",
-	"/usr/bin", "/usr/include", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/local", "/usr/sbin", "/usr/share",
-	"/usr/local/bin", "/usr/local/etc", "/usr/local/include", "/usr/local/lib", "/usr/local/sbin", "/usr/local/share",
-	"/var/cache", "/var/lib", "/var/log", "/var/run", "/var/spool",
 }
 
 // maxArgument is the length in bytes of the longest argument, and of the longest

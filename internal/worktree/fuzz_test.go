@@ -236,7 +236,7 @@ func checkPlan(t *testing.T, doc *tes.Task, tree *Tree) {
 		}
 	}
 	for _, p := range mustMount {
-		if tree.Captured(p) {
+		if tree.Staging().Captured(p) {
 			t.Errorf("%s is in no mount: %v", p, tree.Plan)
 		}
 	}
@@ -255,7 +255,7 @@ func checkPlan(t *testing.T, doc *tes.Task, tree *Tree) {
 	checkMounts(t, tree.Plan)
 	at := map[Place]string{}
 	for _, p := range all {
-		place := tree.Where(p)
+		place := tree.Staging().Where(p)
 		if !strings.HasPrefix(place.Base, tree.Dir+"/") || !filepath.IsLocal(place.Name) {
 			t.Errorf("%s is out of the tree, at %v", p, place)
 		}

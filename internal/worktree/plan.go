@@ -26,6 +26,9 @@ type Mount struct {
 // where the one before it put it.
 type Plan struct {
 	Mounts []Mount
+	// Merges are input directories that the image may have too: mounted, they
+	// would hide what it keeps there. Their files are copied into each container.
+	Merges []Mount
 	// Captured lists the patterns of outputs that stay in the container's own
 	// filesystem, because mounting their directory would hide what the image
 	// keeps there.
@@ -63,14 +66,16 @@ func within(p, dir string) bool {
 
 // NewPlan lays a validated document out.
 //
-// Mounted are: every volume and every input directory; the directories of
-// input files, output files and of executors' stdout and stderr, unless they
-// are the image's own; output directories likewise. Of nested directories only
+// Mounted are: every volume; the directories of input files, output files and of
+// executors' stdout and stderr, unless they are the image's own; input and output
+// directories likewise. Of nested directories only
 // the outermost is mounted. An input file, stdout or stderr in a directory of
 // the image is mounted as a single file; an output there is captured from the
-// container when it has ended.
-func NewPlan(t *tes.Task) Plan {
+// container when it has ended. An input directory there is mounted when it is one
+// of own, those that no image of the task has anything in, and otherwise merged.
+func NewPlan(t *tes.Task, own ...string) Plan {
 	dirs, files := map[string]bool{}, map[string]bool{}
+	merges, streams := map[string]bool{}, map[string]bool{}
 	captured := map[string]string{} // pattern to the path that it begins with
 	file := func(p string) {
 		if dir := path.Dir(p); system(dir) {
@@ -83,16 +88,21 @@ func NewPlan(t *tes.Task) Plan {
 		dirs[path.Clean(v)] = true
 	}
 	for _, in := range t.Inputs {
-		if in.Type == tes.Directory {
-			dirs[path.Clean(in.Path)] = true
-		} else {
-			file(path.Clean(in.Path))
+		p := path.Clean(in.Path)
+		switch {
+		case in.Type != tes.Directory:
+			file(p)
+		case !system(p) || within(p, "/dev") || slices.Contains(own, p):
+			dirs[p] = true
+		default:
+			merges[p] = true
 		}
 	}
 	for _, e := range t.Executors {
 		for _, p := range []string{e.Stdout, e.Stderr} {
 			if p != "" {
 				file(path.Clean(p))
+				streams[path.Clean(p)] = true
 			}
 		}
 	}
@@ -101,7 +111,7 @@ func NewPlan(t *tes.Task) Plan {
 		switch {
 		case !system(dir):
 			dirs[dir] = true
-		case !coveredBy(dirs, name) && !files[name]:
+		case !coveredBy(dirs, name) && (!files[name] || coveredBy(merges, name) && !streams[name]):
 			captured[path.Clean(out.Path)] = name
 		}
 	}
@@ -112,8 +122,13 @@ func NewPlan(t *tes.Task) Plan {
 	for _, dir := range outermost(dirs) {
 		p.Mounts = append(p.Mounts, Mount{Target: dir, Source: "dirs/" + strconv.Itoa(len(p.Mounts))})
 	}
+	for _, dir := range outermost(merges) {
+		if !coveredBy(dirs, dir) {
+			p.Merges = append(p.Merges, Mount{Target: dir, Source: "merges/" + strconv.Itoa(len(p.Merges))})
+		}
+	}
 	for _, f := range slices.Sorted(maps.Keys(files)) {
-		if !coveredBy(dirs, f) {
+		if !coveredBy(dirs, f) && (streams[f] || !coveredBy(merges, f)) {
 			p.Mounts = append(p.Mounts, Mount{Target: f, Source: "files/" + strconv.Itoa(len(p.Mounts)), File: true})
 		}
 	}

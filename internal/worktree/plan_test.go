@@ -14,7 +14,7 @@ func TestPlan(t *testing.T) {
 	out := func(p string) tes.Output { return tes.Output{Path: p, Type: tes.File} }
 	for name, test := range map[string]struct {
 		task     tes.Task
-		mounts   []string // single files end with !
+		mounts   []string // single files end with !, merged directories with +
 		captured []string
 	}{
 		"nothing":             {},
@@ -24,7 +24,15 @@ func TestPlan(t *testing.T) {
 		"input in the image":  {tes.Task{Inputs: []tes.Input{file("/etc/x"), file("/x"), file("/usr/lib/y")}}, []string{"/etc/x!", "/usr/lib/y!", "/x!"}, nil},
 		"scratch in /var":     {tes.Task{Inputs: []tes.Input{file("/var/tmp/x"), file("/var/x")}}, []string{"/var/tmp", "/var/x!"}, nil},
 		"home":                {tes.Task{Inputs: []tes.Input{file("/home/x"), file("/home/me/x"), file("/homes/x")}}, []string{"/home/me", "/homes", "/home/x!"}, nil},
-		"input directory":     {tes.Task{Inputs: []tes.Input{dir("/etc/conf"), file("/etc/conf/x"), file("/etc/y")}}, []string{"/etc/conf", "/etc/y!"}, nil},
+		"input directory":     {tes.Task{Inputs: []tes.Input{dir("/etc/conf"), file("/etc/conf/x"), file("/etc/y")}}, []string{"/etc/y!", "/etc/conf+"}, nil},
+		"own directory":       {tes.Task{Inputs: []tes.Input{dir("/etc/own/"), file("/etc/own/x")}}, []string{"/etc/own"}, nil},
+		"nested directories":  {tes.Task{Inputs: []tes.Input{dir("/opt/a/b"), dir("/opt/a"), dir("/opt/ab")}}, []string{"/opt/a+", "/opt/ab+"}, nil},
+		"directory as volume": {tes.Task{Inputs: []tes.Input{dir("/opt/a")}, Volumes: []string{"/opt/a"}}, []string{"/opt/a"}, nil},
+		"volume in an input":  {tes.Task{Inputs: []tes.Input{dir("/opt/a"), file("/opt/a/v/x")}, Volumes: []string{"/opt/a/v"}}, []string{"/opt/a/v", "/opt/a+"}, nil},
+		"input in a volume":   {tes.Task{Inputs: []tes.Input{dir("/opt/v/a")}, Volumes: []string{"/opt/v"}}, []string{"/opt/v"}, nil},
+		"stream in an input":  {tes.Task{Inputs: []tes.Input{dir("/opt/a")}, Executors: []tes.Executor{{Stdout: "/opt/a/o"}}, Outputs: []tes.Output{out("/opt/a/o")}}, []string{"/opt/a/o!", "/opt/a+"}, nil},
+		"output of a merge":   {tes.Task{Inputs: []tes.Input{dir("/opt/a"), file("/opt/a/x")}, Outputs: []tes.Output{out("/opt/a/x"), out("/opt/a/*")}}, []string{"/opt/a+"}, []string{"/opt/a/*", "/opt/a/x"}},
+		"input of devices":    {tes.Task{Inputs: []tes.Input{dir("/dev/a")}}, []string{"/dev/a"}, nil},
 		"output file":         {tes.Task{Outputs: []tes.Output{out("/out/x"), out("/root/x"), out("/x")}}, []string{"/out"}, []string{"/root/x", "/x"}},
 		"output directory":    {tes.Task{Outputs: []tes.Output{{Path: "/out", Type: tes.Directory}, {Path: "/opt/out", Type: tes.Directory}}}, []string{"/out"}, []string{"/opt/out"}},
 		"output pattern":      {tes.Task{Outputs: []tes.Output{out("/out/*/x"), out("/root/a*"), out("/t*")}}, []string{"/out"}, []string{"/root/a*", "/t*"}},
@@ -35,7 +43,7 @@ func TestPlan(t *testing.T) {
 		"streams and outputs": {tes.Task{Executors: []tes.Executor{{Stdout: "/root/o"}}, Outputs: []tes.Output{out("/root/o")}}, []string{"/root/o!"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := NewPlan(&test.task)
+			p := NewPlan(&test.task, "/etc/own")
 			var mounts []string
 			sources := map[string]bool{}
 			for _, m := range p.Mounts {
@@ -45,13 +53,16 @@ func TestPlan(t *testing.T) {
 				}
 				mounts = append(mounts, m.Target)
 			}
+			for _, m := range p.Merges {
+				mounts, sources[m.Source] = append(mounts, m.Target+"+"), true
+			}
 			if !slices.Equal(mounts, test.mounts) || !slices.Equal(p.Captured, test.captured) {
 				t.Errorf("mounts %q and captures %q, want %q and %q", mounts, p.Captured, test.mounts, test.captured)
 			}
-			if len(sources) != len(p.Mounts) {
+			if len(sources) != len(p.Mounts)+len(p.Merges) {
 				t.Errorf("two mounts have one source: %v", p.Mounts)
 			}
-			if again := NewPlan(&test.task); fmt.Sprint(again) != fmt.Sprint(p) {
+			if again := NewPlan(&test.task, "/etc/own"); fmt.Sprint(again) != fmt.Sprint(p) {
 				t.Errorf("planned again it is %v, not %v", again, p)
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,7 @@ import (
 //
 //	dirs/N      directories mounted into every executor
 //	files/N     single files mounted into every executor
+//	merges/N    directories whose files are copied into every executor's container
 //	logs/       the executors' streams that go to files, until they have ended
 //	gate/       a file for each executor whose command may begin; containers
 //	            read it
@@ -35,8 +37,9 @@ type Tree struct {
 
 // New returns the work tree of an attempt below taskDir (a directory of its
 // own for each attempt: a container of an older one cannot write into it).
-func New(taskDir string, attempt int, t *tes.Task) *Tree {
-	return Planned(filepath.Join(taskDir, fmt.Sprint(attempt)), NewPlan(t))
+// own is as for NewPlan.
+func New(taskDir string, attempt int, t *tes.Task, own ...string) *Tree {
+	return Planned(filepath.Join(taskDir, fmt.Sprint(attempt)), NewPlan(t, own...))
 }
 
 // Planned returns the work tree in a directory, for a process without the document.
@@ -49,10 +52,18 @@ func Planned(dir string, plan Plan) *Tree {
 	return tree
 }
 
+// Staging is the tree as inputs are put into it: those that are merged into
+// containers lie in the places from which they are copied.
+func (t *Tree) Staging() *Tree {
+	plan := t.Plan
+	plan.Mounts = slices.Concat(plan.Merges, plan.Mounts)
+	return Planned(t.Dir, plan)
+}
+
 // Prepare makes the empty tree: directories that any user of a container may
 // write to, and an empty file for each single-file mount. It keeps what is there.
 func (t *Tree) Prepare() error {
-	for _, dir := range []string{"", "dirs", "files", "logs", "captured"} {
+	for _, dir := range []string{"", "dirs", "files", "merges", "logs", "captured"} {
 		if err := os.MkdirAll(filepath.Join(t.Dir, dir), 0o700); err != nil {
 			return err
 		}
@@ -60,6 +71,11 @@ func (t *Tree) Prepare() error {
 	// Any user of a container looks for a file in it.
 	if err := mkdir(filepath.Join(t.Dir, "gate"), 0o755); err != nil {
 		return err
+	}
+	for _, m := range t.Plan.Merges {
+		if err := mkdirOpen(t.Source(m)); err != nil {
+			return err
+		}
 	}
 	for _, m := range t.Plan.Mounts {
 		create, place := mkdirOpen, filepath.Join(t.Dir, "captured", m.Target)
@@ -122,6 +138,7 @@ func (p Place) Open() (*os.Root, error) { return os.OpenRoot(p.Base) }
 // without following any link in the tree.
 func (t *Tree) Where(container string) Place {
 	container = path.Clean(container)
+	found := Place{filepath.Join(t.Dir, "captured"), strings.TrimPrefix(container, "/")}
 	for at, depth := 0, 0; depth < t.deepest && at < len(container); depth++ {
 		end := strings.IndexByte(container[at+1:], '/')
 		if at += 1 + end; end < 0 {
@@ -130,20 +147,15 @@ func (t *Tree) Where(container string) Place {
 		m, ok := t.mounts[container[:at]]
 		switch {
 		case ok && !m.File:
-			rel := strings.TrimPrefix(container[at:], "/")
-			if rel == "" {
-				rel = "."
-			}
-			return Place{t.Source(m), rel}
+			found = Place{t.Source(m), strings.TrimPrefix(container[at:], "/")}
 		case ok && at == len(container):
-			return Place{filepath.Join(t.Dir, "files"), path.Base(m.Source)}
+			found = Place{filepath.Join(t.Dir, "files"), path.Base(m.Source)}
 		}
 	}
-	rel := strings.TrimPrefix(container, "/")
-	if rel == "" {
-		rel = "."
+	if found.Name == "" {
+		found.Name = "."
 	}
-	return Place{filepath.Join(t.Dir, "captured"), rel}
+	return found
 }
 
 // Captured says whether a container path lies in no mount.

@@ -253,3 +253,22 @@ func TestCheckSource(t *testing.T) {
 		}
 	}
 }
+
+// Inputs are staged where they are copied or mounted from, in the innermost place.
+func TestStaging(t *testing.T) {
+	tree := New("/root", 1, &tes.Task{
+		Inputs:  []tes.Input{{Path: "/opt/a", Type: tes.Directory}, {Path: "/opt/own", Type: tes.Directory}, {Path: "/etc/x", Type: tes.File}},
+		Volumes: []string{"/opt/a/v"}, Executors: []tes.Executor{{Stdout: "/opt/a/o"}},
+	}, "/opt/own")
+	for path, want := range map[string][2]string{
+		"/opt/a": {"captured opt/a", "merges/0 ."}, "/opt/a/b/c": {"captured opt/a/b/c", "merges/0 b/c"}, "/opt/a/v/x": {"dirs/0 x", "dirs/0 x"},
+		"/opt/a/o": {"files 3", "files 3"}, "/opt/own/x": {"dirs/1 x", "dirs/1 x"}, "/etc/x": {"files 2", "files 2"}, "/opt/b": {"captured opt/b", "captured opt/b"},
+	} {
+		for i, tree := range []*Tree{tree, tree.Staging()} {
+			place := tree.Where(path)
+			if got := strings.TrimPrefix(place.Base, "/root/1/") + " " + place.Name; got != want[i] {
+				t.Errorf("%s is at %s, want %s", path, got, want[i])
+			}
+		}
+	}
+}

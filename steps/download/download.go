@@ -44,7 +44,7 @@ type File struct {
 type Step struct {
 	Task     *tes.Task
 	Storage  Storage
-	Tree     func(attempt int) *worktree.Tree
+	Tree     func(attempt int, n machine.Notes) *worktree.Tree
 	Parallel int // files at a time
 	Meter    *progress.Meter
 	Log      *slog.Logger
@@ -79,7 +79,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return nil
 	}
 	s.Meter.Reset("inputs")
-	tree := s.Tree(t.Attempt)
+	tree := s.Tree(t.Attempt, n).Staging()
 	items, err := s.expand(ctx, n, tree)
 	if err != nil {
 		return err

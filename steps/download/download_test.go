@@ -47,7 +47,7 @@ func newFixture(t *testing.T, inputs ...tes.Input) *fixture {
 	return &fixture{
 		tree: tree, notes: notes, task: &machine.Task{ID: "t", Attempt: 1},
 		step: &Step{
-			Task: doc, Tree: func(int) *worktree.Tree { return tree }, Parallel: 2, Meter: meter, Log: log,
+			Task: doc, Tree: func(int, machine.Notes) *worktree.Tree { return tree }, Parallel: 2, Meter: meter, Log: log,
 			Storage: storage.New(storage.Options{Parallel: 2, Memory: 1 << 20, Meter: meter, Log: log}),
 		},
 	}

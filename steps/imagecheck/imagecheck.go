@@ -34,6 +34,8 @@ type Engine interface {
 // container refers to, not even for another root on the same node.
 type Containers interface {
 	Create(ctx context.Context, t *machine.Task, n machine.Notes, executor int, img engine.Image) error
+	// Settle is called when all of them are there.
+	Settle(ctx context.Context, t *machine.Task, n machine.Notes) error
 	Remove(ctx context.Context, t *machine.Task, n machine.Notes) error
 }
 
@@ -145,9 +147,11 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	}
 	if moved {
 		// What a tag named before goes now, when no image of the task is that one.
-		return s.evict(ctx, n, wants)
+		if err := s.evict(ctx, n, wants); err != nil {
+			return err
+		}
 	}
-	return nil
+	return s.Containers.Settle(ctx, t, n)
 }
 
 // fits checks, now that what is not wanted has gone, that there is room for the

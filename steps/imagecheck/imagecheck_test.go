@@ -79,7 +79,7 @@ func (e *node) PullNeed(_ context.Context, refs []string) (engine.PullNeed, erro
 	return e.need, nil
 }
 
-// Create and Remove make node the containers of the task.
+// Create, Settle and Remove make node the containers of the task.
 func (e *node) Create(ctx context.Context, _ *machine.Task, _ machine.Notes, _ int, img engine.Image) error {
 	if e.make != nil {
 		if err := e.make(img); err != nil {
@@ -89,6 +89,8 @@ func (e *node) Create(ctx context.Context, _ *machine.Task, _ machine.Notes, _ i
 	_, err := e.Image(ctx, img.ID)
 	return err
 }
+
+func (e *node) Settle(context.Context, *machine.Task, machine.Notes) error { return nil }
 
 func (e *node) Remove(context.Context, *machine.Task, machine.Notes) error { return nil }
 

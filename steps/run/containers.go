@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path"
@@ -22,6 +23,8 @@ import (
 // ContainerEngine is what making and removing containers asks of Docker.
 type ContainerEngine interface {
 	Create(ctx context.Context, s engine.Spec) (string, error)
+	Image(ctx context.Context, ref string) (engine.Image, error)
+	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
 	Container(ctx context.Context, name string) (engine.Container, error)
 	Containers(ctx context.Context, labels map[string]string) ([]engine.Container, error)
 	Remove(ctx context.Context, id string) error
@@ -75,7 +78,7 @@ type Containers struct {
 	Task      *tes.Task
 	Engine    ContainerEngine
 	RootID    string
-	Tree      func(attempt int) *worktree.Tree
+	Tree      func(attempt int, n machine.Notes) *worktree.Tree
 	Limits    Limits
 	Grants    Grants
 	Hardening Hardening
@@ -107,7 +110,7 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	// Docker goes on with a request that is given up, and would finish it behind
 	// the roll-back's back. A Docker that does not answer is given up all the same.
 	ctx = context.WithoutCancel(ctx)
-	spec, err := c.spec(t, executor, img)
+	spec, err := c.spec(t, n, executor, img)
 	if err != nil {
 		return err
 	}
@@ -149,9 +152,9 @@ func (c *Containers) adopt(ctx context.Context, spec engine.Spec) error {
 	return nil
 }
 
-func (c *Containers) spec(t *machine.Task, executor int, img engine.Image) (engine.Spec, error) {
+func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img engine.Image) (engine.Spec, error) {
 	e := c.Task.Executors[executor]
-	tree := c.Tree(t.Attempt)
+	tree := c.Tree(t.Attempt, n)
 	name := c.Name(t, executor)
 	labels := c.labels(t)
 	labels[engine.LabelExecutor] = strconv.Itoa(executor)

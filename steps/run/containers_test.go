@@ -25,6 +25,8 @@ type docker struct {
 	journal         *journaltest.Memory
 	specs           map[string]engine.Spec
 	volumes         map[string]map[string]string
+	files           map[string][]string // of images; directories end with a slash
+	made            int                 // containers
 }
 
 func (d *docker) Create(_ context.Context, s engine.Spec) (string, error) {
@@ -32,6 +34,7 @@ func (d *docker) Create(_ context.Context, s engine.Spec) (string, error) {
 		return "", engine.ErrExists
 	}
 	d.specs[s.Name] = s
+	d.made++
 	return "id of " + s.Name, nil
 }
 
@@ -101,8 +104,10 @@ func newFixture(t *testing.T, doc tes.Task) *fixture {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	tree := func(attempt int) *worktree.Tree { return worktree.New(dir, attempt, &doc) }
-	if err := tree(2).Prepare(); err != nil {
+	tree := func(attempt int, n machine.Notes) *worktree.Tree {
+		return worktree.New(dir, attempt, &doc, OwnDirs(n)...)
+	}
+	if err := tree(2, notes).Prepare(); err != nil {
 		t.Fatal(err)
 	}
 	d := &docker{t: t, journal: journal, specs: map[string]engine.Spec{}, volumes: map[string]map[string]string{}}

@@ -112,7 +112,7 @@ func TestGate(t *testing.T) {
 				f.containers.Hardening.Block = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("fd00::1/128")}
 			}
 			f.containers.Hardening.BlockOrWarn = test.warn
-			tree := f.containers.Tree(2)
+			tree := f.containers.Tree(2, f.notes)
 			if err := closeGate(tree.Gate(1)); err != nil {
 				t.Fatal(err)
 			}
@@ -163,7 +163,7 @@ func TestGate(t *testing.T) {
 // A container without a gate is not started where commands have to wait for one.
 func TestCheckGate(t *testing.T) {
 	f := newFixture(t, tes.Task{Executors: []tes.Executor{{}}})
-	s, tree := &Step{Containers: f.containers}, f.containers.Tree(2)
+	s, tree := &Step{Containers: f.containers}, f.containers.Tree(2, f.notes)
 	without := engine.Container{Binds: []engine.Mount{{Source: "/elsewhere"}}}
 	with := engine.Container{Binds: append(without.Binds, engine.Mount{Source: filepath.Dir(tree.Gate(0))})}
 	if err := errors.Join(s.checkGate(tree, 0, without), s.checkGate(tree, 0, with)); err != nil {

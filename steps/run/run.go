@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -27,6 +28,8 @@ type Engine interface {
 	Container(ctx context.Context, name string) (engine.Container, error)
 	Restarted(ctx context.Context, id string, since time.Time) (bool, error)
 	Wait(ctx context.Context, id string) (engine.Exit, error)
+	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
+	CopyTo(ctx context.Context, id, dir string, tar io.Reader) error
 }
 
 // WhatExecutor is the kind of fact that says how an executor ended; its detail
@@ -47,7 +50,7 @@ type Step struct {
 	Task       *tes.Task
 	Engine     Engine
 	Containers *Containers
-	Tree       func(attempt int) *worktree.Tree
+	Tree       func(attempt int, n machine.Notes) *worktree.Tree
 	Owner      *own.Owner
 	Grace      time.Duration // from SIGTERM to SIGKILL
 	TimeLimit  time.Duration // of the node, for all executors together; zero for none
@@ -131,6 +134,9 @@ func result(n machine.Notes, executor int) (Result, bool, error) {
 func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i int, began time.Time) (Result, error) {
 	name := s.Containers.Name(t, i)
 	c, err := s.Engine.Container(ctx, name)
+	if _, begun := n.Get(WhatExecutor, strconv.Itoa(i)); errors.Is(err, engine.ErrNotFound) && !begun && len(s.Tree(t.Attempt, n).Plan.Merges) > 0 {
+		c, err = engine.Container{State: engine.Created}, nil // a process died while it renewed it
+	}
 	if errors.Is(err, engine.ErrNotFound) {
 		return Result{}, fmt.Errorf("container %s of executor %d is gone: %w", name, i, machine.ErrLost)
 	}
@@ -142,7 +148,13 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 		if err := s.unstarted(ctx, n, c, i); err != nil {
 			return Result{}, err
 		}
-		if err := s.checkMounts(t, i, c); err != nil {
+		if len(f.out.tree.Plan.Merges) > 0 {
+			if c, err = s.renew(ctx, t, n, i, f.out.tree); err != nil {
+				return Result{}, err
+			}
+			f.container = c
+		}
+		if err := s.checkMounts(f.out.tree, i, c); err != nil {
 			return Result{}, err
 		}
 		if err := s.checkGate(f.out.tree, i, c); err != nil {
@@ -180,8 +192,7 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 // checkMounts refuses to start a container when an earlier executor has put a
 // link, or nothing, where a directory of the task is to be mounted: a volume that
 // the image declares inside another one.
-func (s *Step) checkMounts(t *machine.Task, i int, c engine.Container) error {
-	tree := s.Tree(t.Attempt)
+func (s *Step) checkMounts(tree *worktree.Tree, i int, c engine.Container) error {
 	for _, m := range c.Binds {
 		if err := tree.CheckSource(m.Source); err != nil {
 			return machine.Faultf(machine.TaskFault,
@@ -207,7 +218,7 @@ func (s *Step) unstarted(ctx context.Context, n machine.Notes, c engine.Containe
 
 // output is what an executor writes; the document may not be at hand.
 func (s *Step) output(t *machine.Task, n machine.Notes, i int) *output {
-	o := &output{tree: s.Tree(t.Attempt), index: i, owner: s.Owner, notes: n}
+	o := &output{tree: s.Tree(t.Attempt, n), index: i, owner: s.Owner, notes: n}
 	if i < len(s.Task.Executors) {
 		o.executor = s.Task.Executors[i]
 	}

@@ -36,7 +36,7 @@ type Step struct {
 	// Dir is the name of the task's directory below Cleaner.TasksDir.
 	Dir string
 	// Tree is the attempt's work tree; nil when the step only rolls back.
-	Tree func(attempt int) *worktree.Tree
+	Tree func(attempt int, n machine.Notes) *worktree.Tree
 	Keep Keep
 	Room *room.Room
 	Log  *slog.Logger
@@ -65,7 +65,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 			return err
 		}
 	}
-	tree := s.Tree(t.Attempt)
+	tree := s.Tree(t.Attempt, n)
 	if err := n.Intent(ctx, machine.Fact{What: "directory", Name: s.Dir}); err != nil {
 		return err
 	}

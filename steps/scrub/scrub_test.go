@@ -143,7 +143,7 @@ func newNode(t *testing.T) *node {
 		Cleaner: &scrub.Cleaner{Engine: d, RootID: root, TasksDir: dir, Grace: 3 * time.Second},
 		Dir:     "t", Keep: scrub.KeepNever, Log: slog.New(slog.DiscardHandler),
 		Room: &room.Room{Dir: dir},
-		Tree: func(attempt int) *worktree.Tree {
+		Tree: func(attempt int, _ machine.Notes) *worktree.Tree {
 			return worktree.New(filepath.Join(dir, "t"), attempt, &tes.Task{})
 		},
 	}

@@ -129,7 +129,7 @@ func newFixture(t *testing.T, files map[string]string, ended containers, outputs
 	return &fixture{
 		tree: tree, notes: notes, task: &machine.Task{ID: "t", Attempt: 1},
 		step: &Step{
-			Task: doc, Tree: func(int) *worktree.Tree { return tree }, Engine: ended, Containers: ended,
+			Task: doc, Tree: func(int, machine.Notes) *worktree.Tree { return tree }, Engine: ended, Containers: ended,
 			Missing: MissingWarn, MaxFiles: 1000, Parallel: 2, Meter: meter, Log: log,
 			Storage: storage.New(storage.Options{Parallel: 2, Memory: 1 << 20, Meter: meter, Log: log}),
 		},

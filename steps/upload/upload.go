@@ -62,7 +62,7 @@ type Step struct {
 	Storage    Storage
 	Engine     Engine
 	Containers Containers
-	Tree       func(attempt int) *worktree.Tree
+	Tree       func(attempt int, n machine.Notes) *worktree.Tree
 	Owner      *own.Owner
 	BootID     string
 	Missing    Missing
@@ -88,7 +88,7 @@ func (s *Step) Probe(_ context.Context, t *machine.Task, n machine.Notes) (machi
 	if finished(n) {
 		return machine.Done, nil
 	}
-	if _, err := os.Lstat(s.Tree(t.Attempt).Dir); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(s.Tree(t.Attempt, n).Dir); errors.Is(err, os.ErrNotExist) {
 		return machine.None, fmt.Errorf("the outputs are gone with the task's directory: %w", machine.ErrLost)
 	}
 	if len(n.All(WhatOutputs)) > 0 {
@@ -133,7 +133,7 @@ func finished(n machine.Notes) bool {
 }
 
 func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) error {
-	tree := s.Tree(t.Attempt)
+	tree := s.Tree(t.Attempt, n)
 	// The containers have ended; what they have left may be closed to this user.
 	if err := s.Owner.Take(ctx, n, tree.Dir); err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/test/check"
 )
 
@@ -404,18 +405,31 @@ func (e *Engine) CopyTo(ctx context.Context, id, dir string, archive io.Reader) 
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
-			var text []byte
-			if err == nil {
-				text, err = io.ReadAll(r)
+			if err != nil {
+				return err
 			}
-			if err == nil {
-				err = os.WriteFile(filepath.Join(dir, h.Name), text, h.FileInfo().Mode())
+			name := filepath.Join(dir, h.Name)
+			if h.Typeflag == tar.TypeDir {
+				err = errors.Join(os.MkdirAll(name, 0o755), os.Chmod(name, h.FileInfo().Mode()))
+			} else {
+				err = unpackFile(r, name, h.FileInfo().Mode())
 			}
 			if err != nil {
 				return err
 			}
 		}
 	})
+}
+
+func unpackFile(r io.Reader, name string, mode fs.FileMode) error {
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if info, err := os.Lstat(name); err == nil && info.IsDir() {
+		return machine.Faultf(machine.TaskFault, "cannot overwrite directory %q with non-directory", name)
+	}
+	return errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, text, mode), os.Chmod(name, mode))
 }
 
 // Changes lists what a container has made or changed in its own layer.

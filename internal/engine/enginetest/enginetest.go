@@ -878,6 +878,12 @@ func copyFiles(b *bench) {
 	}
 	b.must(b.Engine.CopyTo(b.ctx, id, "/opt", archive(b, "new", "text")))
 	b.equal("what was copied there", content("/opt/new"), "new text")
+	// Directories are made where there are none; what lies in those that are there stays.
+	b.must(b.Engine.CopyTo(b.ctx, id, "/", archive(b, "opt/made/new", "deep")))
+	b.equal("what was copied deep", content("/opt/made/new"), "new deep")
+	b.equal("a file beside it", content("/opt/file"), "file content")
+	err := b.Engine.CopyTo(b.ctx, id, "/", archive(b, "opt", "a file"))
+	b.equal("whose fault a file in the place of a directory is", machine.FaultOf(err), machine.TaskFault)
 	read := 0
 	b.is(b.Engine.CopyFrom(b.ctx, id, "/opt/new", func(io.Reader) error { read++; return errFull }), errFull)
 	b.equal("readings of a reader that fails", read, 1)

@@ -161,6 +161,19 @@ func missing(id string) func(Place) tes.Task {
 	}
 }
 
+// over is a task with input directories in the image's trees: one where the image
+// has files, and one where it has none.
+func over(id string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		t := one(id, "a", false)(p)
+		for _, at := range []string{"/bin", "/opt/own"} {
+			t.Inputs = append(t.Inputs, tes.Input{URL: path.Join(p.In, "dir"), Path: at, Type: tes.Directory})
+		}
+		t.Executors[0].Command[2] = "cat /bin/one /bin/sub/two /opt/own/one > /data/over; " + t.Executors[0].Command[2]
+		return t
+	}
+}
+
 // Points at which earlier runs are killed.
 const (
 	// firstPut: the first of several outputs is published, which nobody has
@@ -180,6 +193,7 @@ var All = []Shape{
 	{Name: "ignored error", Run: Run{Task: failing("ignored", true)}},
 	{Name: "cancelled", Short: true, Run: Run{Task: endless("cancelled"), Cancel: true}, Code: 4},
 	{Name: "missing input", Short: true, Run: Run{Task: missing("missing")}, Code: 3},
+	{Name: "inputs over the image", Short: true, Run: Run{Task: over("over")}},
 	{Name: "image already there", Short: true, Present: []string{"b"}, Run: Run{Task: one("present", "b", true)}},
 	{Name: "image replaced", Earlier: []Run{{Task: small("earlier", "b")}}, Run: Run{Task: one("replaced", "a", false)}},
 	{Name: "tag moved", Earlier: []Run{{Task: one("earlier", "moving", true)}}, Run: Run{Task: one("moved", "moving", true), Moved: "moving"}},

@@ -1,0 +1,252 @@
+package run
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// whatMounts is the kind of fact that says which input directories in the image's
+// trees are mounted after all; its detail is ownDirs. Its intent is written before
+// the containers are made anew.
+const whatMounts = "mounts"
+
+type ownDirs struct {
+	Directories []string `json:"directories"`
+}
+
+// OwnDirs are the input directories in the image's trees in which no image of the
+// task has anything, as worktree.NewPlan takes them. Before Settle there are none.
+func OwnDirs(n machine.Notes) []string {
+	note, ok := n.Of(machine.ImageCheck).Get(whatMounts, "own")
+	var own ownDirs
+	if !ok || json.Unmarshal(note.Detail, &own) != nil { // it is this package's own
+		return nil
+	}
+	return own.Directories
+}
+
+// Settle looks, when all containers are there, what their images have in the
+// places of input directories. In which none has anything, those are mounted, and
+// the containers made anew with the mounts.
+func (c *Containers) Settle(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	note, decided := n.Get(whatMounts, "own")
+	if decided && note.Kind == machine.KindDone {
+		return nil
+	}
+	fact := machine.Fact{What: whatMounts, Name: "own", Detail: ownDirs{OwnDirs(n)}}
+	if !decided {
+		var own ownDirs
+		for _, m := range c.Tree(t.Attempt, n).Plan.Merges {
+			has, err := c.have(ctx, t, m.Target)
+			if err != nil {
+				return err
+			}
+			if !has {
+				own.Directories = append(own.Directories, m.Target)
+			}
+		}
+		if len(own.Directories) == 0 {
+			return nil
+		}
+		fact.Detail = own
+		if err := n.Intent(ctx, fact); err != nil {
+			return err
+		}
+	}
+	if err := c.Tree(t.Attempt, n).Prepare(); err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot make the directories of inputs: %w", err)
+	}
+	for i := range c.Task.Executors {
+		if err := c.Renew(ctx, t, n, i); err != nil {
+			return err
+		}
+	}
+	return n.Done(ctx, fact)
+}
+
+// have says whether an image of the task has anything in a directory.
+func (c *Containers) have(ctx context.Context, t *machine.Task, dir string) (bool, error) {
+	for i := range c.Task.Executors {
+		kind, entries, err := look(ctx, c.Engine, c.Name(t, i), dir)
+		if err != nil {
+			return false, err
+		}
+		if kind != 0 && (kind != tar.TypeDir || entries) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// copier reads files of a container that need not run.
+type copier interface {
+	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
+}
+
+// look says what kind of file a container has at a path, 0 for none, and whether
+// it is a directory with entries.
+func look(ctx context.Context, e copier, container, p string) (kind byte, entries bool, err error) {
+	err = e.CopyFrom(ctx, container, p, func(archive io.Reader) error {
+		r := tar.NewReader(archive)
+		h, err := r.Next()
+		if err != nil {
+			return err
+		}
+		kind = h.Typeflag
+		_, err = r.Next()
+		entries = err == nil
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return err
+	})
+	// A container that is gone has nothing either: making or starting it tells.
+	if errors.Is(err, engine.ErrNotFound) {
+		return 0, false, nil
+	}
+	return kind, entries, err
+}
+
+// Renew makes the container of an executor that was not started anew, as the work
+// tree is planned now.
+func (c *Containers) Renew(ctx context.Context, t *machine.Task, n machine.Notes, executor int) error {
+	name := c.Name(t, executor)
+	note, ok := n.Of(machine.ImageCheck).Get("container", name)
+	var made struct {
+		ImageID string `json:"image_id"`
+	}
+	if !ok || json.Unmarshal(note.Detail, &made) != nil {
+		return fmt.Errorf("the journal does not say which image container %s has: %w", name, machine.ErrLost)
+	}
+	img, err := c.Engine.Image(ctx, made.ImageID)
+	if err == nil {
+		if err := c.Engine.Remove(context.WithoutCancel(ctx), name); err != nil {
+			return err
+		}
+		err = c.Create(ctx, t, n, executor, img)
+	}
+	if errors.Is(err, engine.ErrNotFound) {
+		return fmt.Errorf("the image of executor %d went away: %w: %w", executor, err, machine.ErrLost)
+	}
+	return err
+}
+
+// renew makes an executor's container anew and copies the input directories into
+// it that its image has too. What an earlier process has begun to copy may still
+// be on its way, to a container that is then no more.
+func (s *Step) renew(ctx context.Context, t *machine.Task, n machine.Notes, i int, tree *worktree.Tree) (engine.Container, error) {
+	if err := s.Containers.Renew(ctx, t, n, i); err != nil {
+		return engine.Container{}, err
+	}
+	c, err := s.Engine.Container(ctx, s.Containers.Name(t, i))
+	if err != nil {
+		return c, err
+	}
+	for _, m := range tree.Plan.Merges {
+		if err := s.merge(ctx, n, c.ID, tree.Source(m), m.Target); err != nil {
+			return c, fmt.Errorf("cannot copy the input directory %s into the container of executor %d: %w", m.Target, i, err)
+		}
+	}
+	return c, nil
+}
+
+// dockers are files that Docker mounts into every container.
+var dockers = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+
+// merge copies what is in a directory of this node into one of a container. The
+// directories that the container has stay what they are.
+func (s *Step) merge(ctx context.Context, n machine.Notes, container, source, target string) error {
+	at := func(name string) string { return path.Join(target, name) }
+	made := map[string]bool{} // directories that the container does not have
+	var names []string
+	err := fs.WalkDir(os.DirFS(source), ".", func(name string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return machine.Faultf(machine.NodeFault, "%w", err)
+		case slices.Contains(dockers, at(name)):
+			return n.Warn(ctx, fmt.Sprintf("%s of an input directory is left out: Docker has a file of its own there; give it as an input by itself", at(name)))
+		case e.IsDir() && !made[path.Dir(name)]:
+			kind, _, err := look(ctx, s.Engine, container, at(name))
+			switch {
+			case err != nil:
+				return err
+			case kind != 0 && kind != tar.TypeDir && kind != tar.TypeSymlink:
+				return machine.Faultf(machine.TaskFault, "the image has a file at %s", at(name))
+			case kind != 0:
+				return nil
+			}
+			made[name] = true
+		case e.IsDir():
+			made[name] = true
+		}
+		names = append(names, name)
+		return nil
+	})
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	read, write := io.Pipe()
+	archived := make(chan error, 1)
+	go func() {
+		err := archive(write, source, target, names)
+		archived <- err
+		_ = write.CloseWithError(err) // never fails
+	}()
+	err = s.Engine.CopyTo(ctx, container, "/", read)
+	_ = read.CloseWithError(io.ErrClosedPipe) // as above
+	if failed := <-archived; failed != nil && !errors.Is(failed, io.ErrClosedPipe) {
+		return machine.Faultf(machine.NodeFault, "%w", failed)
+	}
+	return err
+}
+
+// archive writes a tar of files and directories below source, under their places
+// in the container.
+func archive(w io.Writer, source, target string, names []string) error {
+	t := tar.NewWriter(w)
+	for _, name := range names {
+		if err := archiveOne(t, filepath.Join(source, name), path.Join(target, name)); err != nil {
+			return err
+		}
+	}
+	return t.Close()
+}
+
+func archiveOne(t *tar.Writer, file, as string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // read-only
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	h, err := tar.FileInfoHeader(info, "")
+	if err != nil {
+		return err
+	}
+	// Whoever runs deckhand is nobody in the container.
+	h.Name, h.Uid, h.Gid, h.Uname, h.Gname = as[1:], 0, 0, "", ""
+	if info.IsDir() {
+		h.Name += "/"
+	}
+	if err := t.WriteHeader(h); err != nil || info.IsDir() {
+		return err
+	}
+	_, err = io.Copy(t, f)
+	return err
+}

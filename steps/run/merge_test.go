@@ -1,0 +1,111 @@
+package run
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
+)
+
+func (d *docker) Image(_ context.Context, ref string) (engine.Image, error) {
+	if d.files[ref] == nil {
+		return engine.Image{}, engine.ErrNotFound
+	}
+	return engine.Image{ID: ref}, nil
+}
+
+// CopyFrom archives what the container's image has.
+func (d *docker) CopyFrom(_ context.Context, name, p string, read func(io.Reader) error) error {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	found := false
+	for _, file := range d.files[d.specs[name].Image] {
+		dir := strings.HasSuffix(file, "/")
+		if file = path.Clean(file); file != p && !strings.HasPrefix(file, p+"/") {
+			continue
+		}
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: path.Base(p) + strings.TrimPrefix(file, p)}
+		if dir {
+			h.Typeflag = tar.TypeDir
+		}
+		found = true
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+	}
+	if !found {
+		return engine.ErrNotFound
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return read(&b)
+}
+
+// Input directories in which no image has anything are mounted, into containers
+// that are made anew for it; a process that dies meanwhile leaves nothing undone.
+func TestSettle(t *testing.T) {
+	dir := func(p string) tes.Input { return tes.Input{Path: p, Type: tes.Directory} }
+	f := newFixture(t, tes.Task{
+		Inputs:    []tes.Input{dir("/opt/a"), dir("/opt/b"), dir("/opt/c"), dir("/opt/d"), dir("/data")},
+		Executors: []tes.Executor{{}, {}},
+	})
+	f.notes = f.notes.Of(machine.ImageCheck)
+	f.docker.files = map[string][]string{
+		"one": {"/opt/", "/opt/a/", "/opt/a/file", "/opt/b/"}, "two": {"/opt/b/", "/opt/d"},
+	}
+	mounts := func() (all [][]string) {
+		for i := range 2 {
+			var targets []string
+			for _, m := range f.docker.specs[f.containers.Name(f.task, i)].Mounts {
+				targets = append(targets, m.Target)
+			}
+			all = append(all, targets)
+		}
+		return all
+	}
+	same := func(when string, want ...string) {
+		t.Helper()
+		for i, got := range mounts() {
+			if !slices.Equal(got, want) {
+				t.Errorf("%s executor %d has mounts %q, want %q", when, i, got, want)
+			}
+		}
+	}
+	for i, image := range []string{"one", "two"} {
+		f.create(t, i, engine.Image{ID: image})
+	}
+	same("before", "/data")
+	settle := func() {
+		t.Helper()
+		if err := f.containers.Settle(t.Context(), f.task, f.notes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settle()
+	same("settled,", "/data", "/opt/b", "/opt/c")
+	if got := OwnDirs(f.notes.Of(machine.Upload)); !slices.Equal(got, []string{"/opt/b", "/opt/c"}) {
+		t.Errorf("later steps read %q", got)
+	}
+	made := f.docker.made
+	if settle(); f.docker.made != made {
+		t.Error("what is settled was settled again")
+	}
+	// A process that died between the decision and its end.
+	note, _ := f.notes.Get(whatMounts, "own")
+	if err := f.notes.Intent(t.Context(), machine.Fact{What: whatMounts, Name: "own", Detail: note.Detail}); err != nil {
+		t.Fatal(err)
+	}
+	if settle(); f.docker.made != made+2 {
+		t.Errorf("%d containers were made anew, not 2", f.docker.made-made)
+	}
+	same("settled again,", "/data", "/opt/b", "/opt/c")
+}
