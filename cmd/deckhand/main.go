@@ -39,7 +39,7 @@ func deckhand() int {
 		}
 		return 0
 	}
-	if len(os.Args) > 1 && (os.Args[1] == own.TakeCommand || os.Args[1] == own.LinkCommand) {
+	if len(os.Args) > 1 && own.Is(os.Args[1]) {
 		if err := own.Exec(context.Background(), os.Args[1], os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

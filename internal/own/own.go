@@ -25,9 +25,12 @@ import (
 //
 //	deckhand exec-own DIRECTORY
 //	deckhand exec-link TREE PLAN FILE CONTAINER-PATH
+//	deckhand exec-check TREE SOURCE
 const (
 	TakeCommand = "exec-own"  // gives what is in the directory to its owner
 	LinkCommand = "exec-link" // is worktree.Tree.Link
+	// CheckCommand is worktree.Tree.CheckSource.
+	CheckCommand = "exec-check"
 )
 
 // capabilities are those that it takes to do what the owner of a file may do.
@@ -83,6 +86,15 @@ func (o *Owner) Link(ctx context.Context, n machine.Notes, tree *worktree.Tree, 
 		return machine.Faultf(machine.NodeFault, "cannot write down the plan of the work tree: %w", err)
 	}
 	return o.run(ctx, n, tree.Dir, LinkCommand, tree.Dir, plan, file, container)
+}
+
+// CheckSource is tree.CheckSource.
+func (o *Owner) CheckSource(ctx context.Context, n machine.Notes, tree *worktree.Tree, source string) error {
+	err := tree.CheckSource(source)
+	if o == nil || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return o.run(ctx, n, tree.Dir, CheckCommand, tree.Dir, source)
 }
 
 // savePlan writes the plan of a tree to a file in it.
@@ -162,6 +174,11 @@ func (o *Owner) image(ctx context.Context, n machine.Notes) (string, error) {
 	return all[0], nil
 }
 
+// Is says whether a command is one of the hidden ones.
+func Is(command string) bool {
+	return command == TakeCommand || command == LinkCommand || command == CheckCommand
+}
+
 // Exec is one of the hidden commands, with its arguments.
 func Exec(ctx context.Context, command string, args []string) error {
 	switch {
@@ -177,6 +194,8 @@ func Exec(ctx context.Context, command string, args []string) error {
 			return err
 		}
 		return worktree.Planned(args[0], plan).Link(args[2], args[3])
+	case command == CheckCommand && len(args) == 2:
+		return worktree.Planned(args[0], worktree.Plan{}).CheckSource(args[1])
 	}
 	return fmt.Errorf("%s is told %q", command, args)
 }

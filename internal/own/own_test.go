@@ -3,6 +3,7 @@ package own
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,6 +52,15 @@ func TestExecLink(t *testing.T) {
 	}
 	if text, err := os.ReadFile(filepath.Join(tree.Where("/data").Base, "logs/said")); err != nil || string(text) != "said" {
 		t.Errorf("the stream is %q, %v", text, err)
+	}
+	place := tree.Where("/data/logs")
+	for name, good := range map[string]bool{"logs": true, "logs/none": false, "link": false} {
+		if err := os.Symlink("logs", filepath.Join(place.Base, "link")); err != nil && !errors.Is(err, fs.ErrExist) {
+			t.Fatal(err)
+		}
+		if err := Exec(t.Context(), CheckCommand, []string{tree.Dir, filepath.Join(place.Base, name)}); (err == nil) != good {
+			t.Errorf("%s may be mounted: %v", name, err)
+		}
 	}
 	if err := Exec(t.Context(), TakeCommand, nil); err == nil {
 		t.Error("a command without a directory was accepted")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path"
@@ -190,13 +191,15 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 		case slices.Contains(targets, clean):
 		case tree.Plan.Mounted(clean):
 			part, err := tree.MkdirAll(clean)
-			if err != nil {
+			if err == nil {
+				err = part.Close()
+			}
+			// An executor may have closed what leads there since it was made.
+			if err != nil && !errors.Is(err, fs.ErrPermission) {
 				return s, machine.Faultf(machine.NodeFault, "cannot make the image's volume %s: %w", clean, err)
 			}
-			s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: part.Name(), Target: clean})
-			if err := part.Close(); err != nil {
-				return s, err
-			}
+			place := tree.Where(clean)
+			s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: filepath.Join(place.Base, place.Name), Target: clean})
 		default:
 			s.Mounts = append(s.Mounts, engine.Mount{
 				Kind: engine.VolumeMount, Source: fmt.Sprintf("%s-v%d", name, len(s.Mounts)), Target: clean,

@@ -154,7 +154,7 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 			}
 			f.container = c
 		}
-		if err := s.checkMounts(f.out.tree, i, c); err != nil {
+		if err := s.checkMounts(ctx, n, f.out.tree, i, c); err != nil {
 			return Result{}, err
 		}
 		if err := s.checkGate(f.out.tree, i, c); err != nil {
@@ -192,9 +192,15 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 // checkMounts refuses to start a container when an earlier executor has put a
 // link, or nothing, where a directory of the task is to be mounted: a volume that
 // the image declares inside another one.
-func (s *Step) checkMounts(tree *worktree.Tree, i int, c engine.Container) error {
+func (s *Step) checkMounts(ctx context.Context, n machine.Notes, tree *worktree.Tree, i int, c engine.Container) error {
 	for _, m := range c.Binds {
-		if err := tree.CheckSource(m.Source); err != nil {
+		err := s.Owner.CheckSource(ctx, n, tree, m.Source)
+		var journal *machine.JournalError
+		switch {
+		case err == nil:
+		case errors.As(err, &journal), machine.FaultOf(err) != machine.TaskFault, ctx.Err() != nil:
+			return err
+		default:
 			return machine.Faultf(machine.TaskFault,
 				"cannot start executor %d: its image has a volume at %s, and an earlier executor has replaced that directory: %w", i, m.Target, err)
 		}

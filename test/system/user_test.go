@@ -128,6 +128,40 @@ func TestFilesOfOthers(t *testing.T) {
 	}
 }
 
+// A directory that an executor has closed holds a volume of a later one's image:
+// that is mounted when it is still a directory, and nothing else.
+func TestVolumeInAClosedDirectory(t *testing.T) {
+	t.Parallel()
+	w := newUserWorld(t)
+	plain := w.Image(t, "plain", rig.Spec{})
+	own := w.Image(t, "own", rig.Spec{Marker: "own", Volumes: []string{"/data/a/own"}})
+	task := tes.Task{
+		ID: "closed", Volumes: []string{"/data"}, Outputs: []tes.Output{{Path: "/data/a", URL: w.Dir + "/published", Type: tes.Directory}},
+		Executors: []tes.Executor{
+			Sh(plain.Tag, "echo mine > /data/a/own/first; chown 0:0 /data/a; chmod 700 /data/a"),
+			Sh(own.Tag, "cat /data/a/own/first; echo more > /data/a/own/second; stat -c %u:%a /data/a"),
+		},
+	}
+	log := runAs(t, w, task)
+	// The executor finds what the one before it has left, as it was left.
+	if got := log.Logs[1].Stdout; got != "mine\n0:700\n" {
+		t.Errorf("the executor saw %q", got)
+	}
+	same(t, "outputs", w.tree(t, "published"), map[string]string{"own/first": "mine\n", "own/second": "more\n"})
+	belong(t, filepath.Join(w.Dir, "published"), userID)
+	w.Clean(t)
+
+	secret := filepath.Dir(w.Write(t, "host/secret", "of the node"))
+	task.Outputs = nil
+	task.Executors[0] = Sh(plain.Tag, "rm -r /data/a/own; ln -s "+secret+" /data/a/own; chown 0:0 /data/a; chmod 700 /data/a")
+	task.Executors[1] = Sh(own.Tag, ": > /data/a/own/secret")
+	r := w.Deckhand(t, "run", w.Save(t, task), "--fresh")
+	if r.Code != 3 || !strings.Contains(r.Stderr, "an earlier executor has replaced that directory") || w.Read(t, "host/secret") != "of the node" {
+		t.Errorf("exit code %d\n%s", r.Code, r.Stderr)
+	}
+	w.Clean(t)
+}
+
 // runAs runs a task that is to succeed, as the world's user, and returns its log.
 func runAs(t *testing.T, w *World, task tes.Task) tes.TaskLog {
 	t.Helper()
