@@ -12,7 +12,7 @@ import (
 )
 
 // copyChunk is how many bytes the kernel copies between two looks at the limits.
-const copyChunk = 8 << 20
+const copyChunk = writeBackEvery
 
 // copyFile copies size bytes of src to the empty file dst. Blocks are shared
 // where the filesystem can: a later write to either file does not reach the
@@ -53,6 +53,7 @@ func copyFile(dst, src *os.File, size int64, counted func(n int64) error) error 
 			if err := copyRange(dst, src, at, n); err != nil {
 				return err
 			}
+			writeBack(dst, at, n)
 			at += n
 			if err := counted(n); err != nil {
 				return err

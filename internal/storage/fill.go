@@ -135,6 +135,7 @@ func (w *workers) openPart(p *part) (*Reader, error) {
 func (w *workers) copyPart(p *part, r io.Reader) error {
 	buf := w.s.buffers.Get().(*[]byte)
 	defer w.s.buffers.Put(buf)
+	begun := p.at // of what nobody brings to the disk yet
 	for p.end < 0 || p.at < p.end {
 		if err := w.ctx.Err(); err != nil {
 			return err
@@ -149,6 +150,10 @@ func (w *workers) copyPart(p *part, r io.Reader) error {
 				return w.fault(err)
 			}
 			w.plan.advance(p, int64(n))
+			if p.at-begun >= writeBackEvery {
+				writeBack(w.part, begun, p.at-begun)
+				begun = p.at
+			}
 			if err := w.s.count(w.ctx, int64(n)); err != nil {
 				return err
 			}
