@@ -203,6 +203,7 @@ func (x *transfers) bucket(b *testing.B) (url, remote string) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
 		x.Env = append(x.Env, name+"="+os.Getenv(name))
 	}
+	b.Setenv("AWS_CA_BUNDLE", "") // the tester's own, which rclone does not take
 	endpoint := s.Options.S3.Endpoint
 	x.Env = append(x.Env, "DECKHAND_STORAGE_S3_ENDPOINT="+endpoint)
 	for name, value := range map[string]string{
