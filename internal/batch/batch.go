@@ -27,6 +27,10 @@ type Files[T any] struct {
 // Writer collects facts of one kind. Its methods may be called from several
 // goroutines.
 type Writer[T any] struct {
+	// Durable, when set, makes durable what the items tell of. It is called before
+	// the record of them is written.
+	Durable func() error
+
 	notes machine.Notes
 	what  string
 	size  func(T) int
@@ -85,6 +89,12 @@ func (w *Writer[T]) write(ctx context.Context) error {
 	}
 	if w.late != nil || len(w.items) == 0 {
 		return w.late // what is in the journal after an error is not known
+	}
+	if w.Durable != nil {
+		if err := w.Durable(); err != nil {
+			w.late = err // nor are the next ones known to be durable then
+			return err
+		}
 	}
 	w.next++
 	err := w.notes.Done(ctx, machine.Fact{What: w.what, Name: fmt.Sprintf("batch %d", w.next), Detail: Files[T]{w.items}})

@@ -115,7 +115,13 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return err
 	}
 	s.Log.Info("staging inputs", "files", len(todo), "bytes", need)
+	disk, err := openFilesystem(tree.Dir)
+	if err != nil {
+		return err
+	}
+	defer disk.dir.Close()
 	journal := batch.NewWriter(n, WhatInputs, func(f File) int { return len(f.Path) + 32 })
+	journal.Durable = disk.sync
 	downloads, inner := group.WithContext(ctx)
 	downloads.SetLimit(s.Parallel)
 	for _, i := range todo {
@@ -196,13 +202,13 @@ func mkdir(tree *worktree.Tree, p string) error {
 	return root.Close()
 }
 
-// stage brings one file to its place, whole, verified and durable.
+// stage brings one file to its place, whole and verified; a large one also durable.
 func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, error) {
 	dir, name, err := tree.Parent(i.path)
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", i.path, err)
 	}
-	defer func() { _ = dir.Close() }() // the file itself is synced
+	defer func() { _ = dir.Close() }() // it was only looked into
 	if i.content != nil {
 		if err := writeContent(dir, name, *i.content); err != nil {
 			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", i.path, err)
@@ -210,14 +216,16 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, er
 		s.Meter.AddBytes(int64(len(*i.content)))
 		return File{i.path, int64(len(*i.content))}, nil
 	}
-	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{URL: i.url, Dir: dir, Name: name, Version: i.object.Version})
+	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
+		URL: i.url, Dir: dir, Name: name, Version: i.object.Version, NoSync: i.object.Size >= 0 && i.object.Size < small,
+	})
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", i.path, err)
 	}
 	return File{i.path, got.Bytes}, nil
 }
 
-// writeContent writes a file under its final name only when it is whole and durable.
+// writeContent writes a file under its final name only when it is whole.
 func writeContent(dir *os.Root, name, content string) (err error) {
 	// A name that no input has, and that is short whatever the input's is.
 	part := fmt.Sprintf(".%x.deckhand-part", sha256.Sum256([]byte(name)))
@@ -226,7 +234,7 @@ func writeContent(dir *os.Root, name, content string) (err error) {
 		return err
 	}
 	_, err = f.WriteString(content)
-	if err := errors.Join(err, f.Chmod(0o666), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, f.Chmod(0o666), f.Close()); err != nil {
 		return errors.Join(err, dir.Remove(part))
 	}
 	return dir.Rename(part, name)
