@@ -49,6 +49,7 @@ $(GOLANGCI_LINT):
 	mv .tools/bin/golangci-lint $@
 
 bench: deps ## benchmarks, each beside its peer
+	test/deps.sh bench
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m ./...
 
 demo: packages build ## one real job on a real engine, told step by step

@@ -2,6 +2,7 @@
 # Installs what the tests and the demo need and the machine lacks: a Docker
 # Engine and its command line, a registry, a static busybox for the images,
 # servers and filesystems, and a virtual machine with a kernel to boot in it.
+# With the argument "bench" also the tools that benchmarks run beside deckhand.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 tools=$(dirname "$0")/../.tools
@@ -26,6 +27,11 @@ need npm npm
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs
+if [ "${1:-}" = bench ]; then
+	need curl curl
+	need aria2c aria2
+	need rclone rclone
+fi
 # The C library's fnmatch is what POSIX patterns are held against.
 need gcc "gcc libc6-dev"
 # The plain busybox package is linked dynamically, and would not run in an image.

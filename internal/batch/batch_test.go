@@ -137,3 +137,30 @@ func TestErrors(t *testing.T) {
 		t.Errorf("got %v, want %v", err, full)
 	}
 }
+
+// What a record tells of is durable before it is written; where that fails,
+// nothing more is.
+func TestDurableFirst(t *testing.T) {
+	n := notes(t, journaltest.NewMemory())
+	w := NewWriter(n, "files", func(string) int { return limit })
+	var asked []int // how many records there were
+	var fails error
+	w.Durable = func() error { asked = append(asked, records(n)); return fails }
+	for _, name := range []string{"first", "second"} {
+		if err := w.Add(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fails = errors.New("the disk is gone")
+	for _, name := range []string{"third", "fourth"} {
+		if err := w.Add(t.Context(), name); !errors.Is(err, fails) {
+			t.Errorf("%s: %v, want %v", name, err, fails)
+		}
+	}
+	if err := w.Flush(t.Context()); err == nil {
+		t.Error("Flush says that everything is journaled")
+	}
+	if want := []int{0, 1, 2}; !slices.Equal(asked, want) || records(n) != 2 {
+		t.Errorf("asked after %v records, want %v; %d were written, want 2", asked, want, records(n))
+	}
+}
