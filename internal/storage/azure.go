@@ -468,6 +468,9 @@ type azureUpload struct {
 
 func (m *azureUpload) hash() hash.Hash { return crc64.New(crc64NVME) }
 
+// forsake has nothing to do: beginning makes nothing at the service.
+func (*azureUpload) forsake(context.Context) error { return nil }
+
 func (m *azureUpload) begin(context.Context) (string, error) {
 	return hex.EncodeToString(m.owner()), nil
 }

@@ -12,11 +12,15 @@ import (
 	"sync/atomic"
 
 	"github.com/deckhand/deckhand/internal/group"
+	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/machine"
 )
 
 // partUpload is an upload of a large file in parts, at a storage which keeps
 // them until they are completed or aborted, whoever began it.
 type partUpload interface {
+	// forsake removes what a begin made whose answer was lost.
+	forsake(ctx context.Context) error
 	// begin makes the upload and returns what names it, which is no secret.
 	begin(ctx context.Context) (string, error)
 	// list returns the parts that the storage has, by their index, or errNoUpload.
@@ -105,6 +109,9 @@ func (s *Storage) putPartsAnew(ctx context.Context, src *Source, up partUpload, 
 // are to spare, and completes the upload. The caller holds one stream.
 func (s *Storage) sendParts(ctx context.Context, src *Source, up partUpload, parts []filePart, there map[int]sentPart) error {
 	if src.upload == "" {
+		if err := s.forsake(ctx, src, up); err != nil {
+			return err
+		}
 		if err := src.began(ctx, ""); err != nil {
 			return err
 		}
@@ -123,6 +130,21 @@ func (s *Storage) sendParts(ctx context.Context, src *Source, up partUpload, par
 	}
 	if errors.Is(err, errNoUpload) {
 		return passing(err) // the next attempt finds out what became of it
+	}
+	return err
+}
+
+// forsake removes an upload that may have been made and whose name nobody knows.
+// Whoever may not list uploads can publish all the same.
+func (s *Storage) forsake(ctx context.Context, src *Source, up partUpload) error {
+	if !src.unnamed {
+		return nil
+	}
+	err := up.forsake(ctx)
+	var fault *machine.Error
+	if errors.As(err, &fault) && fault.Fault == machine.TaskFault {
+		s.opts.Log.Warn("an unfinished upload may be left at the storage, which could not be asked", "error", redact.Text(err.Error()))
+		return nil
 	}
 	return err
 }

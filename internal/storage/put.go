@@ -23,6 +23,9 @@ type PutRequest struct {
 	// Upload is what Begin was told of an unfinished Put of the same file, which
 	// this one goes on with; empty for none.
 	Upload string
+	// Unnamed says that Begin was told of the plan to make an upload, and never
+	// what names it: one may have been made, which is removed.
+	Unnamed bool
 	// Begin, when not nil, is told before an upload in parts is made at the
 	// storage, with "", and what names it before the first part is sent. Its
 	// error ends the Put.
@@ -53,7 +56,7 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 	defer s.streams.Release(1)
 	src := &Source{
 		File: req.File, Size: req.Size, Mode: req.Mode, Tag: req.Tag,
-		upload: req.Upload, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
+		upload: req.Upload, unnamed: req.Unnamed, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
 	}
 	return s.retry(ctx, "upload to", req.URL, src.moved, func(ctx context.Context) error {
 		err := store.Put(ctx, req.URL, src)
@@ -89,10 +92,11 @@ type Source struct {
 	Mode fs.FileMode
 	Tag  string
 
-	upload string // in parts, under way; empty for none
-	begin  func(ctx context.Context, upload string) error
-	limit  func(ctx context.Context, n int64) error
-	meter  func(n int64)
+	upload  string // in parts, under way; empty for none
+	unnamed bool   // one may have been made whose name is not known
+	begin   func(ctx context.Context, upload string) error
+	limit   func(ctx context.Context, n int64) error
+	meter   func(n int64)
 
 	mu      sync.Mutex
 	counted int64 // bytes that the meter shows
@@ -101,7 +105,7 @@ type Source struct {
 
 // began tells of an upload in parts, or of the plan to make one.
 func (s *Source) began(ctx context.Context, upload string) error {
-	s.upload = upload
+	s.upload, s.unnamed = upload, upload == ""
 	if s.begin == nil {
 		return nil
 	}

@@ -325,6 +325,13 @@ func (t *s3Store) Abort(ctx context.Context, url string, left Unfinished) error 
 	if left.Upload != "" {
 		return t.abort(ctx, u, left.Upload)
 	}
+	return t.abortUnnamed(ctx, u)
+}
+
+// abortUnnamed ends the uploads of a key that have no part. Another publisher of
+// the key may have begun one this moment: it finds its upload gone, as after any
+// clean-up, and begins anew.
+func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL) error {
 	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
 	for {
 		out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
@@ -373,6 +380,8 @@ type s3Upload struct {
 }
 
 func (m *s3Upload) hash() hash.Hash { return crc32.New(castagnoli) }
+
+func (m *s3Upload) forsake(ctx context.Context) error { return m.abortUnnamed(ctx, m.u) }
 
 func (m *s3Upload) begin(ctx context.Context) (string, error) {
 	in := &s3.CreateMultipartUploadInput{

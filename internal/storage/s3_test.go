@@ -1,9 +1,15 @@
 package storage_test
 
 import (
+	"bytes"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -92,5 +98,81 @@ func TestS3UnknownUploadIsAborted(t *testing.T) {
 	abort(storage.Unfinished{Tag: "tag", InParts: true})
 	if is := there(); is[*left] || !is[*other] || !is[*longer] {
 		t.Errorf("left are %v of %s, %s with a part, and %s of another key", is, *left, *other, *longer)
+	}
+}
+
+// An upload that was made while its answer, or the process, was lost is not left
+// when the file is published; nor is it where a dead process may have made one.
+func TestS3UnnamedUploadIsNotLeft(t *testing.T) {
+	for name, killed := range map[string]bool{"the answer is lost": false, "the process was killed": true} {
+		t.Run(name, func(t *testing.T) {
+			s := inPartsServers["s3"](t)
+			content := storagetest.Content(storage.MinPart + 1)
+			source := filepath.Join(t.TempDir(), "source")
+			storagetest.Write(t, source, content)
+			var begun atomic.Int64
+			s.proxy.Handle(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.URL.Query().Has("uploads") && r.Method == http.MethodPost && begun.Add(1) == 1 {
+					next.ServeHTTP(discard{http.Header{}}, r)
+					if killed {
+						w.WriteHeader(http.StatusForbidden) // so that this Put goes no further
+						return
+					}
+					panic(http.ErrAbortHandler)
+				}
+				next.ServeHTTP(w, r)
+			})
+			s.Options.RetryFor = time.Minute
+			st := storage.Hasten(storage.New(s.Options), time.Minute)
+			f, err := os.Open(source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			req := storage.PutRequest{URL: s.URL + "/x", File: f, Size: int64(len(content)), Tag: "tag"}
+			err = st.Put(t.Context(), req)
+			if killed {
+				if err == nil || s.unfinished(t) != 1 {
+					t.Fatalf("error %v, and %d uploads are left", err, s.unfinished(t))
+				}
+				req.Unnamed = true
+				err = st.Put(t.Context(), req)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if begun.Load() != 2 || s.unfinished(t) != 0 {
+				t.Errorf("%d uploads were begun and %d are left", begun.Load(), s.unfinished(t))
+			}
+			if got := s.Load(t, "x"); !bytes.Equal(got, content) {
+				t.Errorf("%d bytes were published, or others", len(got))
+			}
+		})
+	}
+}
+
+// A publisher whose upload somebody took for a forsaken one begins anew.
+func TestS3UploadIsAbortedByAnother(t *testing.T) {
+	s := inPartsServers["s3"](t)
+	content := storagetest.Content(storage.MinPart + 1)
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, content)
+	other := storage.New(s.Options)
+	var once sync.Once
+	s.proxy.Handle(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if s.part(r) {
+			once.Do(func() {
+				if err := other.Abort(t.Context(), s.URL+"/x", storage.Unfinished{Tag: "other", InParts: true}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		next.ServeHTTP(w, r)
+	})
+	if err := putFile(s.Options, source, s.URL+"/x", nil, new(string)); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Load(t, "x"); !bytes.Equal(got, content) || s.unfinished(t) != 0 {
+		t.Errorf("%d bytes were published, or others; %d uploads are left", len(got), s.unfinished(t))
 	}
 }

@@ -16,11 +16,12 @@ type partial struct {
 	began   []string // what Begin is told, in order
 	err     error    // of each Put
 	uploads []string // that each Put was to go on with
+	unnamed []bool   // that each Put was to look for
 	aborted map[string]storage.Unfinished
 }
 
 func (p *partial) Put(ctx context.Context, r storage.PutRequest) error {
-	p.uploads = append(p.uploads, r.Upload)
+	p.uploads, p.unnamed = append(p.uploads, r.Upload), append(p.unnamed, r.Unnamed)
 	for _, upload := range p.began {
 		if err := r.Begin(ctx, upload); err != nil {
 			return err
@@ -56,6 +57,9 @@ func TestUploadInPartsIsJournaled(t *testing.T) {
 		}
 		if p.uploads[0] != "" || p.uploads[1] != row.next {
 			t.Errorf("%q: the uploads to go on with were %q", row.began, p.uploads)
+		}
+		if p.unnamed[0] || p.unnamed[1] != (row.next == "") {
+			t.Errorf("%q: the uploads to look for were %v", row.began, p.unnamed)
 		}
 		f.task.Outcome = machine.SystemError
 		if err := f.step.Undo(t.Context(), f.task, f.notes); err != nil {

@@ -241,12 +241,12 @@ func (s *Step) send(ctx context.Context, t *machine.Task, n machine.Notes, tree 
 	}
 	defer func() { _ = file.Close() }() // read-only
 	url, target := s.url(f), s.log(f).Target
-	before, err := uploadOf(n, target)
+	before, begun, err := uploadOf(n, target)
 	if err != nil {
 		return err
 	}
 	return s.Storage.Put(ctx, storage.PutRequest{
-		URL: url, File: file, Size: info.Size(), Tag: s.tag(t), Upload: before.Upload,
+		URL: url, File: file, Size: info.Size(), Tag: s.tag(t), Upload: before.Upload, Unnamed: begun && before.Upload == "",
 		Begin: func(_ context.Context, upload string) error {
 			// Not the context of the group: what another file's failure ends is
 			// this transfer, not what is known about it.
@@ -265,14 +265,15 @@ type inParts struct {
 	Upload string `json:"upload"`
 }
 
-// uploadOf returns what an earlier process began to send to a target.
-func uploadOf(n machine.Notes, target string) (p inParts, err error) {
-	if note, ok := n.Get(whatInParts, target); ok {
+// uploadOf returns what an earlier process began to send to a target, if it did.
+func uploadOf(n machine.Notes, target string) (p inParts, begun bool, err error) {
+	note, begun := n.Get(whatInParts, target)
+	if begun {
 		if err := json.Unmarshal(note.Detail, &p); err != nil {
-			return p, fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
+			return p, begun, fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
 		}
 	}
-	return p, nil
+	return p, begun, nil
 }
 
 // tag marks what an attempt leaves at a destination before it is whole. Like the
