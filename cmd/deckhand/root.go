@@ -69,6 +69,9 @@ func (a *app) configure(cmd *cobra.Command) error {
 func (a *app) journalDir() string { return filepath.Join(a.conf.Root, "journal") }
 func (a *app) tasksDir() string   { return filepath.Join(a.conf.Root, "tasks") }
 
+// binDir is where deckhand's own binary lies for containers to run.
+func (a *app) binDir() string { return filepath.Join(a.conf.Root, "bin") }
+
 // connect reaches the Docker Engine, or says that this node is unfit.
 func (a *app) connect(ctx context.Context) (*engine.Docker, error) {
 	return engine.Connect(ctx, engine.Options{

@@ -221,7 +221,7 @@ func taskDir(task string) string { return tes.EncodeID(task) }
 
 // cleaner returns what scrubs a root.
 func (a *app) cleaner(docker docker, rootID string) *scrub.Cleaner {
-	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace, Owner: own.New(docker, rootID)}
+	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace, Owner: own.New(docker, rootID, a.binDir())}
 }
 
 func (s *session) cleaner() (*scrub.Cleaner, error) {
@@ -252,7 +252,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		Bandwidth: conf.Transfer.Bandwidth, S3: storage.S3(conf.Storage.S3), GCS: storage.GCS(conf.Storage.GCS), Azure: storage.Azure(conf.Storage.Azure), Meter: s.meter, Log: s.app.log,
 	})
 	containers := &run.Containers{
-		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Tree: tree,
+		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Bin: s.app.binDir(), Tree: tree,
 		User: containerUser(conf.Run.User), ClearEntrypoint: conf.Run.ClearEntrypoint, ShellCommands: conf.Run.ShellCommands,
 		Grants: s.app.grants(), Limits: run.Limits{CPUs: runtime.NumCPU(), CgroupParent: conf.Run.CgroupParent},
 		Hardening: hardening(conf.Run),
@@ -264,7 +264,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	}
 	steps := []machine.Step{
 		&scrub.Step{
-			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
+			Cleaner: cleaner, Dir: taskDir(task), Bin: s.app.binDir(), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),

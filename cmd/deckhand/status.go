@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
@@ -41,6 +42,8 @@ type status struct {
 	ResultState string            `json:"result_state"`
 	// Reserve is what the journal of this root has set aside for a full disk.
 	Reserve journal.Reserve `json:"reserve"`
+	// Program is how many bytes the copy of deckhand takes that containers run.
+	Program int64 `json:"program_bytes"`
 }
 
 type statusOwner struct {
@@ -119,6 +122,9 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 	if s.Reserve, err = journal.ReserveOf(a.journalDir()); err != nil {
 		return s, err
 	}
+	if s.Program, err = helper.Installed(a.binDir()); err != nil {
+		return s, err
+	}
 	owner, alive, err := a.owner()
 	if err != nil {
 		a.log.Debug("cannot tell whether the owner lives", "error", err)
@@ -177,6 +183,9 @@ func printStatus(w io.Writer, s status) error {
 			t.FilesDone, t.FilesTotal, units.BytesSize(float64(t.BytesDone)), units.BytesSize(float64(t.BytesTotal))))
 	}
 	lines = append(lines, "next:     "+s.Next, "reserve:  "+reserveInWords(s.Reserve))
+	if s.Program > 0 {
+		lines = append(lines, "program:  "+units.BytesSize(float64(s.Program))+" for containers to run")
+	}
 	for _, l := range lines {
 		if _, err := fmt.Fprintln(w, printable(l)); err != nil {
 			return err

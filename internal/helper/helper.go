@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,9 +18,10 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// Install puts this binary into a directory, where Docker can mount it and any
-// user can run it, and returns its path. One that another version has left there
-// is not taken: it may not know the commands of this one.
+// Install puts this binary into a directory of the root, where Docker can mount it
+// and any user can run it, and returns its path. All tasks share it, so that it is
+// written once; containers have it read-only. One that another version has left
+// there is not taken: it may not know the commands of this one.
 func Install(dir string) (string, error) {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -30,9 +32,12 @@ func Install(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
 	}
-	helper := filepath.Join(dir, fmt.Sprintf("deckhand-%x-%x", info.Size(), info.ModTime().UnixNano()))
+	helper := filepath.Join(dir, name(info))
 	if _, err := os.Stat(helper); err == nil {
 		return helper, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", machine.Faultf(machine.NodeFault, "cannot make a directory for the deckhand binary: %w", err)
 	}
 	part, err := os.OpenFile(helper+".part", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
 	if err != nil {
@@ -43,6 +48,48 @@ func Install(dir string) (string, error) {
 		return "", machine.Faultf(machine.NodeFault, "cannot put the deckhand binary where containers can run it: %w", err)
 	}
 	return helper, os.Rename(part.Name(), helper)
+}
+
+// name tells one version of the binary from another.
+func name(info fs.FileInfo) string {
+	return fmt.Sprintf("deckhand-%x-%x", info.Size(), info.ModTime().UnixNano())
+}
+
+// Installed adds up the bytes of what is installed in a directory.
+func Installed(dir string) (bytes int64, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, e := range entries {
+		info, gone := e.Info()
+		if gone == nil {
+			bytes += info.Size()
+		}
+	}
+	return bytes, err
+}
+
+// Prune removes what other versions, and processes that died, have installed in a
+// directory. No container of the root may be left that mounts it.
+func Prune(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != name(info) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // Mount is the mount of an installed binary at a path in a container.

@@ -48,14 +48,15 @@ type Engine interface {
 type Owner struct {
 	engine Engine
 	rootID string
+	bin    string // directory of deckhand's binary for containers
 }
 
 // New returns the Owner of a root: nil for a process with the rights itself.
-func New(e Engine, rootID string) *Owner {
+func New(e Engine, rootID, bin string) *Owner {
 	if os.Geteuid() == 0 {
 		return nil
 	}
-	return &Owner{e, rootID}
+	return &Owner{e, rootID, bin}
 }
 
 // ErrNoImage says that no container can be made.
@@ -124,7 +125,7 @@ func (o *Owner) run(ctx context.Context, n machine.Notes, dir string, command ..
 	if err != nil {
 		return err
 	}
-	binary, err := helper.Install(dir)
+	binary, err := helper.Install(o.bin)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		// What fills the disk may be what is to be taken over.
 		binary, err = os.Executable()

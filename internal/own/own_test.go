@@ -25,7 +25,7 @@ func (bare) Image(context.Context, string) (engine.Image, error) {
 
 // Without any image nothing can be done, and the error says what can.
 func TestNoImage(t *testing.T) {
-	o := &Owner{bare{}, "root"}
+	o := &Owner{bare{}, "root", t.TempDir()}
 	err := o.run(t.Context(), nil, t.TempDir(), TakeCommand)
 	if !errors.Is(err, ErrNoImage) || !strings.Contains(err.Error(), "pull any image") {
 		t.Errorf("the error is %v", err)

@@ -79,6 +79,7 @@ type Containers struct {
 	Task      *tes.Task
 	Engine    ContainerEngine
 	RootID    string
+	Bin       string // directory of deckhand's binary for containers
 	Tree      func(attempt int, n machine.Notes) *worktree.Tree
 	Limits    Limits
 	Grants    Grants
@@ -223,7 +224,7 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 // redirect makes the executor's streams files, and its command wait for the gate.
 func (c *Containers) redirect(s *engine.Spec, tree *worktree.Tree, executor int, img engine.Image) error {
 	e := c.Task.Executors[executor]
-	binary, err := helper.Install(tree.Dir)
+	binary, err := helper.Install(c.Bin)
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func newFixture(t *testing.T, doc tes.Task) *fixture {
 	d := &docker{t: t, journal: journal, specs: map[string]engine.Spec{}, volumes: map[string]map[string]string{}}
 	return &fixture{
 		docker: d, notes: notes, dir: filepath.Join(dir, "2"), task: &machine.Task{ID: "a/b", Attempt: 2},
-		containers: &Containers{Task: &doc, Engine: d, RootID: "r", Tree: tree},
+		containers: &Containers{Task: &doc, Engine: d, RootID: "r", Bin: filepath.Join(dir, "bin"), Tree: tree},
 	}
 }
 

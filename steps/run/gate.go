@@ -190,7 +190,7 @@ func blockFromHere(c engine.Container, blocked []netip.Prefix) error {
 
 // blockFromInside has Docker enter it.
 func (s *Step) blockFromInside(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree, c engine.Container) error {
-	binary, err := helper.Install(tree.Dir)
+	binary, err := helper.Install(s.Containers.Bin)
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func (n *Node) Replace(oldnew ...string) {
 
 // What may lie below a root when no process holds it.
 var (
-	rootFiles    = []string{"lock", "owner.json", "tasks"}
+	rootFiles    = []string{"bin", "lock", "owner.json", "tasks"}
 	journalFiles = []string{"BALLAST", "CURRENT", "LOCK", "ROOT_ID", "WITNESS", "generation"}
 )
 
@@ -98,7 +98,7 @@ func (n *Node) ReadDisk(root, outputs string) (err error) {
 			}
 			return fs.SkipDir
 		}
-		if name != "journal" {
+		if name != "journal" && filepath.Dir(name) != "bin" {
 			n.Root = append(n.Root, name)
 		}
 		return nil

@@ -1,6 +1,7 @@
 package system
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -27,7 +28,10 @@ type inspected struct {
 		PidsLimit                                          *int64
 		RestartPolicy                                      struct{ Name string }
 	}
-	Mounts []struct{ Type, Source, Destination string }
+	Mounts []struct {
+		Type, Source, Destination string
+		RW                        bool
+	}
 }
 
 // The bits of capabilities(7).
@@ -119,7 +123,8 @@ func TestHardening(t *testing.T) {
 			gated := false
 			for _, m := range c.Mounts {
 				gated = gated || filepath.Base(m.Destination) == "gate"
-				if !strings.HasPrefix(m.Source, filepath.Join(n.Root, "tasks", id)+"/") {
+				program := filepath.Dir(m.Source) == filepath.Join(n.Root, "bin") && !m.RW
+				if !program && !strings.HasPrefix(m.Source, filepath.Join(n.Root, "tasks", id)+"/") {
 					t.Errorf("it has a mount of what is not the task's: %+v", m)
 				}
 			}
@@ -151,4 +156,48 @@ func field(t *testing.T, status, name string) string {
 	}
 	t.Fatalf("no %s in\n%s", name, status)
 	return ""
+}
+
+// The binary that containers run is written once for all tasks of a root. A task
+// cannot change it, and what another version has left goes.
+func TestSharedBinary(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "binary", rig.Spec{})
+	bin := filepath.Join(w.Root, "bin")
+	attack := Sh(image.Tag, "cd /.deckhand/*; for f in exec /proc/1/exe; do echo x >> $f; chmod 0 $f; touch $f; done; mv exec other; ln exec link; rm exec; mount -o remount,rw exec; true")
+	attack.Stdout = "/data/out"
+	task := tes.Task{ID: "one", Volumes: []string{"/data"}, Executors: []tes.Executor{attack, attack}}
+	w.MustRun(t, 0, task)
+	only := func() os.FileInfo {
+		t.Helper()
+		entries, err := os.ReadDir(bin)
+		if err != nil || len(entries) != 1 {
+			t.Fatalf("%s holds %v, %v", bin, entries, err)
+		}
+		info, err := entries[0].Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	first := only()
+	installed, err := os.ReadFile(filepath.Join(bin, first.Name()))
+	if program, e := os.ReadFile(Build(t)); err != nil || e != nil || !bytes.Equal(installed, program) || first.Mode() != 0o755 {
+		t.Errorf("what is installed, with mode %v, is not the program: %v, %v", first.Mode(), err, e)
+	}
+	if r := w.Deckhand(t, "status", "one"); !strings.Contains(r.Stdout, "program:  ") {
+		t.Errorf("status does not tell of it:\n%s", r.Stdout)
+	}
+	for _, name := range []string{"deckhand-1-2", first.Name() + ".part"} {
+		if err := os.WriteFile(filepath.Join(bin, name), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	task.ID = "two"
+	w.MustRun(t, 0, task)
+	if second := only(); !os.SameFile(first, second) || !second.ModTime().Equal(first.ModTime()) {
+		t.Error("it was written again")
+	}
+	w.Clean(t)
 }
