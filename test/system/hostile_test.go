@@ -253,9 +253,11 @@ func (w *World) sources(t *testing.T, dir string) map[string]string {
 // what a task makes, but with outputs.max_files alone.
 func TestMillionOutputs(t *testing.T) {
 	t.Parallel()
+	// In memory, where a million files are made and removed soon. It goes after the
+	// world, which ends with a scrub of its root.
+	memory := rig.Filesystem(t, "tmpfs", 4<<30)
 	w := NewWorld(t)
-	// In memory, where a million files are made and removed soon.
-	w.Root = filepath.Join(rig.Filesystem(t, "tmpfs", 4<<30), "root")
+	w.Root = filepath.Join(memory, "root")
 	w.Env = append(w.Env, "DECKHAND_OUTPUTS_MAX_FILES=10000", "DECKHAND_DISK_ANY_FILESYSTEM=true")
 	image := w.Image(t, "million", rig.Spec{})
 	long := "sed s/^/" + strings.Repeat("n", 200) + "/"
