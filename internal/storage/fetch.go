@@ -305,9 +305,17 @@ func (f *fetch) publish() error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// fault gives an error of the destination its fault.
+// fault gives an error of the destination its fault. What the file itself has
+// taken so far counts as free: it goes with the file.
 func (f *fetch) fault(err error) error {
-	return ioFault(err, f.object.Size, func() int64 { return freeBytesAt(f.req.Dir.Name()) })
+	return ioFault(err, f.object.Size, func() int64 {
+		free := freeBytesAt(f.req.Dir.Name())
+		var st unix.Stat_t
+		if free < 0 || f.part == nil || unix.Fstat(int(f.part.Fd()), &st) != nil {
+			return free
+		}
+		return free + st.Blocks*512
+	})
 }
 
 // count lets n bytes through the bandwidth limit and adds them to the meter.

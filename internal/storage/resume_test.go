@@ -266,7 +266,7 @@ func TestFullDisk(t *testing.T) {
 		(&origin{content: content, etag: `"a"`}).serve(w, r)
 	}))
 	defer server.Close()
-	for url, need := range map[string]string{server.URL + "/file": "6291456 bytes are needed", server.URL + "/chunks": "more are needed", source: "6291456 bytes are needed"} {
+	for url, need := range map[string]string{server.URL + "/file": "6291456 bytes are needed", server.URL + "/chunks": "more than the 4194304 bytes that are free are needed", source: "6291456 bytes are needed"} {
 		dir := fullDisk(t, 4<<20)
 		_, err := fetchTo(t, quick(time.Minute, 0), url, dir, "file")
 		if machine.FaultOf(err) != machine.NodeFault || err == nil || !strings.Contains(err.Error(), need) || !strings.Contains(err.Error(), "free") {

@@ -118,7 +118,7 @@ func ioFault(err error, need int64, free func() int64) error {
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		if need < 0 {
-			return machine.Faultf(machine.NodeFault, "the disk is full: %d bytes are free and more are needed: %w", free(), err)
+			return machine.Faultf(machine.NodeFault, "the disk is full: more than the %d bytes that are free are needed, and the source does not tell how many: %w", free(), err)
 		}
 		return machine.Faultf(machine.NodeFault, "the disk is full: %d bytes are needed, %d are free: %w", need, free(), err)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),

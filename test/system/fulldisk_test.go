@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -75,6 +78,66 @@ func TestTaskFillsTheDisk(t *testing.T) {
 			w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image.Tag, "true")}})
 			if s := reserveOf(t, w); s.Ballast < s.Wanted {
 				t.Errorf("the reserve was not filled again: %+v", s)
+			}
+			w.Clean(t)
+		})
+	}
+}
+
+// An input whose size shows only when it is opened, or never, and one during which
+// others fill the disk, end the task at once: in numbers, as the node's fault, and
+// with nothing left.
+func TestInputFillsTheDisk(t *testing.T) {
+	t.Parallel()
+	w := newSmallWorld(t, "ext4")
+	image := w.Image(t, "fits", rig.Spec{Marker: "fits"})
+	const large = 1 << 30
+	var gets atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.(http.Flusher).Flush() // without a length
+		if r.Method == http.MethodHead {
+			return
+		}
+		gets.Add(1)
+		block := make([]byte, 1<<20)
+		for i := range large / len(block) {
+			if r.URL.Path == "/meanwhile" && i == 8 {
+				fill(t, filepath.Dir(w.Root))
+			}
+			if _, err := rw.Write(block); err != nil {
+				return
+			}
+		}
+	}))
+	defer server.Close()
+	opened := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			rw.(http.Flusher).Flush()
+			return
+		}
+		gets.Add(1)
+		rw.Header().Set("Content-Length", fmt.Sprint(large))
+	}))
+	defer opened.Close()
+	for _, row := range []struct{ name, url, says string }{
+		{"told when it is opened", opened.URL + "/x", fmt.Sprint("the disk is full: ", large, " bytes are needed, ")},
+		{"never told", server.URL + "/x", "the disk is full: more than the "},
+		{"others fill it meanwhile", server.URL + "/meanwhile", "the disk is full: more than the "},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			gets.Store(0)
+			o := w.MustRun(t, 78, tes.Task{
+				ID: strings.ReplaceAll(row.name, " ", "-"), Inputs: []tes.Input{{URL: row.url, Path: "/in/x"}},
+				Executors: []tes.Executor{Sh(image.Tag, "true")},
+			})
+			if o.Task.State != tes.SystemError || !strings.Contains(o.Stderr, row.says) || gets.Load() != 1 {
+				t.Errorf("state %s after %d requests\n%s", o.Task.State, gets.Load(), o.Stderr)
+			}
+			if err := os.Truncate(filepath.Join(filepath.Dir(w.Root), filler), 0); err != nil {
+				t.Fatal(err)
+			}
+			if free := freeAt(t, w.Root); free < 100<<20 {
+				t.Errorf("only %d bytes are free afterwards", free)
 			}
 			w.Clean(t)
 		})
