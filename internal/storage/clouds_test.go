@@ -2,10 +2,16 @@ package storage_test
 
 import (
 	"bytes"
+	"cmp"
+	"compress/gzip"
+	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -99,6 +105,34 @@ func (a *altered) Write(b []byte) (int, error) {
 
 func (a *altered) Flush() { a.ResponseWriter.(http.Flusher).Flush() }
 
+// stalling passes on so many bytes and then nothing.
+type stalling struct {
+	http.ResponseWriter
+	left  int
+	until <-chan struct{}
+}
+
+func (s *stalling) Write(b []byte) (int, error) {
+	if len(b) > s.left {
+		_, _ = s.ResponseWriter.Write(b[:s.left])
+		s.Flush()
+		<-s.until
+		panic(http.ErrAbortHandler)
+	}
+	s.left -= len(b)
+	return s.ResponseWriter.Write(b)
+}
+
+func (s *stalling) Flush() { s.ResponseWriter.(http.Flusher).Flush() }
+
+// comeBack refuses for an hour.
+func comeBack(status int) func(cloud, *testing.T, int, http.ResponseWriter, *http.Request, http.Handler) {
+	return func(_ cloud, _ *testing.T, _ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(status)
+	}
+}
+
 func flip(b []byte) { b[len(b)/2] ^= 1 }
 
 // What a cloud's server, or somebody before it, does wrong never becomes a wrong
@@ -114,8 +148,48 @@ func TestFetchFromFaultyClouds(t *testing.T) {
 		handle func(c cloud, t *testing.T, n int, w http.ResponseWriter, r *http.Request, next http.Handler)
 		want   []byte        // nil: it cannot be had
 		fault  machine.Fault // then
+		says   string        // then
 		most   int64         // requests, where that matters
+		idle   time.Duration // a minute when 0
 	}{
+		{name: "slow drip", want: content, idle: 500 * time.Millisecond, handle: func(_ cloud, _ *testing.T, n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if n == 1 {
+				w = &stalling{ResponseWriter: w, left: 100_000, until: r.Context().Done()}
+			}
+			next.ServeHTTP(w, r)
+		}},
+		{name: "the whole for a range", want: content, handle: func(_ cloud, _ *testing.T, _ int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.Header.Get("Range") != "" || r.Header.Get("X-Ms-Range") != "" {
+				_, _ = w.Write(content)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}},
+		{name: "packed on the way", handle: func(_ cloud, _ *testing.T, _ int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			answer := httptest.NewRecorder()
+			next.ServeHTTP(answer, r)
+			var packed bytes.Buffer
+			z := gzip.NewWriter(&packed)
+			_, _ = z.Write(answer.Body.Bytes()) // to memory
+			_ = z.Close()
+			maps.Copy(w.Header(), answer.Header())
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Header().Set("Content-Length", strconv.Itoa(packed.Len()))
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(packed.Bytes())
+		}, fault: machine.TaskFault},
+		{name: "a redirect in a circle", handle: func(_ cloud, _ *testing.T, _ int, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, r.URL.String(), http.StatusTemporaryRedirect)
+		}, fault: machine.TaskFault, most: 11},
+		{name: "a signature that expires half-way", handle: func(_ cloud, _ *testing.T, n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if n > 1 {
+				w.WriteHeader(http.StatusForbidden)
+				return
+			}
+			next.ServeHTTP(cut(w, 100_000), r)
+		}, fault: machine.TaskFault, says: "403"},
+		{name: "429 for an hour", handle: comeBack(http.StatusTooManyRequests), fault: machine.RetryLater, says: "asks to wait 1h0m0s", most: 1},
+		{name: "503 for an hour", handle: comeBack(http.StatusServiceUnavailable), fault: machine.RetryLater, says: "asks to wait 1h0m0s", most: 1},
 		{name: "cut", want: content, handle: func(_ cloud, _ *testing.T, n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if n <= 3 {
 				w = cut(w, 100_000)
@@ -160,7 +234,7 @@ func TestFetchFromFaultyClouds(t *testing.T) {
 		}, fault: machine.TaskFault, most: 2},
 		{name: "never well", handle: func(_ cloud, _ *testing.T, _ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 			w.WriteHeader(http.StatusInternalServerError)
-		}, fault: machine.RetryLater},
+		}, fault: machine.RetryLater, says: "(attempt "},
 	}
 	for name, start := range clouds {
 		t.Run(name, func(t *testing.T) {
@@ -169,7 +243,7 @@ func TestFetchFromFaultyClouds(t *testing.T) {
 				t.Run(row.name, func(t *testing.T) {
 					object := strings.ReplaceAll(row.name, " ", "_")
 					c.Store(t, object, content)
-					s := c.open()
+					s := storage.Hasten(c.open(), cmp.Or(row.idle, time.Minute))
 					requests := c.spoil(c.reads, func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 						row.handle(c, t, n, w, r, next)
 					})
@@ -184,6 +258,9 @@ func TestFetchFromFaultyClouds(t *testing.T) {
 					}
 					if err == nil || machine.FaultOf(err) != row.fault {
 						t.Errorf("error %v of fault %q, want %q", err, machine.FaultOf(err), row.fault)
+					}
+					if text := fmt.Sprint(err); !strings.Contains(text, "cannot download "+s.Join(c.URL, object)+": ") || !strings.Contains(text, row.says) {
+						t.Errorf("the error does not say what failed, where and why (%s): %s", row.says, text)
 					}
 					if _, err := os.Lstat(filepath.Join(dir, "file")); err == nil {
 						t.Error("there is a file under the final name")
@@ -203,7 +280,20 @@ func TestPutToFaultyClouds(t *testing.T) {
 		name   string
 		handle func(n int, w http.ResponseWriter, r *http.Request, next http.Handler)
 		fault  machine.Fault // empty: it is published all the same
+		says   string        // then
+		idle   time.Duration // a minute when 0
 	}{
+		{name: "no answer", idle: 500 * time.Millisecond, handle: func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if n == 1 {
+				_, _ = io.Copy(io.Discard, r.Body)
+				<-r.Context().Done()
+				return
+			}
+			next.ServeHTTP(w, r)
+		}},
+		{name: "429 for an hour", handle: func(_ int, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			comeBack(http.StatusTooManyRequests)(cloud{}, nil, 0, w, r, nil)
+		}, fault: machine.RetryLater, says: "asks to wait 1h0m0s"},
 		{name: "cut", handle: func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if n <= 2 {
 				_, _ = io.CopyN(io.Discard, r.Body, 10_000)
@@ -246,7 +336,7 @@ func TestPutToFaultyClouds(t *testing.T) {
 						object := strings.ReplaceAll(row.name, " ", "_") + "_" + size
 						source := filepath.Join(t.TempDir(), "source")
 						storagetest.Write(t, source, content)
-						s := c.open()
+						s := storage.Hasten(c.open(), cmp.Or(row.idle, time.Minute))
 						c.spoil(c.writes, row.handle)
 						upload := ""
 						err := putBy(s, source, s.Join(c.URL, object), &upload)
@@ -261,6 +351,9 @@ func TestPutToFaultyClouds(t *testing.T) {
 						}
 						if err == nil || machine.FaultOf(err) != row.fault {
 							t.Errorf("%s: error %v of fault %q, want %q", size, err, machine.FaultOf(err), row.fault)
+						}
+						if text := fmt.Sprint(err); !strings.Contains(text, "cannot upload to "+s.Join(c.URL, object)+": ") || !strings.Contains(text, row.says) {
+							t.Errorf("%s: the error does not say what failed, where and why (%s): %s", size, row.says, text)
 						}
 						for _, n := range c.Names(t) {
 							if strings.HasSuffix(n, object) {
