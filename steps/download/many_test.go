@@ -1,0 +1,77 @@
+package download
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// ending is a storage that fails for good once so many files were fetched.
+type ending struct {
+	Storage
+	after   int64
+	fetched atomic.Int64
+}
+
+var errEnding = errors.New("the end")
+
+func (e *ending) Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fetched, error) {
+	if e.fetched.Add(1) > e.after {
+		return storage.Fetched{}, errEnding
+	}
+	return e.Storage.Fetch(ctx, r)
+}
+
+// 100,000 files take few records and some tens of bytes each in the journal, and
+// whoever goes on in the middle fetches none of the journaled ones again.
+func TestStageManyFiles(t *testing.T) {
+	const files, dirs = 100_000, 100
+	source := t.TempDir()
+	for d := range dirs {
+		dir := filepath.Join(source, fmt.Sprintf("dir-%02d", d))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		one := filepath.Join(dir, "file-000")
+		if err := os.WriteFile(one, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for i := 1; i < files/dirs; i++ {
+			if err := os.Link(one, filepath.Join(dir, fmt.Sprintf("file-%03d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	f := newFixture(t, tes.Input{Path: "/in", URL: source, Type: tes.Directory})
+	first := &ending{Storage: f.step.Storage, after: files / 2}
+	f.step.Storage = first
+	if err := f.step.Do(t.Context(), f.task, f.notes); !errors.Is(err, errEnding) {
+		t.Fatal(err)
+	}
+	second := &ending{Storage: first.Storage, after: files}
+	f.step.Storage = second
+	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+		t.Fatal(err)
+	}
+	if n := second.fetched.Load(); n != files/2 {
+		t.Errorf("%d files were fetched by the second process, want %d", n, files/2)
+	}
+	records, bytes := 0, 0
+	for _, note := range f.notes.All(WhatInputs) {
+		if note.Kind == machine.KindDone {
+			records, bytes = records+1, bytes+len(note.Detail)
+		}
+	}
+	t.Logf("%d records with %d bytes", records, bytes)
+	if records > files/100 || bytes > 64*files {
+		t.Errorf("%d files took %d records with %d bytes", files, records, bytes)
+	}
+}
