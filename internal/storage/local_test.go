@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -401,6 +404,29 @@ func TestBandwidth(t *testing.T) {
 	// 1 MiB may go at once.
 	if took := time.Since(begin); took < 500*time.Millisecond {
 		t.Errorf("3 MiB at 4 MiB a second took %s", took)
+	}
+}
+
+func TestBandwidthOfUploads(t *testing.T) {
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, storagetest.Content(3<<20))
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	}))
+	defer server.Close()
+	for _, url := range []string{server.URL + "/x", filepath.Join(t.TempDir(), "x")} {
+		f, err := os.Open(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		begin := time.Now()
+		if err := storage.New(storage.Options{Bandwidth: 4 << 20}).Put(t.Context(), storage.PutRequest{URL: url, File: f, Size: 3 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took < 500*time.Millisecond {
+			t.Errorf("3 MiB at 4 MiB a second to %s took %s", url, took)
+		}
 	}
 }
 
