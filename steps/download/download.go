@@ -115,13 +115,18 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return err
 	}
 	s.Log.Info("staging inputs", "files", len(todo), "bytes", need)
-	disk, err := openFilesystem(tree.Dir)
+	disk, err := node.OpenFilesystem(tree.Dir)
 	if err != nil {
-		return err
+		return machine.Faultf(machine.NodeFault, "cannot stage inputs: %w", err)
 	}
-	defer disk.dir.Close()
+	defer disk.Close()
 	journal := batch.NewWriter(n, WhatInputs, func(f File) int { return len(f.Path) + 32 })
-	journal.Durable = disk.sync
+	journal.Durable = func() error {
+		if err := disk.Sync(); err != nil {
+			return machine.Faultf(machine.NodeFault, "%w", err)
+		}
+		return nil
+	}
 	downloads, inner := group.WithContext(ctx)
 	downloads.SetLimit(s.Parallel)
 	for _, i := range todo {
@@ -217,7 +222,7 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, er
 		return File{i.path, int64(len(*i.content))}, nil
 	}
 	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
-		URL: i.url, Dir: dir, Name: name, Version: i.object.Version, NoSync: i.object.Size >= 0 && i.object.Size < small,
+		URL: i.url, Dir: dir, Name: name, Version: i.object.Version, NoSync: i.object.Size >= 0 && i.object.Size < node.SyncTogether,
 	})
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", i.path, err)

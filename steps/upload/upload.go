@@ -14,6 +14,7 @@ import (
 
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/group"
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/redact"
@@ -196,10 +197,8 @@ func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree,
 	if note, ok := n.Get(WhatOutputs, "all"); ok && note.Kind == machine.KindIntent {
 		return nil
 	}
-	for _, f := range files {
-		if err := syncFile(tree, f.physical); err != nil {
-			return machine.Faultf(machine.NodeFault, "cannot make output %s durable: %w", f.Path, err)
-		}
+	if err := makeDurable(tree, files); err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot make the outputs durable: %w", err)
 	}
 	part, size := 0, 0
 	var urls []string
@@ -224,6 +223,29 @@ const announced = 32 << 10
 
 func announce(ctx context.Context, n machine.Notes, name string, urls []string) error {
 	return n.Intent(ctx, machine.Fact{What: WhatOutputs, Name: name, Detail: map[string]any{"urls": urls}})
+}
+
+// makeDurable brings files to the disk: large ones each by itself, the others
+// together.
+func makeDurable(tree *worktree.Tree, files []File) error {
+	together := false
+	for _, f := range files {
+		if f.Size < node.SyncTogether {
+			together = true
+			continue
+		}
+		if err := syncFile(tree, f.physical); err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+	}
+	if !together {
+		return nil
+	}
+	disk, err := node.OpenFilesystem(tree.Dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(disk.Sync(), disk.Close())
 }
 
 func syncFile(tree *worktree.Tree, p string) error {
