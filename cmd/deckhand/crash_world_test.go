@@ -113,6 +113,9 @@ func (b *bench) world(t *testing.T, s shape.Shape) *world {
 		if r.At == "" && o.code != 0 || r.At != "" && !o.killed {
 			t.Fatalf("an earlier run ended with %d (killed at %q: %t)\n%s", o.code, r.At, o.killed, o.log)
 		}
+		for r.Begins && !shape.HasBegun(filepath.Join(dir, "root")) {
+			time.Sleep(time.Millisecond)
+		}
 	}
 	if s.Run.Moved != "" {
 		b.push(t, s.Run.Moved+":1", rig.Spec{Marker: s.Run.Moved + " moved"})
@@ -248,8 +251,7 @@ func (p *process) Write(text []byte) (int, error) {
 // stopWhenBegun is the user, who stops the task once its command has begun: what is
 // then to be removed does not depend on who came first.
 func (p *process) stopWhenBegun() {
-	begun := filepath.Join(p.dir, "root/tasks/*/*/dirs/*", shape.Begun)
-	for found, _ := filepath.Glob(begun); len(found) == 0; found, _ = filepath.Glob(begun) {
+	for !shape.HasBegun(filepath.Join(p.dir, "root")) {
 		if p.ended() {
 			return
 		}

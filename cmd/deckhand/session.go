@@ -293,6 +293,9 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		Entered: s.entered,
 	}
 	for _, step := range steps {
+		if step.State() != machine.Scrub {
+			step = laidOut{step}
+		}
 		m.Steps[step.State()] = step
 	}
 	return m, nil

@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"regexp"
 
 	"github.com/docker/docker/api/types/container"
 
@@ -33,8 +35,15 @@ func (d *Docker) CopyFrom(ctx context.Context, id, path string, read func(io.Rea
 	if failed != nil {
 		return failed
 	}
+	if err != nil && noPath.MatchString(err.Error()) {
+		return fmt.Errorf("read %s of container %s: %s: %w", path, id, message(err), ErrNotFound)
+	}
 	return explain(err, "read %s of container %s", path, id)
 }
+
+// noPath is how Docker words a path on which a file or a loop of links is in the
+// way: it does not say "not found" of those.
+var noPath = regexp.MustCompile(`(?i)not a directory|too many (?:links in|levels of symbolic links)`)
 
 // source is a reader that keeps the error which ended it before its end.
 type source struct {

@@ -112,6 +112,9 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	// Docker goes on with a request that is given up, and would finish it behind
 	// the roll-back's back. A Docker that does not answer is given up all the same.
 	ctx = context.WithoutCancel(ctx)
+	if err := prepared(c.Tree(t.Attempt, n)); err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot make the directories of inputs: %w", err)
+	}
 	spec, err := c.spec(t, n, executor, img)
 	if err != nil {
 		return err
@@ -135,6 +138,17 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	}
 	if err != nil {
 		return fmt.Errorf("executor %d: %w", executor, err)
+	}
+	return nil
+}
+
+// prepared makes the directories that are mounted since Settle has decided so, also
+// when a power cut took them away again.
+func prepared(tree *worktree.Tree) error {
+	for _, m := range tree.Plan.Mounts {
+		if _, err := os.Lstat(tree.Source(m)); errors.Is(err, fs.ErrNotExist) {
+			return tree.Prepare()
+		}
 	}
 	return nil
 }
@@ -185,8 +199,9 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 	// A volume that the image declares would be anonymous; made by us it has a
 	// name that is known beforehand, and our labels.
 	// In a mounted directory it is a part of that: left alone, Docker would mount
-	// an anonymous one over it.
-	for _, target := range img.Volumes {
+	// an anonymous one over it. Its name does not follow from what else is mounted:
+	// a container that is made anew gets the volumes of the one before it.
+	for j, target := range img.Volumes {
 		clean := filepath.Clean(target)
 		switch {
 		case slices.Contains(targets, clean):
@@ -196,14 +211,19 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 				err = part.Close()
 			}
 			// An executor may have closed what leads there since it was made.
-			if err != nil && !errors.Is(err, fs.ErrPermission) {
-				return s, machine.Faultf(machine.NodeFault, "cannot make the image's volume %s: %w", clean, err)
-			}
 			place := tree.Where(clean)
-			s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: filepath.Join(place.Base, place.Name), Target: clean})
+			source := filepath.Join(place.Base, place.Name)
+			if err != nil && !errors.Is(err, fs.ErrPermission) {
+				fault := machine.NodeFault
+				if replaced := tree.CheckSource(source); replaced != nil && !errors.Is(replaced, fs.ErrNotExist) {
+					fault = machine.TaskFault // by what an earlier executor has put there
+				}
+				return s, machine.Faultf(fault, "cannot make the image's volume %s: %w", clean, err)
+			}
+			s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: source, Target: clean})
 		default:
 			s.Mounts = append(s.Mounts, engine.Mount{
-				Kind: engine.VolumeMount, Source: fmt.Sprintf("%s-v%d", name, len(s.Mounts)), Target: clean,
+				Kind: engine.VolumeMount, Source: fmt.Sprintf("%s-v%d", name, j), Target: clean,
 			})
 		}
 	}

@@ -26,6 +26,7 @@ type docker struct {
 	specs           map[string]engine.Spec
 	volumes         map[string]map[string]string
 	files           map[string][]string // of images; directories end with a slash
+	declared        []string            // volumes of images
 	made            int                 // containers
 }
 
@@ -145,8 +146,8 @@ func TestSpec(t *testing.T) {
 		Mounts: []engine.Mount{
 			{Kind: engine.BindMount, Source: f.dir + "/dirs/0", Target: "/vol"},
 			{Kind: engine.BindMount, Source: f.dir + "/files/1", Target: "/etc/x"},
-			{Kind: engine.VolumeMount, Source: name + "-v2", Target: "/own"},
-			{Kind: engine.VolumeMount, Source: name + "-v3", Target: "/more"},
+			{Kind: engine.VolumeMount, Source: name + "-v0", Target: "/own"},
+			{Kind: engine.VolumeMount, Source: name + "-v2", Target: "/more"},
 		},
 		CPUs: 4, MemoryBytes: 1_500_000_000, PidsLimit: 7, CgroupParent: "/engine/job", NoNewPrivileges: true,
 		CapAdd: []string{"SYS_NICE"}, CapDrop: []string{"NET_RAW"},
@@ -154,7 +155,7 @@ func TestSpec(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
 	}
-	if len(f.docker.volumes) != 2 || f.docker.volumes[name+"-v2"]["deckhand.root"] != "r" {
+	if len(f.docker.volumes) != 2 || f.docker.volumes[name+"-v0"]["deckhand.root"] != "r" {
 		t.Errorf("the volumes are %v", f.docker.volumes)
 	}
 }

@@ -66,9 +66,6 @@ func (c *Containers) Settle(ctx context.Context, t *machine.Task, n machine.Note
 			return err
 		}
 	}
-	if err := c.Tree(t.Attempt, n).Prepare(); err != nil {
-		return machine.Faultf(machine.NodeFault, "cannot make the directories of inputs: %w", err)
-	}
 	for i := range c.Task.Executors {
 		if err := c.Renew(ctx, t, n, i); err != nil {
 			return err
@@ -86,6 +83,15 @@ func (c *Containers) have(ctx context.Context, t *machine.Task, dir string) (boo
 		}
 		if kind != 0 && (kind != tar.TypeDir || entries) {
 			return true, nil
+		}
+		if kind != 0 {
+			continue
+		}
+		// Of a container that is gone Docker says no more than of a path that is not there.
+		if _, err := c.Engine.Container(ctx, c.Name(t, i)); errors.Is(err, engine.ErrNotFound) {
+			return false, fmt.Errorf("somebody removed the container of executor %d: %w", i, machine.ErrLost)
+		} else if err != nil {
+			return false, err
 		}
 	}
 	return false, nil
@@ -113,7 +119,6 @@ func look(ctx context.Context, e copier, container, p string) (kind byte, entrie
 		}
 		return err
 	})
-	// A container that is gone has nothing either: making or starting it tells.
 	if errors.Is(err, engine.ErrNotFound) {
 		return 0, false, nil
 	}
@@ -144,23 +149,25 @@ func (c *Containers) Renew(ctx context.Context, t *machine.Task, n machine.Notes
 	return err
 }
 
-// renew makes an executor's container anew and copies the input directories into
-// it that its image has too. What an earlier process has begun to copy may still
-// be on its way, to a container that is then no more.
-func (s *Step) renew(ctx context.Context, t *machine.Task, n machine.Notes, i int, tree *worktree.Tree) (engine.Container, error) {
+// renew makes an executor's container anew before input directories are copied
+// into it. What an earlier process has begun to copy may still be on its way, to a
+// container that is then no more.
+func (s *Step) renew(ctx context.Context, t *machine.Task, n machine.Notes, i int) (engine.Container, error) {
 	if err := s.Containers.Renew(ctx, t, n, i); err != nil {
 		return engine.Container{}, err
 	}
-	c, err := s.Engine.Container(ctx, s.Containers.Name(t, i))
-	if err != nil {
-		return c, err
-	}
+	return s.Engine.Container(ctx, s.Containers.Name(t, i))
+}
+
+// copyInputs copies into an executor's container the input directories that its
+// image has too.
+func (s *Step) copyInputs(ctx context.Context, n machine.Notes, i int, tree *worktree.Tree, container string) error {
 	for _, m := range tree.Plan.Merges {
-		if err := s.merge(ctx, n, c.ID, tree.Source(m), m.Target); err != nil {
-			return c, fmt.Errorf("cannot copy the input directory %s into the container of executor %d: %w", m.Target, i, err)
+		if err := s.merge(ctx, n, container, tree.Source(m), m.Target); err != nil {
+			return fmt.Errorf("cannot copy the input directory %s into the container of executor %d: %w", m.Target, i, err)
 		}
 	}
-	return c, nil
+	return nil
 }
 
 // dockers are files that Docker mounts into every container.
@@ -180,10 +187,16 @@ func (s *Step) merge(ctx context.Context, n machine.Notes, container, source, ta
 			return n.Warn(ctx, fmt.Sprintf("%s of an input directory is left out: Docker has a file of its own there; give it as an input by itself", at(name)))
 		case e.IsDir() && !made[path.Dir(name)]:
 			kind, _, err := look(ctx, s.Engine, container, at(name))
+			if kind == tar.TypeSymlink && err == nil {
+				kind, _, err = look(ctx, s.Engine, container, at(name)+"/.") // where it leads
+				if kind == 0 && err == nil {
+					return machine.Faultf(machine.TaskFault, "the image has a link at %s that leads nowhere", at(name))
+				}
+			}
 			switch {
 			case err != nil:
 				return err
-			case kind != 0 && kind != tar.TypeDir && kind != tar.TypeSymlink:
+			case kind != 0 && kind != tar.TypeDir:
 				return machine.Faultf(machine.TaskFault, "the image has a file at %s", at(name))
 			case kind != 0:
 				return nil

@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -19,7 +21,7 @@ func (d *docker) Image(_ context.Context, ref string) (engine.Image, error) {
 	if d.files[ref] == nil {
 		return engine.Image{}, engine.ErrNotFound
 	}
-	return engine.Image{ID: ref}, nil
+	return engine.Image{ID: ref, Volumes: d.declared}, nil
 }
 
 // CopyFrom archives what the container's image has.
@@ -108,4 +110,47 @@ func TestSettle(t *testing.T) {
 		t.Errorf("%d containers were made anew, not 2", f.docker.made-made)
 	}
 	same("settled again,", "/data", "/opt/b", "/opt/c")
+}
+
+// A container that is made anew keeps each volume that its image declares: Docker
+// has filled them, each with what the image has in its place.
+func TestSettleKeepsVolumes(t *testing.T) {
+	f := newFixture(t, tes.Task{Inputs: []tes.Input{{Path: "/opt/own", Type: tes.Directory}}, Executors: []tes.Executor{{}}})
+	f.notes = f.notes.Of(machine.ImageCheck)
+	img := engine.Image{ID: "one", Volumes: []string{"/v1", "/v2"}}
+	f.docker.files = map[string][]string{"one": {"/v1/", "/v2/"}}
+	f.docker.declared = img.Volumes
+	volumes := func(s engine.Spec) map[string]string {
+		of := map[string]string{}
+		for _, m := range s.Mounts {
+			if m.Kind == engine.VolumeMount {
+				of[m.Target] = m.Source
+			}
+		}
+		return of
+	}
+	before := volumes(f.create(t, 0, img))
+	if err := f.containers.Settle(t.Context(), f.task, f.notes); err != nil {
+		t.Fatal(err)
+	}
+	after := f.docker.specs[f.containers.Name(f.task, 0)]
+	if f.docker.made != 2 || len(before) != 2 || !maps.Equal(before, volumes(after)) {
+		t.Errorf("made %d times, with %v and then %v", f.docker.made, before, volumes(after))
+	}
+}
+
+// A container that somebody removes while it is looked at is not taken for one
+// whose image has nothing.
+func TestSettleMissesAContainer(t *testing.T) {
+	f := newFixture(t, tes.Task{Inputs: []tes.Input{{Path: "/opt/own", Type: tes.Directory}}, Executors: []tes.Executor{{}}})
+	f.notes = f.notes.Of(machine.ImageCheck)
+	f.docker.files = map[string][]string{"one": {"/opt/own/", "/opt/own/file"}}
+	f.create(t, 0, engine.Image{ID: "one"})
+	delete(f.docker.specs, f.containers.Name(f.task, 0))
+	if err := f.containers.Settle(t.Context(), f.task, f.notes); !errors.Is(err, machine.ErrLost) {
+		t.Errorf("settled with %v, want ErrLost", err)
+	}
+	if _, decided := f.notes.Get(whatMounts, "own"); decided {
+		t.Error("it was decided what the image has")
+	}
 }

@@ -134,7 +134,10 @@ func result(n machine.Notes, executor int) (Result, bool, error) {
 func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i int, began time.Time) (Result, error) {
 	name := s.Containers.Name(t, i)
 	c, err := s.Engine.Container(ctx, name)
-	if _, begun := n.Get(WhatExecutor, strconv.Itoa(i)); errors.Is(err, engine.ErrNotFound) && !begun && len(s.Tree(t.Attempt, n).Plan.Merges) > 0 {
+	// What is copied into a container was copied when its start is announced.
+	_, begun := n.Get(WhatExecutor, strconv.Itoa(i))
+	copies := !begun && len(s.Tree(t.Attempt, n).Plan.Merges) > 0
+	if errors.Is(err, engine.ErrNotFound) && copies {
 		c, err = engine.Container{State: engine.Created}, nil // a process died while it renewed it
 	}
 	if errors.Is(err, engine.ErrNotFound) {
@@ -148,14 +151,20 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 		if err := s.unstarted(ctx, n, c, i); err != nil {
 			return Result{}, err
 		}
-		if len(f.out.tree.Plan.Merges) > 0 {
-			if c, err = s.renew(ctx, t, n, i, f.out.tree); err != nil {
+		if copies {
+			if c, err = s.renew(ctx, t, n, i); err != nil {
 				return Result{}, err
 			}
 			f.container = c
 		}
+		// Before anything is copied: Docker mounts for that what it mounts for a start.
 		if err := s.checkMounts(ctx, n, f.out.tree, i, c); err != nil {
 			return Result{}, err
+		}
+		if copies {
+			if err := s.copyInputs(ctx, n, i, f.out.tree, c.ID); err != nil {
+				return Result{}, err
+			}
 		}
 		if err := s.checkGate(f.out.tree, i, c); err != nil {
 			return Result{}, err

@@ -5,6 +5,7 @@ package scrub
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,7 +73,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		s.Log.Warn("cannot remove the binary of another version", "dir", s.Bin, "error", err)
 	}
 	tree := s.Tree(t.Attempt, n)
-	if err := n.Intent(ctx, machine.Fact{What: "directory", Name: s.Dir}); err != nil {
+	if err := n.Intent(ctx, machine.Fact{What: whatDirectory, Name: s.Dir, Detail: directory{worktree.Layout}}); err != nil {
 		return err
 	}
 	if err := tree.Prepare(); err != nil {
@@ -85,6 +86,23 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return err
 	}
 	return s.Room.Check(ctx, back)
+}
+
+// whatDirectory is the kind of fact that tells of the task's directory.
+const whatDirectory = "directory"
+
+type directory struct {
+	Layout int `json:"layout"`
+}
+
+// LaidOut says whether the directory of an attempt was laid out by the rules of
+// this version.
+func LaidOut(n machine.Notes) bool {
+	for _, note := range n.Of(machine.Scrub).All(whatDirectory) {
+		var d directory
+		return json.Unmarshal(note.Detail, &d) == nil && d.Layout == worktree.Layout
+	}
+	return false
 }
 
 // remove removes one item. Only a silent engine and the journal are errors:

@@ -22,9 +22,16 @@ import (
 // What several executors have made is taken from the last of them.
 func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree) error {
 	taken := map[string]bool{}
+	safe := map[string]bool{}
 	for _, pattern := range tree.Plan.Captured {
 		for i := len(s.Task.Executors) - 1; i >= 0; i-- {
 			name := s.Containers.Name(t, i)
+			if !safe[name] {
+				if err := s.checkMounts(ctx, tree, i, name); err != nil {
+					return err
+				}
+				safe[name] = true
+			}
 			paths := []string{glob.Unescape(pattern)}
 			if glob.HasMeta(pattern) {
 				var err error
@@ -42,6 +49,26 @@ func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree
 				}
 				taken[p] = there
 			}
+		}
+	}
+	return nil
+}
+
+// checkMounts refuses to read from a container when an executor has put a link, or
+// nothing, in the place of a directory of the task that it had mounted: Docker
+// mounts anew what the container had, wherever a link leads.
+func (s *Step) checkMounts(ctx context.Context, tree *worktree.Tree, executor int, container string) error {
+	c, err := s.Engine.Container(ctx, container)
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil // then nothing is read
+	}
+	if err != nil {
+		return err
+	}
+	for _, m := range c.Binds {
+		if err := tree.CheckSource(m.Source); err != nil {
+			return machine.Faultf(machine.TaskFault,
+				"cannot take outputs from the container of executor %d: its image has a volume at %s, and that directory was replaced: %w", executor, m.Target, err)
 		}
 	}
 	return nil

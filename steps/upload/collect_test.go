@@ -35,6 +35,13 @@ type containers map[string]map[string]string
 
 func (c containers) Name(_ *machine.Task, executor int) string { return fmt.Sprint(executor) }
 
+func (c containers) Container(_ context.Context, id string) (engine.Container, error) {
+	if c[id] == nil {
+		return engine.Container{}, engine.ErrNotFound
+	}
+	return engine.Container{Name: id}, nil
+}
+
 func (c containers) Changes(_ context.Context, id string, read func(iter.Seq[string]) error) error {
 	if c[id] == nil {
 		return engine.ErrNotFound

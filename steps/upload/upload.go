@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/own"
@@ -35,6 +36,7 @@ type Storage interface {
 
 // Engine reads from containers that have ended.
 type Engine interface {
+	Container(ctx context.Context, name string) (engine.Container, error)
 	CopyFrom(ctx context.Context, id, path string, read func(io.Reader) error) error
 	Changes(ctx context.Context, id string, read func(iter.Seq[string]) error) error
 }

@@ -230,6 +230,9 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 		if r.At == "" && o.code != 0 || r.At != "" && !o.killed {
 			t.Fatalf("%s: an earlier run ended with %d (killed at %q: %t)\n%s", s.Name, o.code, r.At, o.killed, o.log)
 		}
+		for r.Begins && !shape.HasBegun(filepath.Join(n.dir, "root")) {
+			time.Sleep(time.Millisecond)
+		}
 	}
 	if s.Run.Moved != "" {
 		n.registry.lead(t, s.Run.Moved, true)
@@ -292,8 +295,7 @@ func (n *node) run(t *testing.T, r shape.Run, at string) outcome {
 		if !asked && (strings.Contains(lines.Text(), "executor started") || strings.Contains(lines.Text(), "executor found again")) {
 			asked = true
 			go func() {
-				begun := filepath.Join(n.dir, "root/tasks/*/*/dirs/*", shape.Begun)
-				for found, _ := filepath.Glob(begun); len(found) == 0 && ctx.Err() == nil; found, _ = filepath.Glob(begun) {
+				for !shape.HasBegun(filepath.Join(n.dir, "root")) && ctx.Err() == nil {
 					time.Sleep(time.Millisecond)
 				}
 				_ = cmd.Process.Signal(syscall.SIGINT) // it may be gone

@@ -33,6 +33,7 @@ const ownerLabel = "rig.registry"
 type Spec struct {
 	Marker     string            // tells images apart that are otherwise equal
 	Files      map[string]string // absolute path -> content; mode 0755 when it begins with "#!", else 0644
+	Links      map[string]string // absolute path -> what the symbolic link leads to
 	Size       int64             // bytes of incompressible filling
 	Zeros      int64             // bytes of filling that compress to next to nothing
 	Shared     int64             // bytes in a layer of their own, the same in every image that has it
@@ -155,6 +156,9 @@ func (s Spec) layer(marker string) (layer, error) {
 				mode = 0o755
 			}
 			t.file(strings.TrimPrefix(name, "/"), mode, []byte(s.Files[name]))
+		}
+		for _, name := range slices.Sorted(maps.Keys(s.Links)) {
+			t.link(strings.TrimPrefix(name, "/"), s.Links[name])
 		}
 		if s.Size > 0 {
 			filling := make([]byte, s.Size)

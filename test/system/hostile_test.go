@@ -58,6 +58,30 @@ func TestVolumeTurnedIntoALink(t *testing.T) {
 	}
 }
 
+// A later executor puts a link to the node in the place of a volume of an ended
+// container, from whose own files an output is taken: Docker mounts it for that.
+func TestOutputThroughAVolumeTurnedIntoALink(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	plain := w.Image(t, "plain", rig.Spec{})
+	own := w.Image(t, "own", rig.Spec{Marker: "own", Volumes: []string{"/data/own"}})
+	secret := filepath.Dir(w.Write(t, "host/secret", "of the node"))
+	o := w.Run(t, tes.Task{
+		ID: "taken", Volumes: []string{"/data"},
+		Executors: []tes.Executor{
+			Sh(own.Tag, "mkdir -p /opt; ln -s /data/own /opt/out"), Sh(plain.Tag, "rmdir /data/own; ln -s "+secret+" /data/own"),
+		},
+		Outputs: []tes.Output{{Path: "/opt/out/secret", URL: w.Dir + "/published"}},
+	})
+	if text, err := os.ReadFile(w.Dir + "/published"); err == nil {
+		t.Errorf("a file of the node was published: %q", text)
+	}
+	if o.Code != 3 || !strings.Contains(o.Stderr, "its image has a volume at /data/own, and that directory was replaced") {
+		t.Errorf("exit code %d, want 3\n%s", o.Code, o.Stderr)
+	}
+	w.Clean(t)
+}
+
 // An earlier executor puts links to the node where a later one's streams are to
 // go, and in the place of the files themselves.
 func TestStreamsTurnedIntoLinks(t *testing.T) {

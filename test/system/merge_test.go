@@ -2,6 +2,7 @@ package system
 
 import (
 	"fmt"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,7 +16,8 @@ import (
 func TestInputsOverTheImage(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
-	one := w.Image(t, "one", rig.Spec{User: "1234", Files: map[string]string{"/opt/tool/bin/run": "#!/bin/sh\necho tool", "/opt/tool/conf": "of the image", "/usr/share/data/kept": "kept\n"}})
+	links := map[string]string{"/opt/tool/round": "round", "/opt/tool/conf-too": "conf"}
+	one := w.Image(t, "one", rig.Spec{User: "1234", Files: map[string]string{"/opt/tool/bin/run": "#!/bin/sh\necho tool", "/opt/tool/conf": "of the image", "/usr/share/data/kept": "kept\n"}, Links: links})
 	two := w.Image(t, "two", rig.Spec{Files: map[string]string{"/opt/tool/bin/other": "#!/bin/sh\necho other"}})
 	dir := func(p, source string) tes.Input {
 		return tes.Input{Path: p, URL: filepath.Join(w.Dir, "src", source), Type: tes.Directory}
@@ -67,9 +69,11 @@ func TestInputsOverTheImage(t *testing.T) {
 
 	// What cannot be merged is the task's fault.
 	w.Write(t, "src/wrong/bin", "a file")
-	for p, source := range map[string]string{"/opt/tool": "wrong", "/opt/tool/conf": "sub"} {
+	w.Write(t, "src/loop/round/file", "below a link to itself")
+	w.Write(t, "src/astray/conf-too/file", "below a link to a file")
+	for p, source := range map[string]string{"/opt/tool": "wrong", "/opt/tool/conf": "sub", "/opt/tool/": "loop", "/opt//tool": "astray"} {
 		o := w.Run(t, tes.Task{ID: "wrong", Inputs: []tes.Input{dir(p, source)}, Executors: []tes.Executor{Sh(one.Tag, "true")}}, "--fresh")
-		if o.Code != 3 || !strings.Contains(o.Stderr, fmt.Sprintf("cannot copy the input directory %s into the container of executor 0", p)) {
+		if o.Code != 3 || !strings.Contains(o.Stderr, fmt.Sprintf("cannot copy the input directory %s into the container of executor 0", path.Clean(p))) {
 			t.Errorf("%s: exit code %d\n%s", p, o.Code, o.Stderr)
 		}
 		w.Clean(t)

@@ -160,6 +160,17 @@ func TestVolumeInAClosedDirectory(t *testing.T) {
 		t.Errorf("exit code %d\n%s", r.Code, r.Stderr)
 	}
 	w.Clean(t)
+
+	// Nor are inputs copied through it.
+	linked := w.Image(t, "linked", rig.Spec{Marker: "linked", Volumes: []string{"/data/a/own"}, Links: map[string]string{"/opt/tool": "/data/a/own"}})
+	w.Write(t, "tool/planted", "of the task")
+	task.Inputs = []tes.Input{{Path: "/opt/tool", URL: w.Dir + "/tool", Type: tes.Directory}}
+	task.Executors[1].Image = linked.Tag
+	r = w.Deckhand(t, "run", w.Save(t, task), "--fresh")
+	if _, err := os.Lstat(filepath.Join(secret, "planted")); r.Code != 3 || err == nil || !strings.Contains(r.Stderr, "an earlier executor has replaced that directory") {
+		t.Errorf("exit code %d, planted: %v\n%s", r.Code, err == nil, r.Stderr)
+	}
+	w.Clean(t)
 }
 
 // runAs runs a task that is to succeed, as the world's user, and returns its log.

@@ -6,6 +6,7 @@ package shape
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 
 	"github.com/deckhand/deckhand/internal/tes"
 )
@@ -38,6 +39,9 @@ type Run struct {
 	Command []string
 	// At ends an earlier run: the occurrence of a crash point.
 	At string
+	// Begins: an earlier run counts as over once its command has begun (see Begun),
+	// so that there is always the same to be removed.
+	Begins bool
 	// Moved is an image whose tag has moved before this run, to another image.
 	Moved string
 	// Cancel: the user stops it, as with SIGINT, as soon as an executor's command has
@@ -146,6 +150,12 @@ func failing(id string, ignored bool) func(Place) tes.Task {
 // says that it has begun, where it is to be cancelled.
 const Begun = "begun"
 
+// HasBegun says whether a command of a task below a root has begun.
+func HasBegun(root string) bool {
+	found, _ := filepath.Glob(filepath.Join(root, "tasks/*/*/dirs/*", Begun)) // the pattern is well
+	return len(found) > 0
+}
+
 // endless is a task that ends when it is stopped.
 func endless(id string) func(Place) tes.Task {
 	return func(p Place) tes.Task {
@@ -207,7 +217,7 @@ var All = []Shape{
 		Run: Run{Command: []string{"scrub"}},
 	},
 	{
-		Name: "recovered", Short: true, Earlier: []Run{{Task: endless("dead"), At: started}},
+		Name: "recovered", Short: true, Earlier: []Run{{Task: endless("dead"), At: started, Begins: true}},
 		Run: Run{Command: []string{"recover"}},
 	},
 	{Name: "restarted node", Short: true, Restart: true, Run: Run{Task: one("restarted", "a", false)}},
