@@ -23,36 +23,54 @@ import (
 // written once; containers have it read-only. One that another version has left
 // there is not taken: it may not know the commands of this one.
 func Install(dir string) (string, error) {
-	self, err := os.Open("/proc/self/exe")
+	name, err := name()
 	if err != nil {
-		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
+		return "", err
 	}
-	defer func() { _ = self.Close() }() // read-only
-	info, err := self.Stat()
-	if err != nil {
-		return "", fmt.Errorf("cannot read the deckhand binary: %w", err)
-	}
-	helper := filepath.Join(dir, name(info))
+	helper := filepath.Join(dir, name)
 	if _, err := os.Stat(helper); err == nil {
 		return helper, nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", machine.Faultf(machine.NodeFault, "cannot make a directory for the deckhand binary: %w", err)
 	}
-	part, err := os.OpenFile(helper+".part", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	part := helper + partial
+	err = copySelf(part)
+	if err == nil {
+		err = os.Rename(part, helper)
+	}
 	if err != nil {
+		// It may have taken the last free bytes.
+		if left := os.Remove(part); !errors.Is(left, fs.ErrNotExist) {
+			err = errors.Join(err, left)
+		}
 		return "", machine.Faultf(machine.NodeFault, "cannot put the deckhand binary where containers can run it: %w", err)
 	}
-	_, err = io.Copy(part, self)
-	if err := errors.Join(err, part.Chmod(0o755), part.Sync(), part.Close()); err != nil {
-		return "", machine.Faultf(machine.NodeFault, "cannot put the deckhand binary where containers can run it: %w", err)
-	}
-	return helper, os.Rename(part.Name(), helper)
+	return helper, nil
 }
 
-// name tells one version of the binary from another.
-func name(info fs.FileInfo) string {
-	return fmt.Sprintf("deckhand-%x-%x", info.Size(), info.ModTime().UnixNano())
+// partial ends the name of a binary that is not whole yet.
+const partial = ".part"
+
+// copySelf writes this binary to a file, durably.
+func copySelf(to string) (err error) {
+	self, err := openSelf()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = self.Close() }() // read-only
+	f, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := io.Copy(f, self); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o755); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // Installed adds up the bytes of what is installed in a directory.
@@ -73,19 +91,26 @@ func Installed(dir string) (bytes int64, err error) {
 // Prune removes what other versions, and processes that died, have installed in a
 // directory. No container of the root may be left that mounts it.
 func Prune(dir string) error {
+	this, err := name()
+	if err != nil {
+		return err
+	}
+	return remove(dir, func(name string) bool { return name != this })
+}
+
+// RemovePartial removes what a process that died while it installed has left in a
+// directory; no container has it. Whoever calls holds the root.
+func RemovePartial(dir string) error {
+	return remove(dir, func(name string) bool { return strings.HasSuffix(name, partial) })
+}
+
+func remove(dir string, which func(name string) bool) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	info, err := os.Stat("/proc/self/exe")
-	if err != nil {
-		return err
-	}
 	for _, e := range entries {
-		if e.Name() != name(info) {
+		if which(e.Name()) {
 			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
 		}
 	}
@@ -140,7 +165,7 @@ func Run(ctx context.Context, e Engine, j Job) (err error) {
 	whole := context.WithoutCancel(ctx)
 	id, err := e.Create(whole, spec)
 	if errors.Is(err, engine.ErrExists) {
-		if err := remove(ctx, e, j.Name); err != nil {
+		if err := stopAndRemove(ctx, e, j.Name); err != nil {
 			return err
 		}
 		id, err = e.Create(whole, spec)
@@ -148,7 +173,7 @@ func Run(ctx context.Context, e Engine, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, remove(whole, e, id)) }()
+	defer func() { err = errors.Join(err, stopAndRemove(whole, e, id)) }()
 	exits, err := e.WaitNext(ctx, id)
 	if err != nil {
 		return err
@@ -179,7 +204,7 @@ func notLost(err error) error {
 	return err
 }
 
-func remove(ctx context.Context, e Engine, id string) error {
+func stopAndRemove(ctx context.Context, e Engine, id string) error {
 	if err := e.Stop(ctx, id, 0); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ var readers = map[string][]string{
 	},
 	"golang.org/x/sys/unix": {
 		"Access", "ByteSliceFromString", "Close", "Dup2", "Exec", "Faccessat", "FcntlFlock", "Flock", "Fstat", "Fstatat", "Fstatfs", "Getdents", "Lstat",
-		"Openat2", "PidfdOpen", "Poll", "ReadDirent", "Readlinkat", "Seek", "SignalName", "Stat", "Statfs", "Statx", "Wait4", "Wgetpgrp", "IoctlGetTermios",
+		"Openat2", "PidfdOpen", "Poll", "ReadDirent", "Readlinkat", "Seek", "SignalName", "Stat", "Statfs", "Statx", "Uname", "Wait4", "Wgetpgrp", "IoctlGetTermios",
 	},
 	"syscall": {"ForkExec"}, // of the command inside a container
 	"os/exec": {"Command", "CommandContext"},
@@ -71,7 +71,7 @@ var variables = map[string]bool{"journal.fdatasync": true}
 // harmless are the packages without any effect on the world, by their path or
 // the beginning of it.
 var harmless = []string{
-	"archive/", "bufio", "bytes", "cmp", "compress/", "context", "crypto/", "encoding/", "errors", "fmt", "hash", "hash/", "html", "io/", "iter", "log/", "maps", "math",
+	"archive/", "bufio", "bytes", "cmp", "compress/", "context", "crypto/", "debug/", "encoding/", "errors", "fmt", "hash", "hash/", "html", "io/", "iter", "log/", "maps", "math",
 	"mime", "net/netip", "net/textproto", "net/url", "os/signal", "path", "reflect", "regexp", "runtime", "slices", "sort", "strconv", "strings", "sync", "text/", "time", "unicode", "unsafe", "embed",
 	"github.com/aws/aws-sdk-go-v2/aws", "github.com/aws/aws-sdk-go-v2/config", "github.com/aws/smithy-go",
 	"github.com/cenkalti/backoff/", "github.com/dgraph-io/badger/v4/", "github.com/dgraph-io/ristretto/", "github.com/distribution/reference", "github.com/docker/go-units", "github.com/google/flatbuffers/", "github.com/google/nftables/",
