@@ -12,6 +12,7 @@ import (
 
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
@@ -95,6 +96,11 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	for _, i := range gone {
 		if err := s.removeItem(ctx, cleaner, notes, i, &report); err != nil {
 			return report, err
+		}
+	}
+	if !slices.ContainsFunc(report.Failed, func(i scrub.Item) bool { return i.Kind == scrub.Container }) {
+		if err := helper.Prune(s.app.binDir()); err != nil {
+			s.app.log.Warn("cannot remove the binary of another version", "dir", s.app.binDir(), "error", err)
 		}
 	}
 	report.FreeBytesAfter, err = freeBytes(s.app.conf.Root)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
@@ -81,11 +82,20 @@ func (a *app) enter(ctx context.Context, task, document string, take func(contex
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	a.removeSocket()
+	a.removePartial()
 	s, err := a.open(ctx, task, lock, docker)
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	return s, nil
+}
+
+// removePartial removes what a dead process has not installed whole, before a full
+// disk is asked for space. Whoever calls holds the root.
+func (a *app) removePartial() {
+	if err := helper.RemovePartial(a.binDir()); err != nil {
+		a.log.Warn("cannot remove what a dead process has not installed whole", "dir", a.binDir(), "error", err)
+	}
 }
 
 // checkRoot refuses a root that cannot be used, changing nothing.
@@ -175,7 +185,8 @@ func (a *app) journalOptions(boot string) journal.Options {
 // freeSpace removes the containers, volumes and directories of this root's
 // tasks, none of which is alive: this process holds the root. What the unfinished
 // attempt at task has made stays. The journal, once it can be opened, still has
-// the others as unfinished; their roll-back finds nothing left.
+// the others as unfinished; their roll-back finds nothing left. Other versions of
+// this binary go when no container of the root is left.
 func (a *app) freeSpace(ctx context.Context, docker docker, task string) (err error) {
 	v, known, err := a.view()
 	if err != nil || !known {
@@ -195,15 +206,20 @@ func (a *app) freeSpace(ctx context.Context, docker docker, task string) (err er
 	if err != nil {
 		return err
 	}
+	mounted := keep != nil
 	for _, i := range gone {
 		freed, err := cleaner.Remove(ctx, nil, i)
 		if err != nil {
 			a.log.Warn("cannot remove what an earlier task left", "kind", i.Kind, "name", i.Name, "error", err)
+			mounted = mounted || i.Kind == scrub.Container
 			continue
 		}
 		a.log.Info("removed", "kind", i.Kind, "name", i.Name, "bytes", freed)
 	}
-	return nil
+	if mounted {
+		return nil // by a container of this root, which has deckhand's binary
+	}
+	return helper.Prune(a.binDir())
 }
 
 // close ends the hold.

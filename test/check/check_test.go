@@ -74,7 +74,7 @@ func TestNode(t *testing.T) {
 	d.Cmd(t, "rmi", theirs.Tag)
 	w.Write(t, "out/.part", "")
 	w.Write(t, "out/two", "three")
-	for _, name := range []string{"tasks/t", "journal/EVIDENCE"} {
+	for _, name := range []string{"tasks/t", "journal/EVIDENCE", "bin/deckhand-1-2", "bin/deckhand-1-3.part"} {
 		if err := os.MkdirAll(filepath.Join(w.Root, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestNode(t *testing.T) {
 	for _, want := range []string{
 		"container left", "volume left", "network left", "missing: container theirs", "missing: volume theirs",
 		"image " + theirs.ID, "too many: image " + ours.ID, "too many: output file .part", "too many: output file two", "missing: output file two",
-		"tasks/t is left", "EVIDENCE is left", "the engine's layers",
+		"tasks/t is left", "bin/deckhand-1-3.part is left", "EVIDENCE is left", "the engine's layers",
 	} {
 		if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, want) }) {
 			t.Errorf("%q is not found among\n%s", want, strings.Join(got, "\n"))

@@ -98,7 +98,9 @@ func (n *Node) ReadDisk(root, outputs string) (err error) {
 			}
 			return fs.SkipDir
 		}
-		if name != "journal" && filepath.Dir(name) != "bin" {
+		// The program for containers has a name of its version.
+		installed := filepath.Dir(name) == "bin" && filepath.Ext(name) != ".part"
+		if name != "journal" && !installed {
 			n.Root = append(n.Root, name)
 		}
 		return nil
