@@ -9,8 +9,25 @@ import (
 
 // SyncTogether is the size, in bytes, below which files are better made durable
 // together, by Filesystem.Sync: to sync one by itself takes longer than to write
-// many.
-const SyncTogether = 1 << 20
+// many. It is 0 where the kernel would not tell that one of them was not written.
+var SyncTogether = syncTogether()
+
+func syncTogether() int64 {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil || !syncfsTells(unix.ByteSliceToString(u.Release[:])) {
+		return 0
+	}
+	return 1 << 20
+}
+
+// syncfsTells says whether syncfs(2) of a release of Linux tells of write errors.
+func syncfsTells(release string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 8
+}
 
 // Filesystem is one that many small files are written to.
 type Filesystem struct{ dir *os.File }

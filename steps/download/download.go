@@ -239,7 +239,11 @@ func writeContent(dir *os.Root, name, content string) (err error) {
 		return err
 	}
 	_, err = f.WriteString(content)
-	if err := errors.Join(err, f.Chmod(0o666), f.Close()); err != nil {
+	err = errors.Join(err, f.Chmod(0o666))
+	if err == nil && int64(len(content)) >= node.SyncTogether {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, dir.Remove(part))
 	}
 	return dir.Rename(part, name)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
@@ -73,5 +74,43 @@ func TestStageManyFiles(t *testing.T) {
 	t.Logf("%d records with %d bytes", records, bytes)
 	if records > files/100 || bytes > 64*files {
 		t.Errorf("%d files took %d records with %d bytes", files, records, bytes)
+	}
+}
+
+// durability notes which fetches leave it to the caller to make the file durable.
+type durability struct {
+	Storage
+	left atomic.Int64
+}
+
+func (d *durability) Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fetched, error) {
+	if r.NoSync {
+		d.left.Add(1)
+	}
+	return d.Storage.Fetch(ctx, r)
+}
+
+// Where the kernel cannot tell of files that were not written, each is made durable
+// by itself.
+func TestSyncTogether(t *testing.T) {
+	was := node.SyncTogether
+	t.Cleanup(func() { node.SyncTogether = was })
+	source := t.TempDir()
+	for name, content := range map[string]string{"empty": "", "small": "x"} {
+		if err := os.WriteFile(filepath.Join(source, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for together, want := range map[int64]int64{1 << 20: 2, 1: 1, 0: 0} {
+		node.SyncTogether = together
+		f := newFixture(t, tes.Input{Path: "/in", URL: source, Type: tes.Directory})
+		d := &durability{Storage: f.step.Storage}
+		f.step.Storage = d
+		if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+			t.Fatal(err)
+		}
+		if left := d.left.Load(); left != want {
+			t.Errorf("below %d bytes together: %d files are, want %d", together, left, want)
+		}
 	}
 }
