@@ -35,7 +35,7 @@ func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree
 			paths := []string{glob.Unescape(pattern)}
 			if glob.HasMeta(pattern) {
 				var err error
-				if paths, err = s.matching(ctx, name, pattern, tree, s.MaxFiles-len(taken)); err != nil {
+				if paths, err = s.matching(ctx, name, pattern, tree, taken); err != nil {
 					return err
 				}
 			}
@@ -47,7 +47,9 @@ func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree
 				if err != nil {
 					return err
 				}
-				taken[p] = there
+				if there {
+					taken[p] = true
+				}
 			}
 		}
 	}
@@ -74,16 +76,17 @@ func (s *Step) checkMounts(ctx context.Context, tree *worktree.Tree, executor in
 	return nil
 }
 
-// matching lists what a container has made or changed that a pattern matches, as
-// many paths as may be left. What else the image has in the same place is no
-// output of the task, and what is mounted need not be fetched.
-func (s *Step) matching(ctx context.Context, container, pattern string, tree *worktree.Tree, left int) ([]string, error) {
+// matching lists what a container has made or changed that a pattern matches and
+// that is not taken yet, as many paths as may be left. What else the image has in
+// the same place is no output of the task, and what is mounted need not be fetched.
+func (s *Step) matching(ctx context.Context, container, pattern string, tree *worktree.Tree, taken map[string]bool) ([]string, error) {
+	left := s.MaxFiles - len(taken)
 	var paths []string
 	err := s.Engine.Changes(ctx, container, func(changes iter.Seq[string]) error {
 		paths = nil
 		bytes := worktree.PathBytes * left // as a Reader allows
 		for p := range changes {
-			if !glob.Match(pattern, p) || !tree.Captured(p) {
+			if taken[p] || !glob.Match(pattern, p) || !tree.Captured(p) {
 				continue
 			}
 			if bytes -= len(p); len(paths) >= left || bytes < 0 {

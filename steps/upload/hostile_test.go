@@ -69,6 +69,19 @@ func TestEndlessChanges(t *testing.T) {
 	}
 }
 
+// A path that several executors have changed is one output, and counts once.
+func TestChangesOfSeveralExecutors(t *testing.T) {
+	made := map[string]string{}
+	for i := range 600 {
+		made[fmt.Sprintf("/usr/out/%d", i)] = ""
+	}
+	f := newFixture(t, nil, containers{"0": made, "1": made}, tes.Output{Path: "/usr/out/*", URL: "/u", PathPrefix: "/usr"})
+	files, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+	if err != nil || len(files) != len(made) {
+		t.Errorf("%d files, %v", len(files), err)
+	}
+}
+
 // What no container can name by its path is left out, at any depth.
 func TestDeepOutputs(t *testing.T) {
 	f := newFixture(t, map[string]string{"/o/x": "1"}, nil, tes.Output{Path: "/o", URL: "/u", Type: tes.Directory})
