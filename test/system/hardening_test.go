@@ -189,11 +189,25 @@ func TestSharedBinary(t *testing.T) {
 	if r := w.Deckhand(t, "status", "one"); !strings.Contains(r.Stdout, "program:  ") {
 		t.Errorf("status does not tell of it:\n%s", r.Stdout)
 	}
-	for _, name := range []string{"deckhand-1-2", first.Name() + ".part"} {
-		if err := os.WriteFile(filepath.Join(bin, name), nil, 0o755); err != nil {
-			t.Fatal(err)
+	leave := func() {
+		t.Helper()
+		for _, name := range []string{"deckhand-1-2", first.Name() + ".part"} {
+			if err := os.WriteFile(filepath.Join(bin, name), nil, 0o755); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	leave()
+	if r := w.Deckhand(t, "recover"); r.Code != 0 {
+		t.Fatalf("recover: %+v", r)
+	}
+	if left, _ := filepath.Glob(filepath.Join(bin, "*")); len(left) != 2 || slices.ContainsFunc(left, func(f string) bool { return filepath.Ext(f) == ".part" }) {
+		t.Errorf("recover leaves %q", left)
+	}
+	leave()
+	w.scrub(t, 0)
+	only()
+	leave()
 	task.ID = "two"
 	w.MustRun(t, 0, task)
 	if second := only(); !os.SameFile(first, second) || !second.ModTime().Equal(first.ModTime()) {
