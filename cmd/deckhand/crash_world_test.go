@@ -269,7 +269,6 @@ func (p *process) ended() bool {
 // work is what the commands do once they hold the root.
 func (p *process) work(ctx context.Context, t *testing.T, r shape.Run) int {
 	a := p.app(t)
-	a.removePartial()
 	s := &session{app: a, journal: keptJournal{p.journal}, docker: keptEngine{p.engine}, boot: p.journal.BootID, meter: new(progress.Meter)}
 	switch {
 	case r.Task != nil:
