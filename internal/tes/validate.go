@@ -34,6 +34,7 @@ func (t *Task) Validate(supported ...Parameter) (warnings []string, err error) {
 	t.Inputs = v.inputs(t.Inputs)
 	v.outputs(t.Outputs)
 	t.Volumes = v.volumes(t.Volumes, t.Inputs)
+	v.belowFiles(t)
 	v.resources(&t.Resources, supported)
 	if len(v.errs) > 0 {
 		return v.warnings, v.errs
@@ -135,6 +136,28 @@ func (v *validator) notBelowFile(field, dir string, inputs []Input, at map[strin
 			v.errs.add(field, "must not be at or below %s, which is the path of a FILE, inputs[%d]", dir, i)
 			return
 		}
+	}
+}
+
+// belowFiles refuses outputs and streams below the place of a FILE input.
+func (v *validator) belowFiles(t *Task) {
+	if len(v.errs) > 0 {
+		return // paths may be unusable as keys
+	}
+	at := map[string]int{}
+	for i, in := range t.Inputs {
+		at[in.Path] = i
+	}
+	for i, o := range t.Outputs {
+		dir := glob.Unescape(o.Path)
+		if o.Type != Directory {
+			dir = path.Dir(dir)
+		}
+		v.notBelowFile(fmt.Sprintf("outputs[%d].path", i), dir, t.Inputs, at)
+	}
+	for i, e := range t.Executors {
+		v.notBelowFile(fmt.Sprintf("executors[%d].stdout", i), path.Dir(e.Stdout), t.Inputs, at)
+		v.notBelowFile(fmt.Sprintf("executors[%d].stderr", i), path.Dir(e.Stderr), t.Inputs, at)
 	}
 }
 

@@ -118,6 +118,13 @@ func TestValidateErrors(t *testing.T) {
 				"inputs[1].path: must not be at or below /a/f, which is the path of a FILE, inputs[0]",
 				"volumes[0]: must not be at or below /a/f, which is the path of a FILE, inputs[0]",
 				"volumes[1]: must not be at or below /a/f, which is the path of a FILE, inputs[0]"}},
+		{"outputs below a file", `{"executors":[{"image":"i","command":["c"],"stdout":"/a/f/out","stderr":"/a/f"}],"inputs":[{"url":"u","path":"/a/f"}],
+			"outputs":[{"url":"u","path":"/a/f"},{"url":"u","path":"/a/f/g"},{"url":"u","path":"/a/f","type":"DIRECTORY"},{"url":"u","path":"/a/f/*","path_prefix":"/a"}]}`,
+			[]string{
+				"outputs[1].path: must not be at or below /a/f, which is the path of a FILE, inputs[0]",
+				"outputs[2].path: must not be at or below /a/f, which is the path of a FILE, inputs[0]",
+				"outputs[3].path: must not be at or below /a/f, which is the path of a FILE, inputs[0]",
+				"executors[0].stdout: must not be at or below /a/f, which is the path of a FILE, inputs[0]"}},
 		{"content of a directory", minimal(`"inputs":[{"content":"x","path":"/a","type":"DIRECTORY"}]`),
 			[]string{"inputs[0].type: must be FILE, because content is given"}},
 		{"file with a slash at the end", minimal(`"outputs":[{"url":"u","path":"/a/"}]`),
