@@ -23,7 +23,10 @@ BENCH     ?= .
 # Power cuts of test-power.
 CUTS ?= 10
 
-.PHONY: build test test-crash test-power lint bench demo deps packages rig-down clean
+# New inputs for each fuzz target.
+FUZZ ?= 10000
+
+.PHONY: build test test-crash test-power fuzz lint bench demo deps packages rig-down clean
 
 build: ## the static program, bin/deckhand
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/deckhand ./cmd/deckhand
@@ -40,6 +43,9 @@ test-crash: deps ## the proof by crash injection in full: hours
 
 test-power: deps ## cuts the power of whole nodes, CUTS times; fails where no virtual machine can run
 	CI=true DECKHAND_POWER_CUTS=$(CUTS) go test -count=1 -v -timeout 3h -run '^TestPowerCuts$$' ./test/power
+
+fuzz: packages ## new inputs for every fuzz target, FUZZ of them
+	test/fuzz.sh $(FUZZ)
 
 lint: $(GOLANGCI_LINT) ## the analysers and the direction of imports, see .golangci.yml
 	$(GOLANGCI_LINT) run
