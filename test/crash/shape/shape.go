@@ -152,7 +152,7 @@ const Begun = "begun"
 
 // HasBegun says whether a command of a task below a root has begun.
 func HasBegun(root string) bool {
-	found, _ := filepath.Glob(filepath.Join(root, "tasks/*/*/dirs/*", Begun)) // the pattern is well
+	found, _ := filepath.Glob(root + "/tasks/*/*/dirs/*/" + Begun) // the pattern is well
 	return len(found) > 0
 }
 
