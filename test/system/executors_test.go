@@ -333,7 +333,11 @@ func TestLogsWhileATaskRuns(t *testing.T) {
 				t.Fatalf("while it runs: %q, %v\n%s", line, err, &problems)
 			}
 			for stream, want := range map[string]string{"--stderr=false": "begun\n", "--stderr": "problem\n"} {
-				if r := w.Deckhand(t, "logs", "follow", "--executor", "1", stream); r.Code != 0 || r.Stdout != want {
+				r := w.Deckhand(t, "logs", "follow", "--executor", "1", stream)
+				for r.Code == 0 && r.Stdout == "" { // it is on its way through Docker
+					r = w.Deckhand(t, "logs", "follow", "--executor", "1", stream)
+				}
+				if r.Code != 0 || r.Stdout != want {
 					t.Errorf("logs %s: %+v", stream, r)
 				}
 			}
