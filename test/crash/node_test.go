@@ -230,9 +230,6 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 		if r.At == "" && o.code != 0 || r.At != "" && !o.killed {
 			t.Fatalf("%s: an earlier run ended with %d (killed at %q: %t)\n%s", s.Name, o.code, r.At, o.killed, o.log)
 		}
-		for r.Begins && !shape.HasBegun(filepath.Join(n.dir, "root")) {
-			time.Sleep(time.Millisecond)
-		}
 	}
 	if s.Run.Moved != "" {
 		n.registry.lead(t, s.Run.Moved, true)

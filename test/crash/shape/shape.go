@@ -39,8 +39,8 @@ type Run struct {
 	Command []string
 	// At ends an earlier run: the occurrence of a crash point.
 	At string
-	// Begins: an earlier run counts as over once its command has begun (see Begun),
-	// so that there is always the same to be removed.
+	// Begins: where no gate holds it, an earlier run counts as over once its command
+	// has begun (see Begun), so that there is always the same to be removed.
 	Begins bool
 	// Moved is an image whose tag has moved before this run, to another image.
 	Moved string
