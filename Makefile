@@ -24,7 +24,7 @@ BENCH     ?= .
 CUTS ?= 10
 
 # New inputs for each fuzz target.
-FUZZ ?= 10000
+FUZZ ?= 2000
 
 .PHONY: build test test-crash test-power fuzz lint bench demo deps packages rig-down clean
 
