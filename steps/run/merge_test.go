@@ -7,7 +7,9 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -106,10 +108,31 @@ func TestSettle(t *testing.T) {
 	if err := f.notes.Intent(t.Context(), machine.Fact{What: whatMounts, Name: "own", Detail: note.Detail}); err != nil {
 		t.Fatal(err)
 	}
+	// The power went, and with it the directories that are mounted.
+	dirs := filepath.Join(f.dir, "dirs")
+	before := entries(t, dirs)
+	if err := errors.Join(os.RemoveAll(dirs), os.Mkdir(dirs, 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	if settle(); f.docker.made != made+2 {
 		t.Errorf("%d containers were made anew, not 2", f.docker.made-made)
 	}
+	if got := entries(t, dirs); len(before) != 3 || !slices.Equal(got, before) {
+		t.Errorf("directories to mount were %q and now are %q", before, got)
+	}
 	same("settled again,", "/data", "/opt/b", "/opt/c")
+}
+
+func entries(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 // A container that is made anew keeps each volume that its image declares: Docker

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,8 @@ func TestPruneKilledAnywhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Without settings of the tester's own.
+	own := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DECKHAND_") })
 	const tasks, keep = 40, 3
 	full := filepath.Join(t.TempDir(), "root")
 	fill(t, full, tasks)
@@ -39,7 +42,7 @@ func TestPruneKilledAnywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := exec.Command(program, "journal", "prune", "--keep", fmt.Sprint(keep), "--root", root)
-		cmd.Env = append(os.Environ(), point.TraceVariable+"="+listed, point.AtVariable+"="+at)
+		cmd.Env = append(slices.Clone(own), point.TraceVariable+"="+listed, point.AtVariable+"="+at)
 		said, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		killed := errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
@@ -70,7 +73,9 @@ func TestPruneKilledAnywhere(t *testing.T) {
 			t.Errorf("killed at %s: %d tasks are left", at, len(left))
 		}
 		// What comes after it: another prune.
-		said, err := exec.Command(program, "journal", "prune", "--keep", fmt.Sprint(keep), "--root", root).CombinedOutput()
+		next := exec.Command(program, "journal", "prune", "--keep", fmt.Sprint(keep), "--root", root)
+		next.Env = own
+		said, err := next.CombinedOutput()
 		if err != nil {
 			t.Errorf("killed at %s: the next prune: %v\n%s", at, err, said)
 		}
