@@ -437,14 +437,16 @@ func (s *Step) ready(ctx context.Context, n machine.Notes, w *want, pull string,
 	}})
 }
 
-// Undo removes the task's containers and settles a pull that was cut off. The
-// images stay: the next task may want them.
+// Undo removes the task's containers and settles a pull or a deletion that was
+// cut off: an image that has gone leaves the ledger now, or it would be taken for
+// ours when somebody else brings it back. The images stay: the next task may
+// want them.
 func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := s.Containers.Remove(ctx, t, n); err != nil {
 		return err
 	}
 	images := n.Images()
-	if !slices.ContainsFunc(images, func(r machine.ImageRecord) bool { return r.Phase == machine.Pulling }) {
+	if !slices.ContainsFunc(images, func(r machine.ImageRecord) bool { return r.Phase != machine.Present }) {
 		return nil
 	}
 	settled, err := ledger.Reconcile(ctx, s.Engine, images)

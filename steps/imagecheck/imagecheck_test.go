@@ -593,6 +593,30 @@ func (r *resumed) All(what string) []machine.Note {
 	return all
 }
 
+// An image that a dead process of ours deleted, before it could journal that, and
+// that somebody else brings back when the task has been rolled back, is theirs.
+func TestUndoForgetsWhatHasGone(t *testing.T) {
+	w := newWorld()
+	w.registry[a], w.registry[b] = "x", "y"
+	w.Load(b, "y") // so nothing is pulled
+	w.run(t, a)
+	k := w.task(t, b)
+	w.kill(2) // announced, about to delete; the deletion is not journaled
+	if err := k.do(); !errors.Is(err, errKilled) {
+		t.Fatal(err)
+	}
+	want(t, "the old image is there", w.Has("x"), false)
+	w.memory.Reopen()
+	k.notes = again(t, w, k)
+	if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+		t.Fatal(err)
+	}
+	w.wantLedger(t, b+" present last")
+	w.Load(a, "x")
+	w.run(t, b)
+	want(t, "the image that somebody brought is there", w.Has("x"), true)
+}
+
 // An image that is journaled as ready is the attempt's, wherever its tag points
 // when another process goes on.
 func TestResumeStaysWithTheImage(t *testing.T) {
