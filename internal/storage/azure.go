@@ -468,8 +468,10 @@ type azureUpload struct {
 
 func (m *azureUpload) hash() hash.Hash { return crc64.New(crc64NVME) }
 
-// forsake has nothing to do: beginning makes nothing at the service.
-func (*azureUpload) forsake(context.Context) error { return nil }
+// others are none: beginning makes nothing at the service that could be lost.
+func (*azureUpload) others(context.Context) ([]string, error) { return nil, nil }
+
+func (*azureUpload) forsake(context.Context, Upload) error { return nil }
 
 func (m *azureUpload) begin(context.Context) (string, error) {
 	return hex.EncodeToString(m.owner()), nil

@@ -338,7 +338,7 @@ func TestPutToFaultyClouds(t *testing.T) {
 						storagetest.Write(t, source, content)
 						s := storage.Hasten(c.open(), cmp.Or(row.idle, time.Minute))
 						c.spoil(c.writes, row.handle)
-						upload := ""
+						var upload storage.Upload
 						err := putBy(s, source, s.Join(c.URL, object), &upload)
 						c.proxy.Handle(nil)
 						if row.fault == "" {
@@ -361,7 +361,7 @@ func TestPutToFaultyClouds(t *testing.T) {
 							}
 						}
 						// Azure drops its blocks itself.
-						if err := s.Abort(t.Context(), s.Join(c.URL, object), storage.Unfinished{Tag: "tag", InParts: true, Upload: upload}); err != nil {
+						if err := s.Abort(t.Context(), s.Join(c.URL, object), storage.Unfinished{Tag: "tag", Upload: &upload}); err != nil {
 							t.Error(err)
 						}
 					}

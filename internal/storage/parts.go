@@ -19,8 +19,10 @@ import (
 // partUpload is an upload of a large file in parts, at a storage which keeps
 // them until they are completed or aborted, whoever began it.
 type partUpload interface {
+	// others lists the uploads of the object that are there, all of them.
+	others(ctx context.Context) (ids []string, err error)
 	// forsake removes what a begin made whose answer was lost.
-	forsake(ctx context.Context) error
+	forsake(ctx context.Context, lost Upload) error
 	// begin makes the upload and returns what names it, which is no secret.
 	begin(ctx context.Context) (string, error)
 	// list returns the parts that the storage has, by their index, or errNoUpload.
@@ -76,9 +78,9 @@ func (s *Storage) putParts(ctx context.Context, src *Source, up partUpload, most
 	parts := filePartsOf(src.Size, most)
 	src.lose()
 	there := map[int]sentPart{}
-	if src.upload != "" {
+	if src.upload != nil && src.upload.ID != "" {
 		var err error
-		there, err = up.list(ctx, src.upload)
+		there, err = up.list(ctx, src.upload.ID)
 		if errors.Is(err, errNoUpload) {
 			return s.putPartsAnew(ctx, src, up, parts)
 		}
@@ -101,32 +103,22 @@ func (s *Storage) putPartsAnew(ctx context.Context, src *Source, up partUpload, 
 	if err != nil || done {
 		return err
 	}
-	src.upload = ""
+	src.upload = nil
 	return s.sendParts(ctx, src, up, parts, nil)
 }
 
 // sendParts sends the parts that are not there, over as many streams as there
 // are to spare, and completes the upload. The caller holds one stream.
 func (s *Storage) sendParts(ctx context.Context, src *Source, up partUpload, parts []filePart, there map[int]sentPart) error {
-	if src.upload == "" {
-		if err := s.forsake(ctx, src, up); err != nil {
-			return err
-		}
-		if err := src.began(ctx, ""); err != nil {
-			return err
-		}
-		id, err := up.begin(ctx)
-		if err != nil {
-			return err
-		}
-		if err := src.began(ctx, id); err != nil {
+	if src.upload == nil || src.upload.ID == "" {
+		if err := s.beginParts(ctx, src, up); err != nil {
 			return err
 		}
 	}
 	w := &partWorkers{s: s, src: src, up: up, parts: parts, there: there, sent: make([]sentPart, len(parts))}
 	err := w.run(ctx)
 	if err == nil {
-		err = up.complete(ctx, src.upload, parts, w.sent)
+		err = up.complete(ctx, src.upload.ID, parts, w.sent)
 	}
 	if errors.Is(err, errNoUpload) {
 		return passing(err) // the next attempt finds out what became of it
@@ -134,16 +126,34 @@ func (s *Storage) sendParts(ctx context.Context, src *Source, up partUpload, par
 	return err
 }
 
-// forsake removes an upload that may have been made and whose name nobody knows.
-// Whoever may not list uploads can publish all the same.
-func (s *Storage) forsake(ctx context.Context, src *Source, up partUpload) error {
-	if !src.unnamed {
-		return nil
+// beginParts makes an upload. What tells it from those of others is noted
+// before, so that one whose answer is lost with this process can be found.
+func (s *Storage) beginParts(ctx context.Context, src *Source, up partUpload) error {
+	if src.upload != nil {
+		if err := s.goOn(src, up.forsake(ctx, *src.upload)); err != nil {
+			return err
+		}
 	}
-	err := up.forsake(ctx)
+	others, err := up.others(ctx)
+	if err := s.goOn(src, err); err != nil {
+		return err
+	}
+	if err := src.began(ctx, Upload{Others: others, Listed: err == nil}); err != nil {
+		return err
+	}
+	id, err := up.begin(ctx)
+	if err != nil {
+		return err
+	}
+	return src.began(ctx, Upload{ID: id})
+}
+
+// goOn lets whoever may not list uploads publish all the same.
+func (s *Storage) goOn(src *Source, err error) error {
 	var fault *machine.Error
 	if errors.As(err, &fault) && fault.Fault == machine.TaskFault {
-		s.opts.Log.Warn("an unfinished upload may be left at the storage, which could not be asked", "error", redact.Text(err.Error()))
+		s.opts.Log.Warn("unfinished uploads cannot be told from those of others; one whose name is lost with this process stays at the storage",
+			"url", src.url, "error", redact.Text(err.Error()))
 		return nil
 	}
 	return err
@@ -210,7 +220,7 @@ func (w *partWorkers) send(ctx context.Context, i int) (err error) {
 		w.src.keep(p.size, false)
 		return nil
 	}
-	if w.sent[i], err = w.up.send(ctx, w.src.upload, *p); err == nil {
+	if w.sent[i], err = w.up.send(ctx, w.src.upload.ID, *p); err == nil {
 		w.src.keep(p.size, true)
 	}
 	return err

@@ -42,6 +42,8 @@ type inParts struct {
 	part, complete func(r *http.Request) bool
 	// unfinished counts the uploads that somebody could go on with.
 	unfinished func(t *testing.T) int
+	// another begins an upload of a key as another tool would; nil where none can.
+	another func(t *testing.T, key string)
 	// sums says that the storage tells the checksum of the whole object.
 	sums bool
 	// aborts says that an upload can be removed.
@@ -75,7 +77,7 @@ func TestUploadInParts(t *testing.T) {
 					t.Errorf("%d uploads are left", n)
 				}
 			}
-			put := func(t *testing.T, url string, upload *string) error {
+			put := func(t *testing.T, url string, upload *storage.Upload) error {
 				t.Helper()
 				meter := &progress.Meter{}
 				meter.Reset("upload")
@@ -97,7 +99,7 @@ func TestUploadInParts(t *testing.T) {
 					next.ServeHTTP(w, r)
 				})
 				defer s.proxy.Handle(nil)
-				if err := put(t, url, &upload); err != nil {
+				if err := put(t, url, &storage.Upload{ID: upload}); err != nil {
 					t.Fatal(err)
 				}
 				if want := 4 - had; int(sent.Load()) != want {
@@ -117,7 +119,7 @@ func TestUploadInParts(t *testing.T) {
 					t.Fatalf("%d uploads are left by the kill", n)
 				}
 				for range 2 {
-					if err := storage.New(s.Options).Abort(t.Context(), url, storage.Unfinished{Tag: "tag", InParts: true, Upload: upload}); err != nil {
+					if err := storage.New(s.Options).Abort(t.Context(), url, storage.Unfinished{Tag: "tag", Upload: &storage.Upload{ID: upload}}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -134,7 +136,7 @@ func TestUploadInParts(t *testing.T) {
 				other := filepath.Join(t.TempDir(), "source")
 				storagetest.Write(t, other, make([]byte, partedSize))
 				upload, _ := killedUpload(t, s, other, url)
-				if err := put(t, url, &upload); err != nil {
+				if err := put(t, url, &storage.Upload{ID: upload}); err != nil {
 					t.Fatal(err)
 				}
 				published(t, name)
@@ -154,7 +156,7 @@ func TestUploadInParts(t *testing.T) {
 					next.ServeHTTP(w, r)
 				})
 				defer s.proxy.Handle(nil)
-				if err := put(t, url, new(string)); err != nil {
+				if err := put(t, url, new(storage.Upload)); err != nil {
 					t.Fatal(err)
 				}
 				if s.sums && (sent.Load() != 4 || completed.Load() != 1) {
@@ -175,7 +177,7 @@ func TestUploadInParts(t *testing.T) {
 					next.ServeHTTP(w, r)
 				})
 				defer s.proxy.Handle(nil)
-				if err := put(t, url, new(string)); err != nil {
+				if err := put(t, url, new(storage.Upload)); err != nil {
 					t.Fatal(err)
 				}
 				published(t, name)
@@ -191,7 +193,7 @@ func TestUploadInParts(t *testing.T) {
 					next.ServeHTTP(w, r)
 				})
 				defer s.proxy.Handle(nil)
-				if err := put(t, url, new(string)); err != nil {
+				if err := put(t, url, new(storage.Upload)); err != nil {
 					t.Fatal(err)
 				}
 				if n.Load() < 5 {
@@ -226,13 +228,13 @@ func (f *flipper) Read(b []byte) (int, error) {
 }
 
 // putFile publishes a file, on with an upload that it is told of and tells of.
-func putFile(o storage.Options, source, url string, meter *progress.Meter, upload *string) error {
+func putFile(o storage.Options, source, url string, meter *progress.Meter, upload *storage.Upload) error {
 	o.Parallel, o.RetryFor, o.Meter = 4, time.Minute, meter
 	return putBy(storage.Hasten(storage.New(o), time.Minute), source, url, upload)
 }
 
 // putBy publishes a file as one that goes on with an upload, and learns its name.
-func putBy(st *storage.Storage, source, url string, upload *string) error {
+func putBy(st *storage.Storage, source, url string, upload *storage.Upload) error {
 	f, err := os.Open(source)
 	if err != nil {
 		return err
@@ -243,8 +245,8 @@ func putBy(st *storage.Storage, source, url string, upload *string) error {
 		return err
 	}
 	return st.Put(context.Background(), storage.PutRequest{
-		URL: url, File: f, Size: info.Size(), Tag: "tag", Upload: *upload,
-		Begin: func(_ context.Context, id string) error { *upload = id; return nil },
+		URL: url, File: f, Size: info.Size(), Tag: "tag", Upload: upload,
+		Begin: func(_ context.Context, u storage.Upload) error { *upload = u; return nil },
 	})
 }
 

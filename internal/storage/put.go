@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+
+	"github.com/deckhand/deckhand/internal/redact"
 )
 
 // PutRequest names a file and where it is published.
@@ -20,16 +22,13 @@ type PutRequest struct {
 	// Tag tells this publisher (root, task and attempt) from others of the same
 	// URL. A Put takes the place of an unfinished one with the same tag.
 	Tag string
-	// Upload is what Begin was told of an unfinished Put of the same file, which
-	// this one goes on with; empty for none.
-	Upload string
-	// Unnamed says that Begin was told of the plan to make an upload, and never
-	// what names it: one may have been made, which is removed.
-	Unnamed bool
+	// Upload is what Begin was told last by an unfinished Put of the same file:
+	// this one goes on with it, or removes what may be left of it. Nil for none.
+	Upload *Upload
 	// Begin, when not nil, is told before an upload in parts is made at the
-	// storage, with "", and what names it before the first part is sent. Its
+	// storage, and again before the first part is sent, then with its ID. Its
 	// error ends the Put.
-	Begin func(ctx context.Context, upload string) error
+	Begin func(ctx context.Context, upload Upload) error
 }
 
 // Put publishes a file, whole or not at all, over whatever is at the URL. The
@@ -56,7 +55,7 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 	defer s.streams.Release(1)
 	src := &Source{
 		File: req.File, Size: req.Size, Mode: req.Mode, Tag: req.Tag,
-		upload: req.Upload, unnamed: req.Unnamed, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
+		url: redact.URL(req.URL), upload: req.Upload, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
 	}
 	return s.retry(ctx, "upload to", req.URL, src.moved, func(ctx context.Context) error {
 		err := store.Put(ctx, req.URL, src)
@@ -65,13 +64,23 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 	})
 }
 
+// Upload is what is known of an upload in parts. It has no secret.
+type Upload struct {
+	// ID names it; empty before the storage has told it: the upload may have been
+	// made or not.
+	ID string `json:"upload"`
+	// Others are the IDs of the uploads of the same object that were there before,
+	// which are not to be taken for this one; used while ID is empty.
+	Others []string `json:"others,omitempty"`
+	// Listed says that Others are all there were.
+	Listed bool `json:"listed,omitempty"`
+}
+
 // Unfinished is what is known of a Put that did not end.
 type Unfinished struct {
 	Tag string
-	// InParts says that an upload in parts may have been made, and Upload names
-	// it as far as that is known.
-	InParts bool
-	Upload  string
+	// Upload is what Begin was told last; nil when it was not called.
+	Upload *Upload
 }
 
 // Abort removes what an unfinished Put left behind.
@@ -92,11 +101,11 @@ type Source struct {
 	Mode fs.FileMode
 	Tag  string
 
-	upload  string // in parts, under way; empty for none
-	unnamed bool   // one may have been made whose name is not known
-	begin   func(ctx context.Context, upload string) error
-	limit   func(ctx context.Context, n int64) error
-	meter   func(n int64)
+	url    string  // redacted
+	upload *Upload // begun, under way or left; nil for none
+	begin  func(ctx context.Context, upload Upload) error
+	limit  func(ctx context.Context, n int64) error
+	meter  func(n int64)
 
 	mu      sync.Mutex
 	counted int64 // bytes that the meter shows
@@ -104,8 +113,8 @@ type Source struct {
 }
 
 // began tells of an upload in parts, or of the plan to make one.
-func (s *Source) began(ctx context.Context, upload string) error {
-	s.upload, s.unnamed = upload, upload == ""
+func (s *Source) began(ctx context.Context, upload Upload) error {
+	s.upload = &upload
 	if s.begin == nil {
 		return nil
 	}

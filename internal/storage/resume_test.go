@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 			})
 			err = st.Put(context.Background(), storage.PutRequest{
 				URL: url, File: f, Size: partedSize, Tag: "tag",
-				Begin: func(_ context.Context, upload string) error { fmt.Println(upload); return nil },
+				Begin: func(_ context.Context, upload storage.Upload) error { fmt.Println(upload.ID); return nil },
 			})
 		}
 		fmt.Fprintln(os.Stderr, err)

@@ -315,23 +315,25 @@ func (t *s3Store) Put(ctx context.Context, url string, src *Source) error {
 // unsigned leaves the body out of the signature: its checksum is in it.
 var unsigned = s3.WithAPIOptions(v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
 
-// Abort ends an upload in parts. When its name did not become known, that is
-// one of this key to which nobody has sent a part.
+// Abort ends an upload in parts, also one whose name did not become known.
 func (t *s3Store) Abort(ctx context.Context, url string, left Unfinished) error {
 	u, err := parseObjectURL(url)
-	if err != nil || !left.InParts {
+	if err != nil || left.Upload == nil {
 		return err
 	}
-	if left.Upload != "" {
-		return t.abort(ctx, u, left.Upload)
+	if left.Upload.ID != "" {
+		return t.abort(ctx, u, left.Upload.ID)
 	}
-	return t.abortUnnamed(ctx, u)
+	return t.abortUnnamed(ctx, u, *left.Upload)
 }
 
-// abortUnnamed ends the uploads of a key that have no part. Another publisher of
-// the key may have begun one this moment: it finds its upload gone, as after any
-// clean-up, and begins anew.
-func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL) error {
+// abortUnnamed ends the uploads of a key that were not there before and have no
+// part. Another publisher of the key may have begun one in the meantime, which
+// cannot be told from ours: it finds its upload gone, as after any clean-up.
+func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) error {
+	if !left.Listed {
+		return nil // any of them may be another's
+	}
 	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
 	for {
 		out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
@@ -340,11 +342,10 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL) error {
 		if err != nil {
 			return err
 		}
-		for _, upload := range out.Uploads {
-			if aws.ToString(upload.Key) != u.key {
+		for _, id := range uploadsOf(out, u.key) {
+			if slices.Contains(left.Others, id) {
 				continue
 			}
-			id := aws.ToString(upload.UploadId)
 			parts, err := (&s3Upload{t, u, nil}).list(ctx, id)
 			if err == nil && len(parts) == 0 {
 				err = t.abort(ctx, u, id)
@@ -353,11 +354,21 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL) error {
 				return err
 			}
 		}
-		if !aws.ToBool(out.IsTruncated) {
-			return nil
+		if !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextKeyMarker) == "" {
+			return nil // also where a server does not say how to go on
 		}
 		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
 	}
+}
+
+// uploadsOf returns the IDs of the uploads of exactly this key.
+func uploadsOf(out *s3.ListMultipartUploadsOutput, key string) (ids []string) {
+	for _, upload := range out.Uploads {
+		if aws.ToString(upload.Key) == key {
+			ids = append(ids, aws.ToString(upload.UploadId))
+		}
+	}
+	return ids
 }
 
 func (t *s3Store) abort(ctx context.Context, u bucketURL, upload string) error {
@@ -381,7 +392,32 @@ type s3Upload struct {
 
 func (m *s3Upload) hash() hash.Hash { return crc32.New(castagnoli) }
 
-func (m *s3Upload) forsake(ctx context.Context) error { return m.abortUnnamed(ctx, m.u) }
+func (m *s3Upload) forsake(ctx context.Context, lost Upload) error {
+	return m.abortUnnamed(ctx, m.u, lost)
+}
+
+// maxOthers bounds what is noted of the uploads that were there, in bytes: it
+// must fit into one record. It is about a hundred of Amazon's IDs.
+const maxOthers = 16 << 10
+
+// others asks once: an answer has a thousand, of all keys that begin with this one.
+func (m *s3Upload) others(ctx context.Context) ([]string, error) {
+	in := &s3.ListMultipartUploadsInput{Bucket: &m.u.bucket, Prefix: &m.u.key}
+	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
+		return c.ListMultipartUploads(ctx, in)
+	})
+	if err != nil {
+		return nil, err
+	}
+	ids, size := uploadsOf(out, m.u.key), 0
+	for _, id := range ids {
+		size += len(id)
+	}
+	if aws.ToBool(out.IsTruncated) || size > maxOthers {
+		return nil, machine.Faultf(machine.TaskFault, "there are too many to note them, %d or more; abort those that nobody needs", len(ids))
+	}
+	return ids, nil
+}
 
 func (m *s3Upload) begin(ctx context.Context) (string, error) {
 	in := &s3.CreateMultipartUploadInput{

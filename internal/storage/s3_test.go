@@ -2,9 +2,14 @@ package storage_test
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,12 +34,9 @@ var inPartsServers = map[string]func(t *testing.T) inParts{
 			complete: func(r *http.Request) bool { return r.Method == http.MethodPost && r.URL.Query().Has("uploadId") },
 			unfinished: func(t *testing.T) int {
 				t.Helper()
-				out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
-				if err != nil {
-					t.Fatal(err)
-				}
-				return len(out.Uploads)
+				return len(uploads(t, client))
 			},
+			another: func(t *testing.T, key string) { began(t, client, key) },
 		}
 	},
 	"azure": func(t *testing.T) inParts {
@@ -56,93 +58,149 @@ var inPartsServers = map[string]func(t *testing.T) inParts{
 	},
 }
 
-// An upload whose name did not become known is one without a part; others stay.
+// began makes an upload of a key as another tool would.
+func began(t *testing.T, client *s3.Client, key string) (id string) {
+	t.Helper()
+	out, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: aws.String("bucket"), Key: &key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *out.UploadId
+}
+
+// uploads are those that nobody has ended.
+func uploads(t *testing.T, client *s3.Client) (ids []string) {
+	t.Helper()
+	out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range out.Uploads {
+		ids = append(ids, *u.UploadId)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// An upload whose name did not become known is one without a part that was not
+// there before; others stay.
 func TestS3UnknownUploadIsAborted(t *testing.T) {
 	server, client := storagetest.Versitygw(t)
-	begin := func(key string) *string {
-		out, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: aws.String("bucket"), Key: &key})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out.UploadId
-	}
-	left, other, longer := begin("top/x"), begin("top/x"), begin("top/xy")
+	left, before := began(t, client, "top/x"), began(t, client, "top/x")
+	parted, longer := began(t, client, "top/x"), began(t, client, "top/xy")
 	_, err := client.UploadPart(t.Context(), &s3.UploadPartInput{
-		Bucket: aws.String("bucket"), Key: aws.String("top/x"), UploadId: other, PartNumber: aws.Int32(1),
+		Bucket: aws.String("bucket"), Key: aws.String("top/x"), UploadId: &parted, PartNumber: aws.Int32(1),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	st := storage.New(server.Options)
-	abort := func(left storage.Unfinished) {
-		t.Helper()
-		if err := st.Abort(t.Context(), server.URL+"/x", left); err != nil {
-			t.Fatal(err)
-		}
-	}
-	there := func() map[string]bool {
-		out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
+	all := []string{left, before, parted, longer}
+	for _, row := range []struct {
+		name string
+		left *storage.Upload
+		want []string
+	}{
+		{"not made in parts", nil, all},
+		{"others are not known", &storage.Upload{}, all},
+		{"others are known", &storage.Upload{Listed: true, Others: []string{before}}, []string{before, parted, longer}},
+	} {
+		err := storage.New(server.Options).Abort(t.Context(), server.URL+"/x", storage.Unfinished{Tag: "tag", Upload: row.left})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids := map[string]bool{}
-		for _, u := range out.Uploads {
-			ids[*u.UploadId] = true
+		slices.Sort(row.want)
+		if is := uploads(t, client); !slices.Equal(is, row.want) {
+			t.Errorf("%s: left are %q, want %q", row.name, is, row.want)
 		}
-		return ids
-	}
-	abort(storage.Unfinished{Tag: "tag"})
-	if is := there(); len(is) != 3 {
-		t.Errorf("an upload that was not made in parts took %v away", is)
-	}
-	abort(storage.Unfinished{Tag: "tag", InParts: true})
-	if is := there(); is[*left] || !is[*other] || !is[*longer] {
-		t.Errorf("left are %v of %s, %s with a part, and %s of another key", is, *left, *other, *longer)
 	}
 }
 
 // An upload that was made while its answer, or the process, was lost is not left
 // when the file is published; nor is it where a dead process may have made one.
+// One that another tool had begun stays.
 func TestS3UnnamedUploadIsNotLeft(t *testing.T) {
-	for name, killed := range map[string]bool{"the answer is lost": false, "the process was killed": true} {
-		t.Run(name, func(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		killed bool // not only the answer is lost
+		// lists says how the storage answers when it is asked for uploads.
+		lists func(w http.ResponseWriter, r *http.Request, next http.Handler)
+		more  int    // uploads that are left then
+		warns string // why
+	}{
+		{name: "the answer is lost"},
+		{name: "the process was killed", killed: true},
+		{name: "uploads may not be listed", killed: true, more: 1, warns: "403", lists: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.WriteHeader(http.StatusForbidden)
+		}},
+		{name: "uploads cannot be listed", killed: true, more: 1, warns: "501", lists: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.WriteHeader(http.StatusNotImplemented)
+		}},
+		{name: "there are more uploads than one answer tells", killed: true, more: 1, warns: "too many to note them, 2 or more", lists: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			answer := httptest.NewRecorder()
+			next.ServeHTTP(answer, r)
+			_, _ = io.WriteString(w, strings.Replace(answer.Body.String(), "<IsTruncated>false", "<IsTruncated>true", 1))
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
 			s := inPartsServers["s3"](t)
 			content := storagetest.Content(storage.MinPart + 1)
 			source := filepath.Join(t.TempDir(), "source")
 			storagetest.Write(t, source, content)
-			var begun atomic.Int64
+			for range 2 {
+				s.another(t, "top/x")
+			}
+			var begun, asked atomic.Int64
 			s.proxy.Handle(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if r.URL.Query().Has("uploads") && r.Method == http.MethodPost && begun.Add(1) == 1 {
 					next.ServeHTTP(discard{http.Header{}}, r)
-					if killed {
+					if row.killed {
 						w.WriteHeader(http.StatusForbidden) // so that this Put goes no further
 						return
 					}
 					panic(http.ErrAbortHandler)
 				}
+				if r.URL.Query().Has("uploads") && r.Method == http.MethodGet {
+					asked.Add(1)
+					if row.lists != nil {
+						row.lists(w, r, next)
+						return
+					}
+				}
 				next.ServeHTTP(w, r)
 			})
-			s.Options.RetryFor = time.Minute
+			var log bytes.Buffer
+			s.Options.RetryFor, s.Options.Log = time.Minute, slog.New(slog.NewTextHandler(&log, nil))
 			st := storage.Hasten(storage.New(s.Options), time.Minute)
 			f, err := os.Open(source)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			req := storage.PutRequest{URL: s.URL + "/x", File: f, Size: int64(len(content)), Tag: "tag"}
+			var journal storage.Upload
+			req := storage.PutRequest{
+				URL: s.URL + "/x", File: f, Size: int64(len(content)), Tag: "tag",
+				Begin: func(_ context.Context, u storage.Upload) error { journal = u; return nil },
+			}
 			err = st.Put(t.Context(), req)
-			if killed {
-				if err == nil || s.unfinished(t) != 1 {
-					t.Fatalf("error %v, and %d uploads are left", err, s.unfinished(t))
+			if row.killed {
+				if err == nil || s.unfinished(t) != 3 || asked.Load() != 1 {
+					t.Fatalf("error %v, %d uploads are left, and they were listed %d times", err, s.unfinished(t), asked.Load())
 				}
-				req.Unnamed = true
+				if journal.Listed != (row.lists == nil) || journal.Listed != (len(journal.Others) == 2) {
+					t.Errorf("noted is %+v", journal)
+				}
+				req.Upload = &journal
 				err = st.Put(t.Context(), req)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			if begun.Load() != 2 || s.unfinished(t) != 0 {
-				t.Errorf("%d uploads were begun and %d are left", begun.Load(), s.unfinished(t))
+			if want := 2 + row.more; begun.Load() != 2 || s.unfinished(t) != want {
+				t.Errorf("%d uploads were begun, and %d are left, want %d", begun.Load(), s.unfinished(t), want)
+			}
+			warned := strings.Contains(log.String(), "one whose name is lost")
+			if warned != (row.lists != nil) || !strings.Contains(log.String(), row.warns) {
+				t.Errorf("the log says\n%s", log.String())
 			}
 			if got := s.Load(t, "x"); !bytes.Equal(got, content) {
 				t.Errorf("%d bytes were published, or others", len(got))
@@ -151,7 +209,38 @@ func TestS3UnnamedUploadIsNotLeft(t *testing.T) {
 	}
 }
 
-// A publisher whose upload somebody took for a forsaken one begins anew.
+// Uploads of others that are too many to be noted are left alone.
+func TestS3TooManyUploadsToNote(t *testing.T) {
+	s := inPartsServers["s3"](t)
+	content := storagetest.Content(storage.MinPart + 1)
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, content)
+	const others = 600 // IDs of 36 bytes
+	for range others {
+		s.another(t, "top/x")
+	}
+	f, err := os.Open(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var noted []storage.Upload
+	err = storage.New(s.Options).Put(t.Context(), storage.PutRequest{
+		URL: s.URL + "/x", File: f, Size: int64(len(content)), Tag: "tag",
+		Begin: func(_ context.Context, u storage.Upload) error { noted = append(noted, u); return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(noted) != 2 || noted[0].ID != "" || noted[0].Listed || noted[0].Others != nil || noted[1].ID == "" {
+		t.Errorf("noted are %+v", noted)
+	}
+	if n := s.unfinished(t); n != others {
+		t.Errorf("%d uploads are left of %d", n, others)
+	}
+}
+
+// A publisher whose upload somebody took for a lost one begins anew.
 func TestS3UploadIsAbortedByAnother(t *testing.T) {
 	s := inPartsServers["s3"](t)
 	content := storagetest.Content(storage.MinPart + 1)
@@ -162,14 +251,15 @@ func TestS3UploadIsAbortedByAnother(t *testing.T) {
 	s.proxy.Handle(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if s.part(r) {
 			once.Do(func() {
-				if err := other.Abort(t.Context(), s.URL+"/x", storage.Unfinished{Tag: "other", InParts: true}); err != nil {
+				left := storage.Unfinished{Tag: "other", Upload: &storage.Upload{Listed: true}}
+				if err := other.Abort(t.Context(), s.URL+"/x", left); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		next.ServeHTTP(w, r)
 	})
-	if err := putFile(s.Options, source, s.URL+"/x", nil, new(string)); err != nil {
+	if err := putFile(s.Options, source, s.URL+"/x", nil, new(storage.Upload)); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.Load(t, "x"); !bytes.Equal(got, content) || s.unfinished(t) != 0 {

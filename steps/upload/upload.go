@@ -265,13 +265,13 @@ func (s *Step) send(ctx context.Context, t *machine.Task, n machine.Notes, tree 
 	}
 	defer func() { _ = file.Close() }() // read-only
 	url, target := s.url(f), s.log(f).Target
-	before, begun, err := uploadOf(n, target)
+	before, err := uploadOf(n, target)
 	if err != nil {
 		return err
 	}
 	return s.Storage.Put(ctx, storage.PutRequest{
-		URL: url, File: file, Size: info.Size(), Tag: s.tag(t), Upload: before.Upload, Unnamed: begun && before.Upload == "",
-		Begin: func(_ context.Context, upload string) error {
+		URL: url, File: file, Size: info.Size(), Tag: s.tag(t), Upload: before,
+		Begin: func(_ context.Context, upload storage.Upload) error {
 			// Not the context of the group: what another file's failure ends is
 			// this transfer, not what is known about it.
 			return n.Intent(context.WithoutCancel(ctx), machine.Fact{What: whatInParts, Name: target, Detail: inParts{text(redact.URL(url)), upload}})
@@ -281,23 +281,30 @@ func (s *Step) send(ctx context.Context, t *machine.Task, n machine.Notes, tree 
 
 // whatInParts is the kind of fact that says which uploads in parts were begun:
 // its name is the target of a Published. It is written before the upload is
-// made at the storage, and again with its name before the first part is sent.
+// made at the storage, and again with its ID before the first part is sent.
 const whatInParts = "upload in parts"
 
 type inParts struct {
-	URL    string `json:"url"`
-	Upload string `json:"upload"`
+	URL string `json:"url"`
+	storage.Upload
 }
 
-// uploadOf returns what an earlier process began to send to a target, if it did.
-func uploadOf(n machine.Notes, target string) (p inParts, begun bool, err error) {
+// uploadOf returns what an earlier process noted of the upload in parts that it
+// began to a target, or nil.
+func uploadOf(n machine.Notes, target string) (*storage.Upload, error) {
 	note, begun := n.Get(whatInParts, target)
-	if begun {
-		if err := json.Unmarshal(note.Detail, &p); err != nil {
-			return p, begun, fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
-		}
+	if !begun {
+		return nil, nil
 	}
-	return p, begun, nil
+	p, err := readInParts(note)
+	return &p.Upload, err
+}
+
+func readInParts(note machine.Note) (p inParts, err error) {
+	if err := json.Unmarshal(note.Detail, &p); err != nil {
+		return p, fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
+	}
+	return p, nil
 }
 
 // tag marks what an attempt leaves at a destination before it is whole. Like the
@@ -327,12 +334,11 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		}
 	}
 	for _, note := range n.All(whatInParts) {
-		var p inParts
-		if err := json.Unmarshal(note.Detail, &p); err != nil {
-			return fmt.Errorf("the journaled upload in parts cannot be read: %w", err)
+		p, err := readInParts(note)
+		if err != nil {
+			return err
 		}
-		left := storage.Unfinished{Tag: s.tag(t), InParts: true, Upload: p.Upload}
-		failed = errors.Join(failed, s.Storage.Abort(ctx, p.URL, left))
+		failed = errors.Join(failed, s.Storage.Abort(ctx, p.URL, storage.Unfinished{Tag: s.tag(t), Upload: &p.Upload}))
 	}
 	return failed
 }

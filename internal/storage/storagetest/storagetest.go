@@ -158,7 +158,7 @@ func Run(t *testing.T, s Server) {
 
 	t.Run("only what was put appears", func(t *testing.T) {
 		before := strings.Join(s.Names(t), "\n")
-		if err := st.Abort(ctx, st.Join(s.URL, "never"), storage.Unfinished{Tag: "tag", InParts: true}); err != nil {
+		if err := st.Abort(ctx, st.Join(s.URL, "never"), storage.Unfinished{Tag: "tag", Upload: &storage.Upload{Listed: true}}); err != nil {
 			t.Errorf("nothing to abort: %v", err)
 		}
 		if after := strings.Join(s.Names(t), "\n"); after != before {
