@@ -1,6 +1,10 @@
 package storage
 
-import "time"
+import (
+	"context"
+	"net"
+	"time"
+)
 
 // MinPart lets tests choose sizes.
 const MinPart = minPart
@@ -8,6 +12,12 @@ const MinPart = minPart
 // Hasten makes a Storage wait little between attempts, and idle for a silent peer.
 func Hasten(s *Storage, idle time.Duration) *Storage {
 	s.pause = pause{first: time.Millisecond, longest: 20 * time.Millisecond, idle: idle}
+	return s
+}
+
+// Dial makes a Storage reach every host by dial.
+func Dial(s *Storage, dial func(ctx context.Context, network, address string) (net.Conn, error)) *Storage {
+	s.transport.DialContext = dial
 	return s
 }
 

@@ -80,7 +80,8 @@ func (s *Storage) retry(ctx context.Context, operation, url string, moved func()
 			err := fmt.Errorf("%w; the server asks to wait %s, and retries go on for %s", pass.err, pass.after, s.opts.RetryFor)
 			return describe(machine.Faultf(machine.RetryLater, "%w", err), operation, url, attempt)
 		}
-		if time.Since(failing)+delay > s.opts.RetryFor && attempt >= minAttempts {
+		// The last attempt comes after RetryFor: what lasts no longer is outlasted.
+		if time.Since(failing) >= s.opts.RetryFor && attempt >= minAttempts {
 			return describe(machine.Faultf(machine.RetryLater, "%w", pass.err), operation, url, attempt)
 		}
 		s.opts.Log.Warn("a transfer failed and is tried again", "operation", operation, "url", redact.URL(url),

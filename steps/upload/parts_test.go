@@ -1,8 +1,13 @@
 package upload
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -71,6 +76,50 @@ func TestUploadInPartsIsJournaled(t *testing.T) {
 		for _, note := range f.notes.All(whatInParts) {
 			if strings.Contains(string(note.Detail), "secret") {
 				t.Errorf("the journal has a secret: %s", note.Detail)
+			}
+		}
+	}
+}
+
+// What signs a URL is neither journaled nor logged, whether the file is published
+// or refused by a server that repeats what it was asked.
+func TestSignaturesAreNotNoted(t *testing.T) {
+	for _, url := range []string{
+		"/bucket/x?X-Amz-Credential=SECRET&X-Amz-Signature=SECRET",
+		"https://account.blob.core.windows.net/bucket/x?sv=2022-11-02&sig=SECRET",
+	} {
+		for _, status := range []int{http.StatusCreated, http.StatusForbidden} {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if !strings.Contains(r.URL.RawQuery, "SECRET") {
+					t.Errorf("asked for %s", r.URL)
+				}
+				w.WriteHeader(status)
+				_, _ = fmt.Fprintf(w, "http://%s%s: %s", r.Host, r.URL, r.URL)
+			}))
+			defer server.Close()
+			signed := url
+			if strings.HasPrefix(url, "/") {
+				signed = server.URL + url
+			}
+			f := newFixture(t, map[string]string{"/o/x": "12"}, nil, tes.Output{Path: "/o/x", URL: signed})
+			var log bytes.Buffer
+			f.step.Log = slog.New(slog.NewTextHandler(&log, nil))
+			f.step.Storage = storage.New(storage.Options{Log: f.step.Log, Azure: storage.Azure{Endpoint: server.URL + "/{account}"}})
+			f.task.Failed = true // what is refused becomes a warning
+			if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+				t.Fatal(err)
+			}
+			noted := log.String()
+			for _, what := range []string{WhatOutputs, whatInParts, whatUpload, machine.WhatWarning} {
+				for _, note := range f.notes.All(what) {
+					noted += string(note.Detail) + "\n"
+				}
+			}
+			if refused := status == http.StatusForbidden; strings.Contains(noted, "403") != refused || !strings.Contains(noted, "/bucket/x") {
+				t.Errorf("%d: noted is\n%s", status, noted)
+			}
+			if strings.Contains(noted, "SECRET") {
+				t.Errorf("%d: a secret is noted:\n%s", status, noted)
 			}
 		}
 	}
