@@ -96,6 +96,7 @@ func TestPullFailures(t *testing.T) {
 		{"Get https://registry.example/v2/: net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)", passing, machine.RetryLater},
 		{"Get https://registry.example/v2/: dial tcp: lookup registry.example: no such host", passing, machine.RetryLater},
 		{"unexpected EOF", passing, machine.RetryLater},
+		{"expected HTTP 206 from byte range request", passing, machine.RetryLater},
 		{"unknown: unexpected status from GET request to https://auth.example/token: 502 Bad Gateway", passing, machine.RetryLater},
 
 		{"manifest for registry.example:5000/tool:1 not found: manifest unknown: manifest unknown", final, machine.TaskFault},

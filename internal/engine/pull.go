@@ -226,7 +226,9 @@ var (
 		`\b50[0-9] (?:internal|bad gateway|service|gateway)|service unavailable|bad gateway|gateway time-?out|internal server error|` +
 		`connection refused|connection reset|broken pipe|time-?out|timed out|deadline exceeded|` +
 		`no such host|server misbehaving|temporary failure|network is unreachable|no route to host|` +
-		`\bEOF\b|request canceled|use of closed network connection`)
+		`\bEOF\b|request canceled|use of closed network connection|` +
+		// A layer broke off, and what answers now gives it from the start only.
+		`expected HTTP 206`)
 	untrusted  = regexp.MustCompile(`(?i)x509:|certificate|server gave HTTP response to HTTPS client`)
 	noPlatform = regexp.MustCompile(`(?i)no matching manifest|does not match the specified platform|image operating system`)
 	refused    = regexp.MustCompile(`(?i)unauthorized|authentication required|access denied|access forbidden|\bdenied\b|no basic auth credentials|\b40[13]\b`)
