@@ -40,9 +40,10 @@ type Log struct {
 
 // Image says when images are pulled and how many stay.
 type Image struct {
-	Pull     string // auto, always, missing, never
-	Keep     int    // tasks
-	RetryFor time.Duration
+	Pull      string // auto, always, missing, never
+	Keep      int    // tasks
+	KeepBytes int64  // 0 for no limit
+	RetryFor  time.Duration
 }
 
 // Transfer bounds what transfers take.

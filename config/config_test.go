@@ -119,6 +119,7 @@ var samples = map[string][3]string{
 	"progress":              {"plain", "none", "auto"},
 	"image.pull":            {"always", "missing", "never"},
 	"image.keep":            {"2", "3", "4"},
+	"image.keep_bytes":      {"1GiB", "2GiB", "3GiB"},
 	"image.retry_for":       {"1m", "2m", "3m"},
 	"transfer.retry_for":    {"1m", "2m", "3m"},
 	"transfer.parallel":     {"1", "2", "3"},

@@ -94,6 +94,9 @@ type ImageRecord struct {
 	// Task used the image last.
 	Task  string    `json:"task"`
 	Since time.Time `json:"since"`
+	// Bytes is the image's size on disk, layers that it shares with others
+	// included; 0 while it is not known.
+	Bytes int64 `json:"bytes"`
 	// Before are the IDs of the images that were on the node when a pull began:
 	// the one that Reference named, and all that are not deckhand's. When the
 	// reference names one of them after the pull, the pull did not bring it.

@@ -15,6 +15,7 @@ import (
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/helper"
+	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
@@ -284,7 +285,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
-			Keep: conf.Image.Keep, Room: space, Meter: s.meter, Log: s.app.log,
+			Keep: ledger.Keep{Tasks: conf.Image.Keep, Bytes: conf.Image.KeepBytes}, Room: space, Meter: s.meter, Log: s.app.log,
 		},
 		inputs,
 		&run.Step{

@@ -46,7 +46,7 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 			if slices.Contains(r.Before, img.ID) {
 				continue // the pull did not bring it; it has its own record if it is ours
 			}
-			r.ImageID, r.Digest, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), true, machine.Present
+			r.ImageID, r.Digest, r.Bytes, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), img.Size, true, machine.Present
 			r.Before = nil
 		}
 		kept = With(kept, r)
@@ -157,26 +157,52 @@ func Ours(images []machine.ImageRecord, name, digest, imageID string) bool {
 	})
 }
 
+// Keep says how much of what deckhand pulled stays on the node.
+type Keep struct {
+	Tasks int   // whose images stay, the one that runs included
+	Bytes int64 // of all images that stay; 0 for no limit
+}
+
 // Surplus returns the images of ours that are to go when a task with these
-// references runs: all but the wanted ones and those of the keep-1 tasks that
-// used images most recently. wanted holds the image IDs that the task uses and
-// names the references that it asks for: what such a reference named before
-// goes whatever keep is, because no task finds it again.
-func Surplus(images []machine.ImageRecord, wanted, names []string, keep int) []machine.ImageRecord {
-	recent := slices.Clone(images)
+// references runs: all but the wanted ones and those of the other tasks that
+// used images most recently, as many as keep has room for. wanted holds the
+// image IDs that the task uses and names the references that it asks for: what
+// such a reference named before goes whatever keep is, because no task finds it
+// again.
+func Surplus(images []machine.ImageRecord, wanted, names []string, keep Keep) []machine.ImageRecord {
+	bytes, counted := int64(0), map[string]bool{} // of the images that stay, by ID
+	count := func(r machine.ImageRecord) {
+		if !counted[r.ImageID] {
+			counted[r.ImageID] = true
+			bytes += r.Bytes
+		}
+	}
+	var recent []machine.ImageRecord // that may go
+	for _, r := range images {
+		switch {
+		case r.Phase == machine.Pulling || !r.PulledByUs:
+		case slices.Contains(wanted, r.ImageID):
+			count(r)
+		default:
+			recent = append(recent, r)
+		}
+	}
 	slices.SortStableFunc(recent, func(a, b machine.ImageRecord) int { return b.Since.Compare(a.Since) })
-	kept := map[string]bool{} // tasks
+	kept, full := map[string]bool{}, false // tasks; that no further image stays
 	var surplus []machine.ImageRecord
 	for _, r := range recent {
-		if r.Phase == machine.Pulling || !r.PulledByUs || slices.Contains(wanted, r.ImageID) {
+		if r.Phase == machine.Removing || slices.Contains(names, r.Reference) {
+			surplus = append(surplus, r)
 			continue
 		}
-		stale := r.Phase == machine.Removing || slices.Contains(names, r.Reference)
-		if !stale && len(kept) < keep-1 {
+		if len(kept) < keep.Tasks-1 {
 			kept[r.Task] = true
 		}
-		if stale || !kept[r.Task] {
+		full = full || !kept[r.Task] || keep.Bytes > 0 && !counted[r.ImageID] && r.Bytes > keep.Bytes-bytes
+		if full {
 			surplus = append(surplus, r)
+		} else {
+			count(r)
 		}
 	}
 	return surplus

@@ -187,7 +187,7 @@ func TestReconcile(t *testing.T) {
 
 func TestSurplus(t *testing.T) {
 	at := func(r machine.ImageRecord, task string, minute int) machine.ImageRecord {
-		r.Task, r.Since = task, time.Unix(int64(minute)*60, 0)
+		r.Task, r.Since, r.Bytes = task, time.Unix(int64(minute)*60, 0), 100
 		return r
 	}
 	a, b, c := at(record("r.test/a:1", "a"), "t1", 1), at(record("r.test/b:1", "b"), "t2", 2), at(record("r.test/c:1", "c"), "t3", 3)
@@ -198,29 +198,40 @@ func TestSurplus(t *testing.T) {
 	pending.Phase = machine.Removing
 	pulling := machine.ImageRecord{Reference: "r.test/a:1", Phase: machine.Pulling}
 	moved := at(record("r.test/b:1", "old b"), "t3", 3)
+	small := a
+	small.Bytes = 1
+	alias := at(record("r.test/alias:1", "a"), "t2", 2)
 	all := []machine.ImageRecord{a, b, b2, c}
 	for _, test := range []struct {
 		name   string
 		images []machine.ImageRecord
 		wanted []machine.ImageRecord
 		keep   int
+		bytes  int64 // 0 for no limit; each image has 100
 		want   []machine.ImageRecord
 	}{
-		{"nothing", nil, nil, 1, nil},
-		{"one task's stay", all, []machine.ImageRecord{a}, 1, []machine.ImageRecord{c, b, b2}},
-		{"two tasks' stay", all, []machine.ImageRecord{a}, 2, []machine.ImageRecord{b, b2}},
-		{"a set stays whole", all, []machine.ImageRecord{a}, 3, nil},
-		{"another's and a pull are no surplus", []machine.ImageRecord{foreign, pulling}, []machine.ImageRecord{b}, 1, nil},
-		{"a pending one goes and takes no place", []machine.ImageRecord{a, b, pending}, []machine.ImageRecord{a}, 2, []machine.ImageRecord{pending}},
-		{"a pending one that is wanted stays", []machine.ImageRecord{pending}, []machine.ImageRecord{c}, 1, nil},
-		{"what a wanted tag named before goes and takes no place", []machine.ImageRecord{a, b, moved}, []machine.ImageRecord{b}, 2, []machine.ImageRecord{moved}},
+		{"nothing", nil, nil, 1, 0, nil},
+		{"one task's stay", all, []machine.ImageRecord{a}, 1, 0, []machine.ImageRecord{c, b, b2}},
+		{"two tasks' stay", all, []machine.ImageRecord{a}, 2, 0, []machine.ImageRecord{b, b2}},
+		{"a set stays whole", all, []machine.ImageRecord{a}, 3, 0, nil},
+		{"another's and a pull are no surplus", []machine.ImageRecord{foreign, pulling}, []machine.ImageRecord{b}, 1, 0, nil},
+		{"a pending one goes and takes no place", []machine.ImageRecord{a, b, pending}, []machine.ImageRecord{a}, 2, 0, []machine.ImageRecord{pending}},
+		{"a pending one that is wanted stays", []machine.ImageRecord{pending}, []machine.ImageRecord{c}, 1, 0, nil},
+		{"what a wanted tag named before goes and takes no place", []machine.ImageRecord{a, b, moved}, []machine.ImageRecord{b}, 2, 0, []machine.ImageRecord{moved}},
+		{"the bytes hold two", all, []machine.ImageRecord{a}, 9, 299, []machine.ImageRecord{b, b2}},
+		{"the bytes hold three", all, []machine.ImageRecord{a}, 9, 300, []machine.ImageRecord{b2}},
+		{"this task's images stay whatever they take", all, []machine.ImageRecord{a, b}, 9, 1, []machine.ImageRecord{c, b2}},
+		{"fewer tasks than the bytes would hold", all, []machine.ImageRecord{a}, 2, 400, []machine.ImageRecord{b, b2}},
+		{"an image with two names counts once", []machine.ImageRecord{a, c, alias}, []machine.ImageRecord{a}, 9, 200, nil},
+		{"what goes takes no bytes", []machine.ImageRecord{a, b, pending}, []machine.ImageRecord{a}, 9, 200, []machine.ImageRecord{pending}},
+		{"a small image that was used longer ago does not outlive a large one", []machine.ImageRecord{small, b, c}, []machine.ImageRecord{c}, 9, 150, []machine.ImageRecord{b, small}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var ids, names []string
 			for _, w := range test.wanted {
 				ids, names = append(ids, w.ImageID), append(names, w.Reference)
 			}
-			got := ledger.Surplus(test.images, ids, names, test.keep)
+			got := ledger.Surplus(test.images, ids, names, ledger.Keep{Tasks: test.keep, Bytes: test.bytes})
 			if !reflect.DeepEqual(got, test.want) {
 				t.Errorf("%+v\nwant %+v", got, test.want)
 			}

@@ -79,7 +79,7 @@ type Step struct {
 	Engine     Engine
 	Containers Containers
 	Policy     Policy
-	Keep       int // how many tasks' images stay, this one's included
+	Keep       ledger.Keep
 	Room       *room.Room
 	Meter      *progress.Meter
 	Log        *slog.Logger
@@ -131,10 +131,18 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := s.announce(ctx, t, n, images, wants); err != nil {
 		return err
 	}
-	if err := s.evict(ctx, n, wants); err != nil {
+	if err := s.evict(ctx, n, wants, s.Keep); err != nil {
 		return err
 	}
-	if err := s.fits(ctx, wants); err != nil {
+	err = s.fits(ctx, wants)
+	if machine.FaultOf(err) == machine.NodeFault && len(s.surplus(n, wants, none)) > 0 {
+		s.Log.Info("deleting the images that were kept, to make room", "error", err)
+		if err := s.evict(ctx, n, wants, none); err != nil {
+			return err
+		}
+		err = s.fits(ctx, wants)
+	}
+	if err != nil {
 		return err
 	}
 	moved := false
@@ -145,9 +153,10 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		}
 		moved = moved || before != "" && before != w.local.ID
 	}
-	if moved {
-		// What a tag named before goes now, when no image of the task is that one.
-		if err := s.evict(ctx, n, wants); err != nil {
+	if moved || s.Keep.Bytes > 0 {
+		// What a tag named before goes now, when no image of the task is that one,
+		// and what has no room any more beside the images that came.
+		if err := s.evict(ctx, n, wants, s.Keep); err != nil {
 			return err
 		}
 	}
@@ -281,7 +290,7 @@ func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, i
 		if !w.pull {
 			digest := ledger.RepoDigest(w.local, w.ref)
 			r = machine.ImageRecord{
-				Reference: w.ref, ImageID: w.local.ID, Digest: digest,
+				Reference: w.ref, ImageID: w.local.ID, Digest: digest, Bytes: w.local.Size,
 				PulledByUs: ledger.Ours(pulled, w.ref, digest, w.local.ID), Phase: machine.Present,
 			}
 		}
@@ -311,9 +320,11 @@ func (s *Step) before(ctx context.Context, n machine.Notes, images []machine.Ima
 	return ids, nil
 }
 
-// evict deletes the images that this task does not use, before anything is
-// pulled, so that their space is free.
-func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want) error {
+// none keeps no image but those of the task that runs.
+var none = ledger.Keep{Tasks: 1}
+
+// surplus are the images that the task does not use and that are not kept.
+func (s *Step) surplus(n machine.Notes, wants []*want, keep ledger.Keep) []machine.ImageRecord {
 	var ids, names []string
 	for _, w := range wants {
 		names = append(names, w.ref)
@@ -321,7 +332,13 @@ func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want) error 
 			ids = append(ids, w.local.ID)
 		}
 	}
-	for _, r := range ledger.Surplus(n.Images(), ids, names, s.Keep) {
+	return ledger.Surplus(n.Images(), ids, names, keep)
+}
+
+// evict deletes the images that this task does not use, before anything is
+// pulled, so that their space is free.
+func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want, keep ledger.Keep) error {
+	for _, r := range s.surplus(n, wants, keep) {
 		freed, err := ledger.Remove(ctx, n, s.Engine, r)
 		switch {
 		case errors.Is(err, engine.ErrInUse):
@@ -399,7 +416,7 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 	}
 	images := n.Images()
 	r := machine.ImageRecord{
-		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), PulledByUs: true,
+		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), Bytes: img.Size, PulledByUs: true,
 		Phase: machine.Present, Task: t.ID, Since: time.Now().UTC(), Last: true,
 	}
 	pull := Pulled

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/ledger/ledgertest"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/room"
@@ -99,13 +100,13 @@ type world struct {
 	*node
 	memory *journaltest.Memory
 	policy imagecheck.Policy
-	keep   int
+	keep   ledger.Keep
 	room   room.Room
 	tasks  int
 }
 
 func newWorld() *world {
-	return &world{node: newNode(), memory: journaltest.NewMemory(), policy: imagecheck.Auto, keep: 1, room: room.Room{Dir: "/"}}
+	return &world{node: newNode(), memory: journaltest.NewMemory(), policy: imagecheck.Auto, keep: ledger.Keep{Tasks: 1}, room: room.Room{Dir: "/"}}
 }
 
 // tb is what testing.T and rapid.T have in common.
@@ -334,7 +335,7 @@ func TestMovedTag(t *testing.T) {
 	})
 	t.Run("ours, with room for two tasks' images", func(t *testing.T) {
 		w := newWorld()
-		w.keep = 2
+		w.keep.Tasks = 2
 		w.registry[a] = "x"
 		w.run(t, a)
 		w.registry[a] = "y"
@@ -397,13 +398,59 @@ func TestInUse(t *testing.T) {
 
 func TestKeepTwo(t *testing.T) {
 	w := newWorld()
-	w.keep = 2
+	w.keep.Tasks = 2
 	contents := []string{"x", "y", "z"}
 	for _, c := range contents {
 		w.registry["r.test/"+c+":1"] = c
 		w.run(t, "r.test/"+c+":1")
 	}
 	want(t, "x, y, z", []bool{w.Has("x"), w.Has("y"), w.Has("z")}, []bool{false, true, true})
+}
+
+// Kept images have no more bytes than they may, also when the size of the one
+// that comes is known only then.
+func TestKeepBytes(t *testing.T) {
+	w := newWorld() // each image has 1000 bytes
+	w.keep = ledger.Keep{Tasks: 9, Bytes: 2500}
+	for _, c := range []string{"x", "y", "z"} {
+		w.registry["r.test/"+c+":1"] = c
+	}
+	w.run(t, "r.test/x:1")
+	w.run(t, "r.test/y:1")
+	w.run(t, "r.test/x:1")
+	w.pulling = func(string) error {
+		want(t, "kept until the size is known", w.Has("y"), true)
+		return nil
+	}
+	w.run(t, "r.test/z:1")
+	w.wantLedger(t, "r.test/x:1 present ours", "r.test/z:1 present ours last")
+	want(t, "x, y, z", []bool{w.Has("x"), w.Has("y"), w.Has("z")}, []bool{true, false, true})
+	w.keep.Bytes = 500
+	want(t, "came", w.run(t, "r.test/z:1"), "reused")
+	w.wantLedger(t, "r.test/z:1 present ours last")
+}
+
+// Kept images go when what a task needs does not fit beside them.
+func TestKeptImagesMakeRoom(t *testing.T) {
+	for _, large := range []bool{false, true} {
+		w := newWorld()
+		w.keep.Tasks = 9
+		w.room = room.Room{Dir: "/", Images: func(context.Context) (string, error) { return "/", nil }}
+		w.registry[a], w.registry[b] = "x", "y"
+		w.run(t, a)
+		asked := 0
+		w.needed = func([]string) error {
+			w.need.Peak = 0
+			if asked++; asked == 1 || large {
+				w.need.Peak = 1 << 60
+			}
+			return nil
+		}
+		err := w.task(t, b).do()
+		want(t, "refused", machine.FaultOf(err) == machine.NodeFault, large)
+		want(t, "the kept image is there", w.Has("x"), false)
+		want(t, "the wanted image is there", w.Has("y"), !large)
+	}
 }
 
 func TestPolicies(t *testing.T) {

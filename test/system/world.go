@@ -335,6 +335,7 @@ type Images struct {
 		Reference  string `json:"reference"`
 		ImageID    string `json:"image_id"`
 		Digest     string `json:"digest"`
+		Bytes      int64  `json:"bytes"`
 		PulledByUs bool   `json:"pulled_by_us"`
 		Phase      string `json:"phase"`
 		Task       string `json:"task"`
