@@ -52,6 +52,8 @@ type Ref struct {
 	Tag    string // 127.0.0.1:PORT/name:tag
 	Digest string // 127.0.0.1:PORT/name@sha256:…
 	ID     string // sha256:… of the configuration: the image ID of an engine with graph drivers
+	// Layers are the digests of its layers as the registry has them, the lowest first.
+	Layers []string
 }
 
 // Image builds an image and pushes it to reg as name, which may end in :tag
@@ -81,7 +83,9 @@ func Image(tb TB, reg *Registry, name string, spec Spec) Ref {
 	}
 	config := mustJSON(spec.config(reg.nonce, layers...))
 	var descriptors []any
+	var digests []string
 	for _, l := range layers {
+		digests = append(digests, digest(l.blob))
 		descriptors = append(descriptors, descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", l.blob))
 	}
 	manifest := mustJSON(map[string]any{
@@ -102,6 +106,7 @@ func Image(tb TB, reg *Registry, name string, spec Spec) Ref {
 		Tag:    reg.Addr() + "/" + repo + ":" + tag,
 		Digest: reg.Addr() + "/" + repo + "@" + digest(manifest),
 		ID:     digest(config),
+		Layers: digests,
 	}
 }
 

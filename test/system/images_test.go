@@ -3,6 +3,7 @@ package system
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -143,7 +144,11 @@ func TestSameImageIsNotPulled(t *testing.T) {
 	w.wants(t, "a:1 present ours last")
 	w.Registry.Reset()
 	equal(t, "second", w.run(t, w.a.Tag), "reused")
-	w.noLayers(t)
+	var asked []string
+	for _, r := range w.Registry.Requests() {
+		asked = append(asked, r.Method+" "+r.Path)
+	}
+	equal(t, "asked about a tag that has not moved", strings.Join(asked, ", "), "GET /v2/, HEAD /v2/a/manifests/1")
 	w.Registry.Reset()
 	equal(t, "by digest", w.run(t, w.a.Digest), "reused")
 	_, digest, _ := strings.Cut(w.a.Digest, "@")
@@ -285,6 +290,72 @@ func TestKeepTwoTasksImages(t *testing.T) {
 	w.wants(t, "a:1 present ours", "c:1 present ours last")
 	on(t, w.a.ID, c.ID)
 	off(t, w.b.ID)
+}
+
+// Images of earlier tasks stay while they have room together, the last used first,
+// and the ledger tells how much that is.
+func TestKeepImagesWithinBytes(t *testing.T) {
+	w := newImages(t)
+	large := func(name string) rig.Ref { return w.Image(t, name, rig.Spec{Size: 4 * mib, Marker: name}) }
+	c, d, e := large("c:1"), large("d:1"), large("e:1")
+	w.set("DECKHAND_IMAGE_KEEP", "9")
+	w.set("DECKHAND_IMAGE_KEEP_BYTES", "14MiB") // two of them, with busybox in each
+	w.run(t, c.Tag)
+	w.run(t, d.Tag)
+	equal(t, "came", w.run(t, c.Tag), "reused")
+	w.wants(t, "c:1 present ours last", "d:1 present ours")
+	w.run(t, e.Tag)
+	w.wants(t, "c:1 present ours", "e:1 present ours last")
+	on(t, c.ID, e.ID)
+	off(t, d.ID)
+	var kept int64
+	for _, r := range w.Images(t).Ledger {
+		size := rig.DockerCmd(t, "image", "inspect", "--format", "{{.Size}}", r.ImageID)
+		equal(t, "bytes of "+r.Reference, fmt.Sprint(r.Bytes), size)
+		kept += r.Bytes
+	}
+	if kept > 14*mib {
+		t.Errorf("%d bytes are kept", kept)
+	}
+	t.Logf("bytes kept: %d", kept)
+	w.set("DECKHAND_IMAGE_KEEP_BYTES", "1")
+	w.run(t, w.a.Tag)
+	w.wants(t, "a:1 present ours last")
+	off(t, c.ID, e.ID)
+}
+
+// A layer that another image has stays when the old image goes, and is not
+// fetched for the next one.
+func TestSharedLayers(t *testing.T) {
+	t.Parallel()
+	for i, whose := range []string{"somebody else's image", "a kept image"} {
+		t.Run(whose, func(t *testing.T) {
+			w := &images{World: NewWorld(t)}
+			// Of this test alone, or another's image would have it.
+			size := 4*mib + int64(2*os.Getpid()+i)
+			shared := func(name string) rig.Ref { return w.Image(t, name, rig.Spec{Shared: size, Marker: name}) }
+			other, c, d := shared("other:1"), shared("c:1"), shared("d:1")
+			if whose == "a kept image" {
+				w.set("DECKHAND_IMAGE_KEEP", "2")
+				w.run(t, other.Tag)
+			} else {
+				rig.DockerCmd(t, "pull", "-q", other.Tag)
+			}
+			w.run(t, c.Tag)
+			w.Registry.Reset()
+			if whose == "a kept image" {
+				w.run(t, other.Tag)
+			}
+			w.run(t, d.Tag)
+			off(t, c.ID)
+			if got := w.blobs(other, c, d); !slices.Equal(got, d.Layers[2:]) {
+				t.Errorf("fetched %q, want the layer of its own, %q", got, d.Layers[2:])
+			}
+			if got := rig.DockerCmd(t, "run", "--rm", "--network=none", other.Tag, "sh", "-c", "stat -c %s /filling"); got != fmt.Sprint(size) {
+				t.Errorf("the shared file has %s bytes", got)
+			}
+		})
+	}
 }
 
 func TestImageThatSomebodyTagged(t *testing.T) {
