@@ -166,6 +166,8 @@ func statusLine(w standing, p progress.Snapshot, speed int64, now time.Time) str
 		parts = append(parts, p.Phase)
 		if p.FilesTotal > 0 {
 			parts = append(parts, fmt.Sprintf("%d of %d files", p.FilesDone, p.FilesTotal))
+		} else if p.FilesDone > 0 {
+			parts = append(parts, counted(int(p.FilesDone), "file"))
 		}
 		if p.BytesTotal > 0 {
 			parts = append(parts, units.BytesSize(float64(p.BytesDone))+" of "+units.BytesSize(float64(p.BytesTotal)))

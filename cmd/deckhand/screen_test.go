@@ -28,6 +28,8 @@ func TestStatusLine(t *testing.T) {
 		{"unknown size", machine.Download, progress.Snapshot{Phase: "inputs", FilesTotal: 1, BytesDone: 512}, 0, 12 * time.Second,
 			"t Download inputs, 0 of 1 files, 512B, 12s"},
 		{"run", machine.Run, progress.Snapshot{Phase: "executor 1 of 2"}, 0, 3 * time.Second, "t Run executor 1 of 2, 3s"},
+		{"leftovers", machine.Scrub, progress.Snapshot{Phase: "leftovers", FilesDone: 12345, BytesDone: 3 << 20}, 0, time.Minute,
+			"t Scrub leftovers, 12345 files, 3MiB, 1m0s"},
 		// The meter is still that of the download before.
 		{"stale", machine.Run, progress.Snapshot{Phase: "inputs", FilesTotal: 1, Since: start.Add(-time.Second)}, 5, 2 * time.Second, "t Run 2s"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -58,7 +59,10 @@ func (a *app) scrub(ctx context.Context, dryRun bool) (scrub.Report, error) {
 	if err != nil {
 		return scrub.Report{}, err
 	}
+	began := time.Now()
+	stop := a.follow(s.meter, func() standing { return standing{"node", machine.Scrub, began} })
 	report, err := s.scrub(ctx)
+	stop()
 	return report, errors.Join(err, s.close())
 }
 
@@ -89,6 +93,7 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 		}
 	}
 	report.Kept = append(report.Kept, kept...)
+	s.meter.Reset(scrub.Phase)
 	notes, err := machine.NodeNotes(s.journal)
 	if err != nil {
 		return report, err

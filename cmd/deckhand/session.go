@@ -246,7 +246,9 @@ func (s *session) cleaner() (*scrub.Cleaner, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.app.cleaner(s.docker, root), nil
+	c := s.app.cleaner(s.docker, root)
+	c.Meter = s.meter
+	return c, nil
 }
 
 // machine builds the state machine of a task. Without its document it can only

@@ -181,6 +181,8 @@ func printStatus(w io.Writer, s status) error {
 	if t := s.Transfers; t.FilesTotal > 0 {
 		lines = append(lines, fmt.Sprintf("transfer: %d of %d files, %s of %s",
 			t.FilesDone, t.FilesTotal, units.BytesSize(float64(t.BytesDone)), units.BytesSize(float64(t.BytesTotal))))
+	} else if t.FilesDone > 0 {
+		lines = append(lines, fmt.Sprintf("removal:  %s, %s of %s", counted(int(t.FilesDone), "file"), units.BytesSize(float64(t.BytesDone)), t.Phase))
 	}
 	lines = append(lines, "next:     "+s.Next, "reserve:  "+reserveInWords(s.Reserve))
 	if s.Program > 0 {

@@ -49,7 +49,7 @@ func play(role []string) int {
 		fmt.Println("ready")
 		time.Sleep(time.Hour)
 	case "remove": // prints what RemoveTree(role[1], role[2]) returns
-		removed, err := RemoveTree(context.Background(), role[1], role[2])
+		removed, err := RemoveTree(context.Background(), role[1], role[2], nil)
 		if err != nil {
 			fmt.Println(err)
 			return 1

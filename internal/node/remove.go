@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/progress"
 )
 
 // Removed says what a deletion did.
@@ -36,8 +38,8 @@ type Left struct {
 const (
 	keptListed = 100
 
-	// maxDepth bounds the descriptors open at a time to maxDepth a worker. What
-	// lies deeper is moved up.
+	// maxDepth bounds the descriptors open at a time to maxDepth a worker, and as
+	// many a directory that waits for one. What lies deeper is moved up.
 	maxDepth   = 24
 	maxWorkers = 4
 )
@@ -55,8 +57,9 @@ const (
 // Names are bytes. Missing is fine. What cannot be deleted is reported in
 // Removed.Kept, not as an error: immutable files (chattr +i is not undone: it is
 // not ours), mounts, what the system refuses. The error is that of ctx, of name
-// or of base; Removed holds in any case what was done.
-func RemoveTree(ctx context.Context, base, name string) (Removed, error) {
+// or of base; Removed holds in any case what was done, and the meter counts it
+// meanwhile.
+func RemoveTree(ctx context.Context, base, name string, meter *progress.Meter) (Removed, error) {
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
 		return Removed{}, fmt.Errorf("cannot delete %q in %s: not a name of one path element", name, base)
 	}
@@ -69,7 +72,8 @@ func RemoveTree(ctx context.Context, base, name string) (Removed, error) {
 	}
 	defer unix.Close(fd)
 
-	r := &remover{ctx: ctx, workers: make(chan struct{}, min(runtime.GOMAXPROCS(0), maxWorkers))}
+	most := min(runtime.GOMAXPROCS(0), maxWorkers)
+	r := &remover{ctx: ctx, meter: meter, workers: make(chan struct{}, most), waiting: make(chan struct{}, most)}
 	parent := &dir{fd: fd, name: base, depth: -1}
 	for {
 		before := r.entries.Load()
@@ -92,9 +96,13 @@ func RemoveTree(ctx context.Context, base, name string) (Removed, error) {
 }
 
 type remover struct {
-	ctx context.Context
-	// workers holds a token for each goroutine at work.
-	workers chan struct{}
+	ctx   context.Context
+	meter *progress.Meter
+	// workers holds a token for each goroutine at work, waiting one for each
+	// directory that is ready for the next: a worker that is done with one need not
+	// wait until another comes across its next.
+	workers, waiting chan struct{}
+
 	entries atomic.Int64
 	bytes   atomic.Int64
 	// linked serializes the deletion of hard links, so that exactly one of them
@@ -211,11 +219,21 @@ func (r *remover) unlink(d *dir, name string) error {
 	if err := unix.Unlinkat(d.fd, name, 0); err != nil {
 		return err
 	}
-	r.entries.Add(1)
-	if st.Nlink == 1 {
-		r.bytes.Add(int64(st.Blocks) * 512)
+	blocks := st.Blocks
+	if st.Nlink > 1 {
+		blocks = 0
 	}
+	r.count(blocks)
 	return nil
+}
+
+// count counts an entry that is gone, with the blocks that it gave back.
+func (r *remover) count(blocks uint64) {
+	bytes := int64(blocks) * 512
+	r.entries.Add(1)
+	r.bytes.Add(bytes)
+	r.meter.FileDone()
+	r.meter.AddBytes(bytes)
 }
 
 // open opens the directory name of d for emptying.
@@ -257,8 +275,7 @@ func (r *remover) removeDir(d *dir) {
 	}
 	switch err := unix.Unlinkat(d.parent.fd, d.name, unix.AT_REMOVEDIR); {
 	case err == nil:
-		r.entries.Add(1)
-		r.bytes.Add(int64(d.blocks) * 512)
+		r.count(d.blocks)
 	case errors.Is(err, unix.ENOENT):
 	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTDIR):
 		r.keep(d.parent, d.name, "changed while it was deleted")
@@ -276,6 +293,10 @@ func (r *remover) emptyTop(d *dir) {
 	for {
 		r.moved.Store(0)
 		r.generation++
+		if _, err := unix.Seek(d.fd, 0, 0); err != nil {
+			r.keep(d, ".", err.Error())
+			return
+		}
 		r.empty(d, want)
 		if r.moved.Load() == 0 || r.ctx.Err() != nil {
 			return
@@ -309,10 +330,6 @@ func (r *remover) moveUp(d *dir, name string) {
 // empty deletes the entries of d that want accepts, and returns when they are
 // done, also those that other workers took.
 func (r *remover) empty(d *dir, want func(name string) bool) {
-	if _, err := unix.Seek(d.fd, 0, 0); err != nil {
-		r.keep(d, ".", err.Error())
-		return
-	}
 	buf := direntBuffers.Get().(*[direntBuffer]byte)
 	defer direntBuffers.Put(buf)
 	for r.ctx.Err() == nil {
@@ -347,15 +364,18 @@ func (r *remover) empty(d *dir, want func(name string) bool) {
 	}
 }
 
-// handOver gives the directory name of d to another worker, if one is free.
+// handOver gives the directory name of d to the next worker that is free, unless
+// enough of them wait.
 func (r *remover) handOver(d *dir, name string) bool {
 	select {
-	case r.workers <- struct{}{}:
+	case r.waiting <- struct{}{}:
 	default:
 		return false
 	}
 	d.handed = true
 	d.children.Go(func() {
+		r.workers <- struct{}{}
+		<-r.waiting
 		defer func() { <-r.workers }()
 		r.remove(d, name, unix.DT_DIR)
 	})

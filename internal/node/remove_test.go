@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -14,12 +15,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/progress"
 )
 
 // gone fails unless RemoveTree removed base/name without a rest.
 func gone(t *testing.T, base, name string) Removed {
 	t.Helper()
-	r, err := RemoveTree(context.Background(), base, name)
+	r, err := RemoveTree(context.Background(), base, name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,14 +127,14 @@ func TestRemoveTreeNames(t *testing.T) {
 	dir := t.TempDir()
 	mkfile("file")(t, dir)
 	for _, name := range []string{"", ".", "..", "a/b", "/", "../file", "file\x00"} {
-		if _, err := RemoveTree(context.Background(), dir, name); err == nil {
+		if _, err := RemoveTree(context.Background(), dir, name, nil); err == nil {
 			t.Errorf("%q accepted", name)
 		}
 	}
-	if _, err := RemoveTree(context.Background(), filepath.Join(dir, "file"), "x"); err == nil {
+	if _, err := RemoveTree(context.Background(), filepath.Join(dir, "file"), "x", nil); err == nil {
 		t.Error("a file as base")
 	}
-	if r, err := RemoveTree(context.Background(), filepath.Join(dir, "missing"), "x"); err != nil || r.Entries != 0 {
+	if r, err := RemoveTree(context.Background(), filepath.Join(dir, "missing"), "x", nil); err != nil || r.Entries != 0 {
 		t.Errorf("missing base: %+v, %v", r, err)
 	}
 }
@@ -197,7 +200,7 @@ func TestRemoveTreeStopsAtMounts(t *testing.T) {
 			mount("mounted", outside, "", unix.MS_BIND)
 			mkfile("tree/tmpfs/file")(t, dir)
 
-			r, err := RemoveTree(context.Background(), dir, "tree")
+			r, err := RemoveTree(context.Background(), dir, "tree", nil)
 			must(t, err)
 			var kept []string
 			for _, k := range r.Kept {
@@ -213,7 +216,7 @@ func TestRemoveTreeStopsAtMounts(t *testing.T) {
 			if r.Entries != 2 { // sub/file and gone
 				t.Errorf("%d entries", r.Entries)
 			}
-			if r, err := RemoveTree(context.Background(), dir, "mounted"); err != nil || len(r.Kept) != 1 {
+			if r, err := RemoveTree(context.Background(), dir, "mounted", nil); err != nil || len(r.Kept) != 1 {
 				t.Errorf("%+v, %v", r, err)
 			}
 			if after := listing(t, outside); after != before {
@@ -247,7 +250,7 @@ func TestRemoveTreeLockedInodes(t *testing.T) {
 	mustRun(t, "chattr", "+i", tree+"/immutable", tree+"/locked")
 	mustRun(t, "chattr", "+a", tree+"/append", tree+"/log")
 
-	r, err := RemoveTree(context.Background(), disk, "tree")
+	r, err := RemoveTree(context.Background(), disk, "tree", nil)
 	must(t, err)
 	want := map[string]string{
 		"immutable": "immutable (chattr +i)",
@@ -288,7 +291,7 @@ func TestRemoveTreeReportsAreBounded(t *testing.T) {
 		mkfile(fmt.Sprintf("tree/%d", i))(t, disk)
 	}
 	mustRun(t, "chattr", "+i", disk+"/tree")
-	r, err := RemoveTree(context.Background(), disk, "tree")
+	r, err := RemoveTree(context.Background(), disk, "tree", nil)
 	must(t, err)
 	if len(r.Kept) != keptListed || r.KeptTotal != keptListed+50 {
 		t.Errorf("%d of %d", len(r.Kept), r.KeptTotal)
@@ -534,7 +537,7 @@ func TestRemoveTreeStopsWithItsContext(t *testing.T) {
 	mkfile("tree/file")(t, dir)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if r, err := RemoveTree(ctx, dir, "tree"); !errors.Is(err, context.Canceled) || r.Entries != 0 {
+	if r, err := RemoveTree(ctx, dir, "tree", nil); !errors.Is(err, context.Canceled) || r.Entries != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	gone(t, dir, "tree")
@@ -580,7 +583,7 @@ func TestRemoveTreeUnderAttack(t *testing.T) {
 						}
 					})
 				}
-				r, err := RemoveTree(context.Background(), dir, "tree")
+				r, err := RemoveTree(context.Background(), dir, "tree", nil)
 				close(stop)
 				attackers.Wait()
 				must(t, err)
@@ -590,5 +593,80 @@ func TestRemoveTreeUnderAttack(t *testing.T) {
 				gone(t, dir, "tree")
 			}
 		})
+	}
+}
+
+// looking is a context that looks at the heap now and then while a tree is
+// deleted, which asks it before every entry.
+type looking struct {
+	context.Context
+	asked atomic.Int64
+	most  atomic.Uint64 // bytes alive
+}
+
+func (l *looking) Err() error {
+	if l.asked.Add(1)%20_000 == 0 {
+		l.most.Store(max(l.most.Load(), alive()))
+	}
+	return l.Context.Err()
+}
+
+func alive() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// Neither many entries in a directory nor many directories take memory.
+func TestRemoveTreeMemory(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	must(t, unix.Mount("tmpfs", base, "tmpfs", 0, "size=2g,nr_inodes=1m"))
+	defer unix.Unmount(base, unix.MNT_DETACH)
+	const wide, many = 300_000, 50_000
+	for name, n := range map[string]int{"wide": wide, "many": many} {
+		at := filepath.Join(base, "tree", name)
+		must(t, os.MkdirAll(at, 0o755))
+		fd, err := unix.Open(at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		for i := range n {
+			entry := fmt.Sprintf("a-name-that-is-not-short-%d", i)
+			if name == "wide" {
+				must(t, unix.Mknodat(fd, entry, unix.S_IFREG|0o644, 0))
+				continue
+			}
+			must(t, unix.Mkdirat(fd, entry, 0o755))
+			must(t, unix.Mknodat(fd, entry+"/f", unix.S_IFREG|0o644, 0))
+		}
+		unix.Close(fd)
+	}
+	ctx := &looking{Context: context.Background()}
+	before := alive()
+	r, err := RemoveTree(ctx, base, "tree", nil)
+	if want := int64(3 + wide + 2*many); err != nil || r.Entries != want {
+		t.Fatalf("%d entries of %d, %v", r.Entries, want, err)
+	}
+	if looks := ctx.asked.Load() / 20_000; looks < 10 {
+		t.Errorf("the heap was looked at %d times", looks)
+	}
+	const limit = 1 << 20
+	if grown := int64(ctx.most.Load()) - int64(before); grown > limit {
+		t.Errorf("the heap grew by %d bytes, more than %d", grown, limit)
+	}
+}
+
+// The meter counts what RemoveTree counts.
+func TestRemoveTreeCounts(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.MkdirAll(dir+"/tree/sub", 0o755))
+	for i := range 10 {
+		must(t, os.WriteFile(fmt.Sprintf("%s/tree/sub/%d", dir, i), make([]byte, 5000), 0o644))
+	}
+	var meter progress.Meter
+	r, err := RemoveTree(context.Background(), dir, "tree", &meter)
+	must(t, err)
+	if s := meter.Snapshot(); s.FilesDone != 12 || s.FilesDone != r.Entries || s.BytesDone != r.Bytes || s.BytesDone == 0 {
+		t.Errorf("metered %+v, removed %+v", s, r)
 	}
 }

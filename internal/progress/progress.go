@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Meter counts files and bytes of one phase at a time. It is safe for
+// Meter counts files and bytes of one phase at a time: those that are moved, or,
+// where what earlier tasks left is removed, those that go, directories included. It is safe for
 // concurrent use, its zero value is ready, and a nil Meter counts nothing.
 type Meter struct {
 	mu    sync.Mutex // phase and since change together

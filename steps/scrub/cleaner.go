@@ -16,6 +16,7 @@ import (
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/own"
+	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -76,6 +77,7 @@ type Cleaner struct {
 	TasksDir string
 	Grace    time.Duration // from SIGTERM to SIGKILL for a container that still runs
 	Owner    *own.Owner
+	Meter    *progress.Meter // counts what is removed of directories
 }
 
 // Find lists what is to go and what stays, changing nothing. keep is the
@@ -213,12 +215,12 @@ func (c *Cleaner) Remove(ctx context.Context, n machine.Notes, i Item) (int64, e
 // removeDir removes one directory below base; what cannot go is an error that
 // names it. The notes may be nil.
 func (c *Cleaner) removeDir(ctx context.Context, n machine.Notes, base, name string) (int64, error) {
-	removed, err := node.RemoveTree(ctx, base, name)
+	removed, err := node.RemoveTree(ctx, base, name, c.Meter)
 	if err == nil && len(removed.Kept) > 0 && c.Owner != nil {
 		// Some of it may belong to the users of containers.
 		taken := c.Owner.Take(ctx, n, filepath.Join(base, name))
 		before := removed.Bytes
-		removed, err = node.RemoveTree(ctx, base, name)
+		removed, err = node.RemoveTree(ctx, base, name, c.Meter)
 		removed.Bytes += before
 		if err == nil && len(removed.Kept) > 0 && taken != nil {
 			return removed.Bytes, fmt.Errorf("cannot remove %s: %w", filepath.Join(base, name), taken)

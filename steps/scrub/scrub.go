@@ -19,6 +19,9 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
+// Phase is what a meter says of the removal of leftovers.
+const Phase = "leftovers"
+
 // WhatRemoved is the kind of fact that says what was removed; its detail is an Item.
 const WhatRemoved = "removed"
 
@@ -58,6 +61,7 @@ func (s *Step) Probe(context.Context, *machine.Task, machine.Notes) (machine.Pro
 
 // Do implements machine.Step.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	s.Cleaner.Meter.Reset(Phase)
 	keep := &machine.TaskRef{Task: t.ID, Attempt: t.Attempt}
 	gone, _, err := s.Cleaner.Find(ctx, keep, s.Dir, n.Images())
 	if err != nil {
@@ -160,6 +164,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	if _, err := os.Lstat(filepath.Join(s.Cleaner.TasksDir, s.Dir)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	s.Cleaner.Meter.Reset("work directory")
 	_, err := s.Cleaner.removeDir(ctx, n, s.Cleaner.TasksDir, s.Dir)
 	return err
 }
