@@ -445,11 +445,14 @@ func (t *azureStore) Put(ctx context.Context, url string, src *Source) error {
 	ctx, w := newWatch(ctx, t.storage.pause.idle)
 	defer w.end()
 	media := octetStream
-	_, err = c.Upload(ctx, streaming.NopCloser(w.around(src.Section(ctx, 0, src.Size))), &blockblob.UploadOptions{
+	out, err := c.Upload(ctx, streaming.NopCloser(w.around(src.Section(ctx, 0, src.Size))), &blockblob.UploadOptions{
 		TransactionalValidation: blob.TransferValidationTypeMD5(sum),
 		HTTPHeaders:             &blob.HTTPHeaders{BlobContentType: &media, BlobContentMD5: sum},
 	})
-	return t.fault(w.cause(err))
+	if err != nil {
+		return t.fault(w.cause(err))
+	}
+	return confirmed("MD5", hex.EncodeToString(out.ContentMD5), hex.EncodeToString(sum))
 }
 
 // Abort leaves blocks that were not committed to the service. Nobody sees them,
@@ -519,10 +522,13 @@ func (m *azureUpload) send(ctx context.Context, _ string, p filePart) (sentPart,
 	ctx, w := newWatch(ctx, m.storage.pause.idle)
 	defer w.end()
 	body := streaming.NopCloser(w.around(m.src.Section(ctx, p.offset, p.size)))
-	_, err := m.blob.StageBlock(ctx, m.blockID(p), body, &blockblob.StageBlockOptions{
+	out, err := m.blob.StageBlock(ctx, m.blockID(p), body, &blockblob.StageBlockOptions{
 		TransactionalValidation: blob.TransferValidationTypeCRC64(binary.BigEndian.Uint64(p.sum)),
 	})
-	return sentPart{size: p.size, sum: p.sum}, m.fault(w.cause(err))
+	if err != nil {
+		return sentPart{}, m.fault(w.cause(err))
+	}
+	return sentPart{size: p.size, sum: p.sum}, confirmed("CRC-64", hex.EncodeToString(out.ContentCRC64), hex.EncodeToString(p.sum))
 }
 
 func (m *azureUpload) complete(ctx context.Context, _ string, parts []filePart, _ []sentPart) error {

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/md5"
 	"encoding/base64"
@@ -322,10 +323,7 @@ func (t *gcsStore) Put(ctx context.Context, url string, src *Source) error {
 	if err := t.answer(resp, w, &g); err != nil {
 		return err
 	}
-	if g.CRC32C != resource["crc32c"] {
-		return passing(fmt.Errorf("the storage has an object with CRC-32C %s, and %s was sent", g.CRC32C, resource["crc32c"]))
-	}
-	return nil
+	return confirmed("CRC-32C", cmp.Or(g.CRC32C, "none"), resource["crc32c"])
 }
 
 // related is the body of a request with a resource and what it describes (RFC 2387).

@@ -3,6 +3,7 @@ package storage
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -92,6 +93,15 @@ func (s *Storage) Abort(ctx context.Context, url string, left Unfinished) error 
 	return s.retry(ctx, "clean up after an upload to", url, nil, func(ctx context.Context) error {
 		return store.Abort(ctx, url, left)
 	})
+}
+
+// confirmed holds the checksum that a storage says it has, if it does, against
+// that of what was sent.
+func confirmed(algorithm, has, sent string) error {
+	if has == "" || has == sent {
+		return nil
+	}
+	return passing(fmt.Errorf("the storage says that it has the %s %s, and that of what was sent is %s", algorithm, has, sent))
 }
 
 // Source is a file to be published.

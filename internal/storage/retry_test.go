@@ -70,8 +70,8 @@ func (n *network) dial(context.Context, string, string) (net.Conn, error) {
 	return ours, nil
 }
 
-// says answers every connection with one status, and a body.
-func says(status int, body string) func(net.Conn) error {
+// says answers every connection with one status.
+func says(status int, header ...string) func(net.Conn) error {
 	return func(conn net.Conn) error {
 		go func() {
 			defer conn.Close()
@@ -82,7 +82,8 @@ func says(status int, body string) func(net.Conn) error {
 			if r.Header.Get("Expect") == "" {
 				_, _ = io.Copy(io.Discard, r.Body)
 			}
-			_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", status, http.StatusText(status), len(body), body)
+			_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\n%s\r\n\r\n", status, http.StatusText(status),
+				strings.Join(append(header, "Content-Length: 0", "Connection: close"), "\r\n"))
 		}()
 		return nil
 	}
@@ -133,7 +134,7 @@ func TestRetriesOutlastAQuarterOfAnHour(t *testing.T) {
 			if time.Since(start) < 15*time.Minute {
 				return refused(conn)
 			}
-			return says(http.StatusForbidden, "")(conn)
+			return says(http.StatusForbidden)(conn)
 		}
 		// It answers again, if not as one would like.
 		if err := move(); machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "403") {
@@ -192,8 +193,8 @@ func TestPausesAreSpread(t *testing.T) {
 // What no waiting mends is not waited for.
 func TestPermanentFailuresFailAtOnce(t *testing.T) {
 	for name, answer := range map[string]func(net.Conn) error{
-		"400": says(http.StatusBadRequest, ""), "401": says(http.StatusUnauthorized, ""), "403": says(http.StatusForbidden, ""),
-		"404": says(http.StatusNotFound, ""), "410": says(http.StatusGone, ""), "501": says(http.StatusNotImplemented, ""),
+		"400": says(http.StatusBadRequest), "401": says(http.StatusUnauthorized), "403": says(http.StatusForbidden),
+		"404": says(http.StatusNotFound), "410": says(http.StatusGone), "501": says(http.StatusNotImplemented),
 		"no such host": func(net.Conn) error { return &net.DNSError{Err: "no such host", IsNotFound: true} },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -206,6 +207,31 @@ func TestPermanentFailuresFailAtOnce(t *testing.T) {
 				}
 				if waited := time.Since(start); waited != 0 || len(n.dialled) != 1 {
 					t.Errorf("%d requests, and %s of waiting", len(n.dialled), waited)
+				}
+			})
+		})
+	}
+}
+
+// What a server asks for is waited for, not less.
+func TestPausesAreAsLongAsAsked(t *testing.T) {
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			eachTransfer(t, func(t *testing.T, n *network, move func() error) {
+				n.answer = func(conn net.Conn) error {
+					if len(n.dialled) > 3 {
+						return says(http.StatusForbidden)(conn)
+					}
+					return says(status, "Retry-After: 120")(conn)
+				}
+				_ = move() // the last answer is no better, but another
+				if len(n.dialled) != 4 {
+					t.Fatalf("%d attempts", len(n.dialled))
+				}
+				for i := range 3 {
+					if pause := n.dialled[i+1].Sub(n.dialled[i]); pause != 2*time.Minute {
+						t.Errorf("pause %d is %s", i+1, pause)
+					}
 				}
 			})
 		})

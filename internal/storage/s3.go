@@ -163,7 +163,8 @@ func (t *s3Store) fault(err error) error {
 	switch code {
 	case "NoSuchUpload":
 		return fmt.Errorf("%w: %w", errNoUpload, said)
-	case "RequestTimeout", "SlowDown", "InternalError", "OperationAborted", "Throttling", "ThrottlingException", "BadDigest", "XAmzContentChecksumMismatch":
+	case "RequestTimeout", "SlowDown", "InternalError", "OperationAborted", "Throttling", "ThrottlingException", "BadDigest", "XAmzContentChecksumMismatch",
+		"InvalidPart": // the next attempt asks which parts there are
 		return &passingError{said, retryAfter(answer.Response.Header)}
 	case "NoSuchBucket":
 		return machine.Faultf(machine.TaskFault, "%w; there is no such bucket", said)
@@ -306,10 +307,13 @@ func (t *s3Store) Put(ctx context.Context, url string, src *Source) error {
 		Bucket: &u.bucket, Key: &u.key, Body: w.around(src.Section(ctx, 0, src.Size)), ContentLength: &src.Size,
 		ChecksumCRC32C: base64Of(sum), ContentType: aws.String(octetStream),
 	}
-	_, err = s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.PutObjectOutput, error) {
+	out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.PutObjectOutput, error) {
 		return c.PutObject(ctx, in, unsigned)
 	})
-	return w.cause(err)
+	if err != nil {
+		return w.cause(err)
+	}
+	return confirmed("CRC-32C", aws.ToString(out.ChecksumCRC32C), *in.ChecksumCRC32C)
 }
 
 // unsigned leaves the body out of the signature: its checksum is in it.
@@ -468,7 +472,7 @@ func (m *s3Upload) send(ctx context.Context, upload string, p filePart) (sentPar
 	if err != nil {
 		return sentPart{}, w.cause(err)
 	}
-	return sentPart{p.size, p.sum, aws.ToString(out.ETag)}, nil
+	return sentPart{p.size, p.sum, aws.ToString(out.ETag)}, confirmed("CRC-32C", aws.ToString(out.ChecksumCRC32C), *in.ChecksumCRC32C)
 }
 
 func (m *s3Upload) complete(ctx context.Context, upload string, parts []filePart, sent []sentPart) error {
@@ -484,10 +488,13 @@ func (m *s3Upload) complete(ctx context.Context, upload string, parts []filePart
 		ChecksumCRC32C: base64Of(wholeCRC32C(parts)), ChecksumType: types.ChecksumTypeFullObject,
 		MpuObjectSize: &m.src.Size,
 	}
-	_, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CompleteMultipartUploadOutput, error) {
+	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CompleteMultipartUploadOutput, error) {
 		return c.CompleteMultipartUpload(ctx, in)
 	})
-	return err
+	if err != nil || out.ChecksumType == types.ChecksumTypeComposite {
+		return err // of the parts' checksums, each of which was confirmed
+	}
+	return confirmed("CRC-32C", aws.ToString(out.ChecksumCRC32C), *in.ChecksumCRC32C)
 }
 
 // base64Of is a checksum as S3 writes it.
