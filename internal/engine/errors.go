@@ -20,6 +20,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrInUse: something else needs the object, so Docker does not remove it.
 	ErrInUse = errors.New("in use")
+	// ErrPlatform: this node's processor cannot run the image.
+	ErrPlatform = errors.New("wrong platform")
 )
 
 // StartError says that a container's command could not be started. That is the

@@ -195,11 +195,16 @@ func (d *Docker) checkPlatform(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	if img.OS == node.OS && runsOn(img.Arch, node.Arch) {
+	return checkFor(ref, img.OS, img.Arch, node.OS, node.Arch)
+}
+
+// checkFor refuses an image for another system than the node's.
+func checkFor(ref, system, arch, nodeSystem, nodeArch string) error {
+	if system == nodeSystem && runsOn(arch, nodeArch) {
 		return nil
 	}
-	return machine.Faultf(machine.TaskFault, "cannot use image %s: it is for %s and this node is %s; name an image for this platform",
-		ref, platform(img.OS, img.Arch), platform(node.OS, node.Arch))
+	return machine.Faultf(machine.TaskFault, "cannot use image %s: %w: it is for %s and this node is %s; name an image for this platform",
+		ref, ErrPlatform, platform(system, arch), platform(nodeSystem, nodeArch))
 }
 
 // runsOn says whether a processor runs programs of an architecture. An image

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -42,7 +43,8 @@ const (
 
 // PullNeed tells what pulling these images, one after the other, would take:
 // nothing for the layers that are there already. It asks their registries and
-// loads no layer. An error means that it cannot be told.
+// loads no layer. ErrPlatform means that one of them is of no use here, any other
+// error that it cannot be told.
 func (d *Docker) PullNeed(ctx context.Context, refs []string) (PullNeed, error) {
 	ctx, cancel := context.WithTimeout(ctx, digestLimit)
 	defer cancel()
@@ -56,6 +58,8 @@ func (d *Docker) PullNeed(ctx context.Context, refs []string) (PullNeed, error) 
 		var ours *machine.Error
 		switch {
 		case err == nil:
+		case errors.Is(err, ErrPlatform):
+			return PullNeed{}, err
 		case errors.As(err, &ours):
 			return PullNeed{}, fmt.Errorf("cannot tell the size of image %s: %w", ref, err)
 		default: // with URLs in it
@@ -132,6 +136,9 @@ func (d *Docker) missing(ctx context.Context, ref string, there map[digest.Diges
 	}
 	config, err := content.ConfigFile()
 	if err != nil {
+		return nil, err
+	}
+	if err := checkFor(ref, cmp.Or(config.OS, from.platform.OS), config.Architecture, from.platform.OS, from.platform.Architecture); err != nil {
 		return nil, err
 	}
 	var diffs []digest.Digest

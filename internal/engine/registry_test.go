@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -57,6 +58,10 @@ func TestPullNeed(t *testing.T) {
 
 	if n, err := docker.PullNeed(t.Context(), []string{registry.Addr() + "/absent:1"}); err == nil || machine.FaultOf(err) == machine.EngineFault {
 		t.Errorf("an image that does not exist: %+v, %v", n, err)
+	}
+	alien := rig.Image(t, registry, "alien:1", rig.Spec{Platform: "linux/s390x"})
+	if n, err := docker.PullNeed(t.Context(), []string{alien.Tag}); !errors.Is(err, engine.ErrPlatform) || machine.FaultOf(err) != machine.TaskFault || !contains(err, alien.Tag, "linux/s390x") {
+		t.Errorf("an image for another platform: %+v, %v", n, err)
 	}
 	// A registry that knows no ranges: a layer takes no less than it has.
 	registry.Intercept(func(w http.ResponseWriter, r *http.Request) bool {

@@ -178,7 +178,7 @@ func (s *Step) fits(ctx context.Context, wants []*want) error {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case machine.FaultOf(err) == machine.EngineFault:
+		case machine.FaultOf(err) == machine.EngineFault, errors.Is(err, engine.ErrPlatform):
 			return err
 		case err != nil:
 			// Not for want of the image: the pull finds that out, and says it better.

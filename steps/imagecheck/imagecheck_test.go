@@ -284,6 +284,12 @@ func TestRoomForImages(t *testing.T) {
 	want(t, "when it cannot be told", w.run(t, "r.test/b:1"), "pulled")
 
 	w = prepare()
+	w.needed = func([]string) error { return fmt.Errorf("cannot use it: %w", engine.ErrPlatform) }
+	if err := w.task(t, "r.test/b:1").do(); !errors.Is(err, engine.ErrPlatform) || len(w.asked) > 0 {
+		t.Errorf("for another platform: %v, and the registry was asked for %v", err, w.asked)
+	}
+
+	w = prepare()
 	w.needed = func([]string) error { return machine.Faultf(machine.EngineFault, "Docker is silent") }
 	if err := w.task(t, "r.test/b:1").do(); machine.FaultOf(err) != machine.EngineFault {
 		t.Errorf("without Docker: %v", err)

@@ -104,7 +104,10 @@ func TestTasksOfFaultyRegistries(t *testing.T) {
 				t.Errorf("a signature is in what was said:\n%s", said)
 			}
 			w.Clean(t)
-			if test.code != 0 && test.spec.Platform == "" {
+			if got := w.blobs(image); test.spec.Platform != "" && len(got) > 0 {
+				t.Errorf("layers were fetched for nothing: %q", got)
+			}
+			if test.code != 0 {
 				if i := w.Images(t); len(i.Ledger) > 0 {
 					t.Errorf("ledger: %+v", i.Ledger)
 				}
