@@ -200,7 +200,7 @@ func TestSurplus(t *testing.T) {
 	moved := at(record("r.test/b:1", "old b"), "t3", 3)
 	small := a
 	small.Bytes = 1
-	alias := at(record("r.test/alias:1", "a"), "t2", 2)
+	alias := at(record("r.test/alias:1", "c"), "t2", 2)
 	all := []machine.ImageRecord{a, b, b2, c}
 	for _, test := range []struct {
 		name   string
