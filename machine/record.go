@@ -88,9 +88,14 @@ type ImageRecord struct {
 	// Digest is the repository digest (name@sha256:…), empty for an image that
 	// never came from a registry.
 	Digest string `json:"digest"`
-	// PulledByUs is false for an image that was on the node before: it is never deleted.
-	PulledByUs bool  `json:"pulled_by_us"`
-	Phase      Phase `json:"phase"`
+	// PulledByUs is false for an image that was on the node before under this
+	// name: it is never deleted.
+	PulledByUs bool `json:"pulled_by_us"`
+	// Shared says that the image was on the node before our pull named it.
+	Shared bool `json:"shared,omitempty"`
+	// Lone says that it was one of Alone then.
+	Lone  bool  `json:"lone,omitempty"`
+	Phase Phase `json:"phase"`
 	// Task used the image last.
 	Task  string    `json:"task"`
 	Since time.Time `json:"since"`
@@ -101,6 +106,12 @@ type ImageRecord struct {
 	// the one that Reference named, and all that are not deckhand's. When the
 	// reference names one of them after the pull, the pull did not bring it.
 	Before []string `json:"before,omitempty"`
+	// Alone are those of Before that had no name then but, perhaps, a digest of
+	// Reference's repository.
+	Alone []string `json:"alone,omitempty"`
+	// Had is the ID of the image that Reference named when a pull began, empty
+	// for none.
+	Had string `json:"had,omitempty"`
 	// Last marks the images of the last task: the last-image record.
 	Last bool `json:"last"`
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -54,19 +55,23 @@ func (d *Docker) Image(ctx context.Context, ref string) (Image, error) {
 	return found, explain(err, "inspect image %s", ref)
 }
 
-// ImageIDs returns the IDs of the images on this node, with or without a name;
-// those that serve as layers of others alone are left out.
-func (d *Docker) ImageIDs(ctx context.Context) ([]string, error) {
-	var ids []string
+// Images returns the images on this node with their IDs and names, and nothing
+// else of them; those that serve as layers of others alone are left out.
+func (d *Docker) Images(ctx context.Context) ([]Image, error) {
+	var images []Image
+	// An image without a name is listed as <none>:<none>, see ImageSummary.
+	nameless := func(name string) bool { return strings.HasPrefix(name, "<none>") }
 	err := d.ask(ctx, func(ctx context.Context) error {
 		list, err := d.api.ImageList(ctx, image.ListOptions{})
-		ids = nil
+		images = nil
 		for _, i := range list {
-			ids = append(ids, i.ID)
+			images = append(images, Image{
+				ID: i.ID, Tags: slices.DeleteFunc(i.RepoTags, nameless), Digests: slices.DeleteFunc(i.RepoDigests, nameless),
+			})
 		}
 		return err
 	})
-	return ids, explain(err, "list images")
+	return images, explain(err, "list images")
 }
 
 // RemoveImage removes one name of an image and, with its last name, the image;

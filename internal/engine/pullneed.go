@@ -85,15 +85,15 @@ func (n *PullNeed) add(l layerSize) {
 // layers returns the chain IDs (OCI image spec, config.md) of all layers on the
 // node: with the same layers below it, a layer is not loaded again.
 func (d *Docker) layers(ctx context.Context) (map[digest.Digest]bool, error) {
-	ids, err := d.ImageIDs(ctx)
+	images, err := d.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
 	there := map[digest.Digest]bool{}
-	for _, id := range ids {
+	for _, img := range images {
 		var diffs []digest.Digest
 		err := d.ask(ctx, func(ctx context.Context) error {
-			i, err := d.api.ImageInspect(ctx, id)
+			i, err := d.api.ImageInspect(ctx, img.ID)
 			diffs = nil
 			for _, l := range i.RootFS.Layers {
 				diffs = append(diffs, digest.Digest(l))

@@ -7,6 +7,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -43,15 +44,51 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 			return nil, err
 		}
 		if r.Phase == machine.Pulling {
-			if slices.Contains(r.Before, img.ID) {
-				continue // the pull did not bring it; it has its own record if it is ours
+			if !Cut(r, img.ID) {
+				continue // the pull changed nothing; it has its own record if it is ours
 			}
-			r.ImageID, r.Digest, r.Bytes, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), img.Size, true, machine.Present
-			r.Before = nil
+			r = Ended(r, img)
 		}
 		kept = With(kept, r)
 	}
 	return kept, nil
+}
+
+// Cut says whether a pull that was announced with r has given its reference to
+// the image, in a process that died before it could journal that.
+func Cut(r machine.ImageRecord, imageID string) bool {
+	return r.Phase == machine.Pulling && !(r.Had == imageID && slices.Contains(r.Before, imageID))
+}
+
+// Ended returns the record of a pull that is over and has given its reference to
+// img. An image that was there before has got a name from us and no more: it
+// stays as long as others, another root perhaps, name it as well.
+func Ended(r machine.ImageRecord, img engine.Image) machine.ImageRecord {
+	r.ImageID, r.Digest, r.Bytes, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), img.Size, true, machine.Present
+	r.Shared, r.Lone = slices.Contains(r.Before, img.ID), slices.Contains(r.Alone, img.ID)
+	r.Before, r.Alone, r.Had = nil, nil, ""
+	return r
+}
+
+// Held says whether an image that is to go has to stay, whatever containers say:
+// it was there before our pull, and the digest of that repository, which comes
+// with a pull and goes with the last tag, may be all by which somebody else has it.
+func Held(images []machine.ImageRecord, r machine.ImageRecord, img engine.Image) bool {
+	return r.Lone && r.Digest != r.Reference && slices.Contains(img.Digests, r.Digest) && Alone(images, r.Reference, img)
+}
+
+// Alone says whether an image has no name but reference, those that images say
+// are ours and, perhaps, digests of their repositories.
+func Alone(images []machine.ImageRecord, reference string, img engine.Image) bool {
+	names, repositories := []string{reference}, []string{repository(reference)}
+	for _, r := range images {
+		if r.ImageID == img.ID && r.PulledByUs {
+			names, repositories = append(names, r.Reference), append(repositories, repository(r.Reference))
+		}
+	}
+	other := func(tag string) bool { return !slices.Contains(names, tag) }
+	foreign := func(digest string) bool { return !slices.Contains(repositories, repository(digest)) }
+	return !slices.ContainsFunc(img.Tags, other) && !slices.ContainsFunc(img.Digests, foreign)
 }
 
 // Remove deletes an image that is ours, first by the reference that we gave
@@ -67,6 +104,13 @@ func Remove(ctx context.Context, n machine.Notes, e Engine, r machine.ImageRecor
 		return 0, err
 	}
 	r.Phase, r.Last = machine.Removing, false
+	if Held(n.Images(), r, img) {
+		images := With(n.Images(), r)
+		if err := n.Done(ctx, machine.Fact{What: WhatRemoved, Name: r.ImageID, Images: images}); err != nil {
+			return 0, err
+		}
+		return 0, fmt.Errorf("image %s may be somebody else's by its digest: %w", r.Reference, engine.ErrInUse)
+	}
 	if err := n.Intent(ctx, machine.Fact{What: WhatRemoved, Name: r.ImageID, Detail: r, Images: With(n.Images(), r)}); err != nil {
 		return 0, err
 	}
@@ -140,21 +184,25 @@ func Without(images []machine.ImageRecord, r machine.ImageRecord) []machine.Imag
 	return kept
 }
 
-// Pulled says whether deckhand pulled the image with this ID, under any name.
+// Pulled says whether deckhand brought the image with this ID, under any name.
 func Pulled(images []machine.ImageRecord, imageID string) bool {
 	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {
-		return r.ImageID == imageID && r.PulledByUs
+		return r.ImageID == imageID && r.PulledByUs && !r.Shared
 	})
 }
 
-// Ours says whether this name of the image came with a pull of ours: the name
-// that was pulled, or the digest that came with it. Another name was given by
-// somebody else, and is not ours to remove.
-func Ours(images []machine.ImageRecord, name, digest, imageID string) bool {
-	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {
+// Ours finds the record of the pull of ours that this name of the image came
+// with: the name that was pulled, or the digest that came with it. Another name
+// was given by somebody else, and is not ours to remove.
+func Ours(images []machine.ImageRecord, name, digest, imageID string) (machine.ImageRecord, bool) {
+	i := slices.IndexFunc(images, func(r machine.ImageRecord) bool {
 		return r.ImageID == imageID && r.PulledByUs &&
-			(r.Reference == name || strings.Contains(name, "@") && r.Digest == digest)
+			(r.Reference == name || !r.Shared && strings.Contains(name, "@") && r.Digest == digest)
 	})
+	if i < 0 {
+		return machine.ImageRecord{}, false
+	}
+	return images[i], true
 }
 
 // Keep says how much of what deckhand pulled stays on the node.

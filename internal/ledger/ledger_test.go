@@ -45,7 +45,17 @@ func notes(t *testing.T, images ...machine.ImageRecord) machine.Notes {
 	return n
 }
 
+func untag(t *testing.T, s *ledgertest.Store, name string) {
+	t.Helper()
+	if err := s.RemoveImage(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	s.Removed = nil
+}
+
 func TestRemove(t *testing.T) {
+	shared := record(tag, "x")
+	shared.Shared, shared.Lone = true, true
 	for _, test := range []struct {
 		name    string
 		record  machine.ImageRecord
@@ -76,6 +86,12 @@ func TestRemove(t *testing.T) {
 				s.Load(digestOf(other, "x"), "x")
 				s.Load(tag, "y")
 			}},
+		{name: "it was there, perhaps by its digest", record: shared, pending: true, names: []string{tag, digestOf(tag, "x")},
+			node: func(s *ledgertest.Store) { s.Load(digestOf(tag, "x"), "x"); s.Load(tag, "x") }},
+		{name: "it was there, and its digest has gone since", record: shared, gone: true,
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); untag(t, s, digestOf(tag, "x")) }},
+		{name: "it was there, and has another tag", record: shared, names: []string{"registry.test/app:mine", digestOf(tag, "x")},
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Tag("x", "registry.test/app:mine") }},
 		{name: "in use", record: record(tag, "x"), pending: true, names: []string{tag, digestOf(tag, "x")},
 			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Use("x", true) }},
 		{name: "in use under a tag that has moved", record: record(tag, "x"), pending: true, names: []string{digestOf(tag, "x")},
@@ -133,7 +149,9 @@ func (silent) RemoveImage(context.Context, string) error {
 func TestReconcile(t *testing.T) {
 	pulling := machine.ImageRecord{Reference: tag, Phase: machine.Pulling, Task: "t1", Last: true}
 	replacing := pulling
-	replacing.Before = []string{ledgertest.ID("x")}
+	replacing.Before, replacing.Had = []string{ledgertest.ID("x")}, ledgertest.ID("x")
+	naming := pulling
+	naming.Before = []string{ledgertest.ID("x")}
 	foreign := record(tag, "x")
 	foreign.PulledByUs = false
 	for _, test := range []struct {
@@ -148,6 +166,7 @@ func TestReconcile(t *testing.T) {
 		{"the pull had not ended", []machine.ImageRecord{pulling}, nil, nil},
 		{"the pull had not replaced ours", []machine.ImageRecord{record(tag, "x"), replacing}, []string{"x"}, []string{tag + " x present"}},
 		{"the pull had not replaced another's", []machine.ImageRecord{replacing}, []string{"x"}, nil},
+		{"the pull had named what was there", []machine.ImageRecord{naming}, []string{"x"}, []string{tag + " x present"}},
 		{"the pull had replaced ours", []machine.ImageRecord{record(tag, "x"), replacing}, []string{"x", "y"}, []string{tag + " x present", tag + " y present"}},
 		{"the pull had brought what we had", []machine.ImageRecord{record(tag, "x"), pulling}, []string{"x"}, []string{tag + " x present"}},
 		{"another's", []machine.ImageRecord{foreign}, []string{"x"}, []string{tag + " x present"}},
@@ -252,7 +271,7 @@ func TestOurs(t *testing.T) {
 		{"a digest from elsewhere", digestOf(other, "x"), digestOf(other, "x"), "x", false},
 		{"another image under the tag", tag, digestOf(tag, "y"), "y", false},
 	} {
-		if got := ledger.Ours(images, test.ref, test.digest, ledgertest.ID(test.content)); got != test.want {
+		if _, got := ledger.Ours(images, test.ref, test.digest, ledgertest.ID(test.content)); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}

@@ -40,7 +40,7 @@ var capabilities = []string{"CHOWN", "DAC_OVERRIDE", "FOWNER"}
 type Engine interface {
 	helper.Engine
 	Image(ctx context.Context, ref string) (engine.Image, error)
-	ImageIDs(ctx context.Context) ([]string, error)
+	Images(ctx context.Context) ([]engine.Image, error)
 }
 
 // Owner does what files of other users need the rights of root for. A nil Owner
@@ -165,14 +165,14 @@ func (o *Owner) image(ctx context.Context, n machine.Notes) (string, error) {
 			}
 		}
 	}
-	all, err := o.engine.ImageIDs(ctx)
+	all, err := o.engine.Images(ctx)
 	if err != nil {
 		return "", err
 	}
 	if len(all) == 0 {
 		return "", machine.Faultf(machine.NodeFault, "%w", ErrNoImage)
 	}
-	return all[0], nil
+	return all[0].ID, nil
 }
 
 // Is says whether a command is one of the hidden ones.

@@ -17,7 +17,7 @@ import (
 // bare is an engine with no image; nothing else of it may be called.
 type bare struct{ Engine }
 
-func (bare) ImageIDs(context.Context) ([]string, error) { return nil, nil }
+func (bare) Images(context.Context) ([]engine.Image, error) { return nil, nil }
 
 func (bare) Image(context.Context, string) (engine.Image, error) {
 	return engine.Image{}, engine.ErrNotFound

@@ -23,7 +23,7 @@ import (
 // Engine is what this step asks of Docker.
 type Engine interface {
 	ledger.Engine
-	ImageIDs(ctx context.Context) ([]string, error)
+	Images(ctx context.Context) ([]engine.Image, error)
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
 	PullNeed(ctx context.Context, refs []string) (engine.PullNeed, error)
@@ -107,8 +107,8 @@ type want struct {
 	ref   string
 	local engine.Image // ID is empty when it is not on disk
 	pull  bool
-	// before is machine.ImageRecord.Before, of an image that is to be pulled.
-	before []string
+	// pulling is the ledger's record of the pull, of an image that is to be pulled.
+	pulling machine.ImageRecord
 	// came says that the pull has ended already: a process before this one died
 	// before it could journal that.
 	came bool
@@ -252,7 +252,7 @@ func (s *Step) settled(ctx context.Context, n machine.Notes, ref string) (*want,
 // in a process that died before it could journal the end.
 func cutOff(images []machine.ImageRecord, ref, imageID string) bool {
 	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {
-		return r.Phase == machine.Pulling && r.Reference == ref && !slices.Contains(r.Before, imageID)
+		return r.Reference == ref && ledger.Cut(r, imageID)
 	})
 }
 
@@ -281,43 +281,81 @@ func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, i
 	var refs []string
 	for _, w := range wants {
 		refs = append(refs, w.ref)
+		var r machine.ImageRecord
 		if w.pull {
-			if w.before, err = s.before(ctx, n, pulled, w); err != nil {
+			if r, err = s.pulling(ctx, n, pulled, w); err != nil {
 				return err
 			}
-		}
-		r := machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Before: w.before}
-		if !w.pull {
-			digest := ledger.RepoDigest(w.local, w.ref)
-			r = machine.ImageRecord{
-				Reference: w.ref, ImageID: w.local.ID, Digest: digest, Bytes: w.local.Size,
-				PulledByUs: ledger.Ours(pulled, w.ref, digest, w.local.ID), Phase: machine.Present,
-			}
+		} else {
+			r = present(pulled, w.ref, w.local)
 		}
 		r.Task, r.Since, r.Last = t.ID, now, true
+		w.pulling = r
 		images = ledger.With(images, r)
 	}
 	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: strings.Join(refs, " "), Images: images})
 }
 
-// before returns what is on the node before a pull, see machine.ImageRecord. A
-// pull that a dead process began may end at any time, also while this one looks:
-// what counts is what was there before that pull.
-func (s *Step) before(ctx context.Context, n machine.Notes, images []machine.ImageRecord, w *want) ([]string, error) {
-	for _, r := range n.Images() {
-		if r.Phase == machine.Pulling && r.Reference == w.ref {
-			return r.Before, nil
+// present is the record of an image that is on the node under that name already.
+func present(images []machine.ImageRecord, ref string, img engine.Image) machine.ImageRecord {
+	digest := ledger.RepoDigest(img, ref)
+	had, ours := ledger.Ours(images, ref, digest, img.ID)
+	return machine.ImageRecord{
+		Reference: ref, ImageID: img.ID, Digest: digest, Bytes: img.Size,
+		PulledByUs: ours, Shared: had.Shared, Lone: had.Lone, Phase: machine.Present,
+	}
+}
+
+// pulling is the record of a pull that is about to begin, with what is on the
+// node before it. One that a dead process began may end at any time, also while
+// this one looks: what counts is what was there before that pull.
+func (s *Step) pulling(ctx context.Context, n machine.Notes, images []machine.ImageRecord, w *want) (machine.ImageRecord, error) {
+	r := machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Had: w.local.ID}
+	for _, began := range n.Images() {
+		if began.Phase == machine.Pulling && began.Reference == w.ref {
+			r.Before, r.Alone, r.Had = began.Before, began.Alone, began.Had
+			return r, nil
 		}
 	}
-	ids, err := s.Engine.ImageIDs(ctx)
+	there, err := s.Engine.Images(ctx)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	ids = slices.DeleteFunc(ids, func(id string) bool { return ledger.Pulled(images, id) || id == w.local.ID })
-	if w.local.ID != "" {
-		ids = append(ids, w.local.ID)
+	for _, img := range there {
+		if ledger.Pulled(images, img.ID) && img.ID != w.local.ID {
+			continue
+		}
+		r.Before = append(r.Before, img.ID)
+		if ledger.Alone(images, w.ref, img) {
+			r.Alone = append(r.Alone, img.ID)
+		}
 	}
-	return ids, nil
+	return r, nil
+}
+
+// surveyAgain looks once more, right before a pull: what another root has deleted
+// since the pull was announced is brought by us.
+func (s *Step) surveyAgain(ctx context.Context, n machine.Notes, w *want) error {
+	there, err := s.Engine.Images(ctx)
+	if err != nil {
+		return err
+	}
+	gone := func(id string) bool {
+		return !slices.ContainsFunc(there, func(img engine.Image) bool { return img.ID == id })
+	}
+	was := w.pulling
+	w.pulling.Before = slices.DeleteFunc(slices.Clone(was.Before), gone)
+	w.pulling.Alone = slices.DeleteFunc(slices.Clone(was.Alone), gone)
+	switch _, err := s.Engine.Image(ctx, w.ref); {
+	case errors.Is(err, engine.ErrNotFound):
+		w.pulling.Had = ""
+	case err != nil:
+		return err
+	}
+	if w.pulling.Had == was.Had && len(w.pulling.Before) == len(was.Before) {
+		return nil
+	}
+	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(n.Images(), w.pulling)})
 }
 
 // none keeps no image but those of the task that runs.
@@ -354,13 +392,14 @@ func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want, keep l
 
 // provide brings one image and makes the containers that use it.
 func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w *want) error {
-	// Somebody else may delete the image between the pull and the creation.
+	// Somebody else, another root perhaps, may delete the image between the pull
+	// and the creation.
 	const tries = 3
 	for try := 1; ; try++ {
-		if err := s.bring(ctx, t, n, w); err != nil {
-			return err
+		err := s.bring(ctx, t, n, w)
+		if err == nil {
+			err = s.create(ctx, t, n, w.ref, w.local)
 		}
-		err := s.create(ctx, t, n, w.ref, w.local)
 		switch {
 		case !errors.Is(err, engine.ErrNotFound), try == tries:
 			return err
@@ -371,13 +410,11 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
 		w.local, w.pull, w.came = engine.Image{}, true, false
 		images := ledger.Without(n.Images(), gone)
-		if w.before, err = s.before(ctx, n, images, w); err != nil {
+		if w.pulling, err = s.pulling(ctx, n, images, w); err != nil {
 			return err
 		}
-		images = ledger.With(images, machine.ImageRecord{
-			Reference: w.ref, Phase: machine.Pulling, Before: w.before, Task: t.ID, Since: time.Now().UTC(), Last: true,
-		})
-		if err := n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: images}); err != nil {
+		w.pulling.Task, w.pulling.Since, w.pulling.Last = t.ID, time.Now().UTC(), true
+		if err := n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(images, w.pulling)}); err != nil {
 			return err
 		}
 	}
@@ -406,6 +443,9 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 		return s.ready(ctx, n, w, pull, nil)
 	}
 	if !w.came {
+		if err := s.surveyAgain(ctx, n, w); err != nil {
+			return err
+		}
 		if err := s.pull(ctx, w.ref); err != nil {
 			return err
 		}
@@ -415,14 +455,14 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 		return err
 	}
 	images := n.Images()
-	r := machine.ImageRecord{
-		Reference: w.ref, ImageID: img.ID, Digest: ledger.RepoDigest(img, w.ref), Bytes: img.Size, PulledByUs: true,
-		Phase: machine.Present, Task: t.ID, Since: time.Now().UTC(), Last: true,
-	}
-	pull := Pulled
-	if slices.Contains(w.before, img.ID) { // nothing came: it was there, under whatever name
-		r.PulledByUs = ledger.Ours(images, w.ref, r.Digest, img.ID)
+	r, pull := ledger.Ended(w.pulling, img), Pulled
+	r.Since = time.Now().UTC()
+	if slices.Contains(w.pulling.Before, img.ID) { // nothing came: it was there, under whatever name
 		pull = origin(images, img.ID)
+		if w.pulling.Had == img.ID {
+			r = present(images, w.ref, img)
+			r.Task, r.Since, r.Last = t.ID, time.Now().UTC(), true
+		}
 	}
 	w.local = img
 	images = ledger.Without(images, machine.ImageRecord{Reference: w.ref}) // the pulling record has no ID

@@ -154,6 +154,17 @@ func (c *Cleaner) images(ctx context.Context, gone []Item, images []machine.Imag
 			}
 		}
 	}
+	held := map[string]bool{} // by reference
+	for _, r := range images {
+		if !pending(r) || !r.Lone {
+			continue
+		}
+		img, err := c.Engine.Image(ctx, r.ImageID)
+		if err != nil && !errors.Is(err, engine.ErrNotFound) {
+			return nil, nil, err
+		}
+		held[r.Reference] = err == nil && ledger.Held(images, r, img)
+	}
 	for _, r := range images {
 		i := Item{Kind: Image, Name: r.Reference, Why: "used by task " + r.Task, image: r}
 		user, used := users[r.ImageID]
@@ -162,6 +173,8 @@ func (c *Cleaner) images(ctx context.Context, gone []Item, images []machine.Imag
 			i.Why = "the last image used"
 		case pending(r) && used:
 			i.Why = "its deletion is pending until container " + user + " is gone"
+		case pending(r) && held[r.Reference]:
+			i.Why = "its deletion is pending while somebody else may have it by its digest"
 		case pending(r):
 			i.Why = "its deletion was pending"
 			old = append(old, i)

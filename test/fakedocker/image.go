@@ -157,25 +157,32 @@ func (e *Engine) Image(ctx context.Context, ref string) (engine.Image, error) {
 		return engine.Image{}, err
 	}
 	img := e.images[id].Image
-	for _, name := range e.namesOf(id) {
-		if strings.Contains(name, "@") {
-			img.Digests = append(img.Digests, name)
-		} else {
-			img.Tags = append(img.Tags, name)
-		}
-	}
+	img.Tags, img.Digests = e.tagsAndDigests(id)
 	return img, nil
 }
 
-// ImageIDs returns the IDs of the images.
-func (e *Engine) ImageIDs(ctx context.Context) ([]string, error) {
+// Images returns the IDs and names of the images.
+func (e *Engine) Images(ctx context.Context) ([]engine.Image, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var ids []string
+	var images []engine.Image
 	for id := range e.images {
-		ids = append(ids, id)
+		img := engine.Image{ID: id}
+		img.Tags, img.Digests = e.tagsAndDigests(id)
+		images = append(images, img)
 	}
-	return ids, ctx.Err()
+	return images, ctx.Err()
+}
+
+func (e *Engine) tagsAndDigests(id string) (tags, digests []string) {
+	for _, name := range e.namesOf(id) {
+		if strings.Contains(name, "@") {
+			digests = append(digests, name)
+		} else {
+			tags = append(tags, name)
+		}
+	}
+	return tags, digests
 }
 
 // RemoteDigest asks the registry what a reference names now.

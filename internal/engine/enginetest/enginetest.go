@@ -28,7 +28,7 @@ type Engine interface {
 	Info(ctx context.Context) (engine.Info, error)
 
 	Image(ctx context.Context, ref string) (engine.Image, error)
-	ImageIDs(ctx context.Context) ([]string, error)
+	Images(ctx context.Context) ([]engine.Image, error)
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
 	RemoveImage(ctx context.Context, refOrID string) error
@@ -313,10 +313,16 @@ func movedTag(b *bench) {
 	old, err := b.Engine.Image(b.ctx, first)
 	b.must(err)
 	b.equal("tags of the old image", len(old.Tags), 0)
-	ids, err := b.Engine.ImageIDs(b.ctx)
+	images, err := b.Engine.Images(b.ctx)
 	b.must(err)
-	if !slices.Contains(ids, first) || !slices.Contains(ids, second) {
-		b.Errorf("the list of images %v lacks %s or %s", ids, first, second)
+	for _, want := range []engine.Image{old, local} {
+		i := slices.IndexFunc(images, func(img engine.Image) bool { return img.ID == want.ID })
+		if i < 0 {
+			b.Errorf("the list of images lacks %s: %v", want.ID, images)
+			continue
+		}
+		b.equal("tags of "+want.ID, len(images[i].Tags), len(want.Tags))
+		b.equal("digests of "+want.ID, len(images[i].Digests), len(want.Digests))
 	}
 	b.must(b.Engine.RemoveImage(b.ctx, first))
 	_, err = b.Engine.Image(b.ctx, first)

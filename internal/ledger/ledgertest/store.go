@@ -101,7 +101,13 @@ func (s *Store) Image(_ context.Context, ref string) (engine.Image, error) {
 	if !s.images[id] {
 		return engine.Image{}, fmt.Errorf("no image %s: %w", ref, engine.ErrNotFound)
 	}
-	img := engine.Image{ID: id, Size: s.Size}
+	img := s.image(id)
+	img.Size = s.Size
+	return img, nil
+}
+
+func (s *Store) image(id string) engine.Image {
+	img := engine.Image{ID: id}
 	for _, n := range s.namesOf(id) {
 		if strings.Contains(n, "@") {
 			img.Digests = append(img.Digests, n)
@@ -109,14 +115,18 @@ func (s *Store) Image(_ context.Context, ref string) (engine.Image, error) {
 			img.Tags = append(img.Tags, n)
 		}
 	}
-	return img, nil
+	return img
 }
 
-// ImageIDs returns the IDs of all images, sorted.
-func (s *Store) ImageIDs(context.Context) ([]string, error) {
+// Images returns the IDs and names of all images, sorted by ID.
+func (s *Store) Images(context.Context) ([]engine.Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.images)), nil
+	var images []engine.Image
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		images = append(images, s.image(id))
+	}
+	return images, nil
 }
 
 // RemoveImage removes a name, and the image with its last one, without force.
