@@ -34,7 +34,7 @@ func newRoots(n int) *roots {
 	r := &roots{node: newNode()}
 	for range n {
 		x := &root{world: newWorld(), roots: r}
-		x.world.node = r.node
+		x.node = r.node
 		r.all = append(r.all, x)
 	}
 	return r
@@ -55,7 +55,7 @@ func (x *root) PullNeed(ctx context.Context, refs []string) (engine.PullNeed, er
 
 func (x *root) Create(ctx context.Context, _ *machine.Task, _ machine.Notes, _ int, img engine.Image) error {
 	x.others()
-	if _, err := x.node.Image(ctx, img.ID); err != nil {
+	if _, err := x.Image(ctx, img.ID); err != nil {
 		return err
 	}
 	x.uses = append(x.uses, img.ID)

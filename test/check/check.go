@@ -100,7 +100,7 @@ func imagesOf(before, after Node) (p problems) {
 		if r.PulledByUs {
 			ours[r.ImageID] = true
 			_, wasThere := theirs[r.ImageID]
-			p.when(wasThere, "the ledger claims image %s, which was there before", r.Reference)
+			p.when(wasThere && !r.Shared, "the ledger claims image %s, which was there before", r.Reference)
 		}
 	}
 	for id, img := range is {
