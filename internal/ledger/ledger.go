@@ -57,7 +57,7 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 // Cut says whether a pull that was announced with r has given its reference to
 // the image, in a process that died before it could journal that.
 func Cut(r machine.ImageRecord, imageID string) bool {
-	return r.Phase == machine.Pulling && !(r.Had == imageID && slices.Contains(r.Before, imageID))
+	return r.Phase == machine.Pulling && (r.Had != imageID || !slices.Contains(r.Before, imageID))
 }
 
 // Ended returns the record of a pull that is over and has given its reference to
