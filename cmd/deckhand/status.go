@@ -29,17 +29,17 @@ const (
 
 // status is what is known of a task. Its JSON form is public.
 type status struct {
-	Task        string            `json:"task"`
-	State       machine.State     `json:"state"`
-	Attempt     int               `json:"attempt"`
-	Since       time.Time         `json:"since"`
-	Running     bool              `json:"running"`
-	Owner       *statusOwner      `json:"owner"`
-	Next        string            `json:"next"`
-	Reason      string            `json:"reason"`
-	Transfers   progress.Snapshot `json:"transfers"`
-	Image       statusImage       `json:"image"`
-	ResultState string            `json:"result_state"`
+	Task        string          `json:"task"`
+	State       machine.State   `json:"state"`
+	Attempt     int             `json:"attempt"`
+	Since       time.Time       `json:"since"`
+	Running     bool            `json:"running"`
+	Owner       *statusOwner    `json:"owner"`
+	Next        string          `json:"next"`
+	Reason      string          `json:"reason"`
+	Transfers   statusTransfers `json:"transfers"`
+	Image       statusImage     `json:"image"`
+	ResultState string          `json:"result_state"`
 	// Reserve is what the journal of this root has set aside for a full disk.
 	Reserve journal.Reserve `json:"reserve"`
 	// Program is how many bytes the copy of deckhand takes that containers run.
@@ -50,6 +50,12 @@ type statusOwner struct {
 	PID    int    `json:"pid"`
 	Host   string `json:"host"`
 	BootID string `json:"boot_id"`
+}
+
+type statusTransfers struct {
+	progress.Snapshot
+	// BytesPerSecond is the speed at this moment; 0 when nothing is under way.
+	BytesPerSecond int64 `json:"bytes_per_second"`
 }
 
 type statusImage struct {
@@ -133,11 +139,34 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 		s.Running = true
 		s.Owner = &statusOwner{owner.PID, owner.Host, owner.BootID}
 		s.Next = "running"
-		if s.Transfers, err = askProgress(ctx, a.conf.Root); err != nil {
+		if s.Transfers, err = askTransfers(ctx, a.conf.Root); err != nil {
 			a.log.Debug("the running process does not say how far its transfers are", "error", err)
 		}
 	}
 	return s, nil
+}
+
+// speedOver is the time between two readings that tell how fast transfers are.
+const speedOver = 500 * time.Millisecond
+
+// askTransfers asks the running process how far its transfers are, and while
+// some are under way once more, for their speed.
+func askTransfers(ctx context.Context, root string) (t statusTransfers, err error) {
+	if t.Snapshot, err = askProgress(ctx, root); err != nil || t.FilesDone == t.FilesTotal {
+		return t, err
+	}
+	var speed rate
+	speed.add(time.Now(), t.Snapshot)
+	select {
+	case <-time.After(speedOver):
+	case <-ctx.Done():
+		return t, ctx.Err()
+	}
+	next, err := askProgress(ctx, root)
+	if err == nil {
+		t = statusTransfers{next, speed.add(time.Now(), next)}
+	}
+	return t, err
 }
 
 // addImage takes the task's first image from its history.
@@ -179,8 +208,12 @@ func printStatus(w io.Writer, s status) error {
 		lines = append(lines, fmt.Sprintf("image:    %s (%s)", s.Image.Reference, shortID(s.Image.ID)))
 	}
 	if t := s.Transfers; t.FilesTotal > 0 {
-		lines = append(lines, fmt.Sprintf("transfer: %d of %d files, %s of %s",
-			t.FilesDone, t.FilesTotal, units.BytesSize(float64(t.BytesDone)), units.BytesSize(float64(t.BytesTotal))))
+		words := fmt.Sprintf("transfer: %d of %d files, %s of %s",
+			t.FilesDone, t.FilesTotal, units.BytesSize(float64(t.BytesDone)), units.BytesSize(float64(t.BytesTotal)))
+		if t.BytesPerSecond > 0 {
+			words += ", " + units.BytesSize(float64(t.BytesPerSecond)) + "/s"
+		}
+		lines = append(lines, words)
 	} else if t.FilesDone > 0 {
 		lines = append(lines, fmt.Sprintf("removal:  %s, %s of %s", counted(int(t.FilesDone), "file"), units.BytesSize(float64(t.BytesDone)), t.Phase))
 	}

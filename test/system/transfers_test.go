@@ -1,0 +1,90 @@
+package system
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+// While inputs come and outputs go, status tells files, bytes and rate.
+func TestStatusOfTransfers(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	w.Env = append(w.Env, "DECKHAND_TRANSFER_BANDWIDTH=1MiB")
+	const size = 8 << 20
+	// Neither ends before both forms of status have told of it.
+	told := map[string]chan struct{}{http.MethodGet: make(chan struct{}), http.MethodPut: make(chan struct{})}
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodPut {
+			_, _ = io.Copy(io.Discard, req.Body) // the client tells
+			<-told[req.Method]
+			return
+		}
+		rw.Header().Set("Content-Length", strconv.Itoa(size))
+		if req.Method == http.MethodGet {
+			_, _ = rw.Write(make([]byte, size-1))
+			rw.(http.Flusher).Flush()
+			<-told[req.Method]
+			_, _ = rw.Write(make([]byte, 1))
+		}
+	}))
+	defer server.Close()
+	image := w.Image(t, "a", rig.Spec{Marker: "transfers"}).Tag
+	run := w.Start(t, tes.Task{
+		ID:        "moving",
+		Inputs:    []tes.Input{{URL: server.URL + "/in", Path: "/data/in"}},
+		Outputs:   []tes.Output{{URL: server.URL + "/out", Path: "/data/out"}},
+		Executors: []tes.Executor{Sh(image, "cp /data/in /data/out")},
+	})
+	for _, state := range []struct{ name, phase, method string }{
+		{"Download", "inputs", http.MethodGet}, {"Upload", "outputs", http.MethodPut},
+	} {
+		end := sync.OnceFunc(func() { close(told[state.method]) })
+		defer end()
+		run.Until(t, "moving "+state.name)
+		var s struct {
+			State     string
+			Transfers struct {
+				Phase      string
+				FilesDone  int64 `json:"files_done"`
+				FilesTotal int64 `json:"files_total"`
+				BytesDone  int64 `json:"bytes_done"`
+				BytesTotal int64 `json:"bytes_total"`
+				Rate       int64 `json:"bytes_per_second"`
+			}
+		}
+		line := regexp.MustCompile(`(?m)^transfer: 0 of 1 files, [0-9.]+[KM]iB of 8MiB, [0-9.]+[KM]?i?B/s$`)
+		asJSON, asText, last := false, false, ""
+		for deadline := time.Now().Add(hang); !(asJSON && asText); {
+			r := w.Deckhand(t, "status", "moving", "--json")
+			must(t, json.Unmarshal([]byte(r.Stdout), &s))
+			x := s.Transfers
+			asJSON = asJSON || s.State == state.name && x.Phase == state.phase && x.FilesDone == 0 && x.FilesTotal == 1 &&
+				x.BytesDone > 0 && x.BytesDone <= size && x.BytesTotal == size && x.Rate > 0
+			text := w.Deckhand(t, "status", "moving").Stdout
+			asText = asText || line.MatchString(text)
+			last = r.Stdout + text
+			// All that was to come has, or it hangs.
+			if x.BytesDone >= size-1 && x.Rate == 0 || time.Now().After(deadline) {
+				break
+			}
+		}
+		if !asJSON || !asText {
+			t.Errorf("%s: told as JSON: %t, as text: %t; last\n%s", state.name, asJSON, asText, last)
+		}
+		end()
+	}
+	if code, log := run.End(t); code != 0 {
+		t.Errorf("exit code %d\n%s", code, log)
+	}
+	w.Clean(t)
+}
