@@ -236,45 +236,78 @@ func (w *walk) dir(path, name string, above []string) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(path)
+	d, err := os.Open(path)
 	if err != nil {
 		return sourceFault(err)
 	}
+	defer func() { _ = d.Close() }() // read-only
 	above = append(slices.Clip(above), path)
-	for _, e := range entries {
-		child := filepath.Join(path, e.Name())
-		if e.Type()&fs.ModeSymlink != 0 {
-			target, err := filepath.EvalSymlinks(child)
-			if err != nil {
-				return machine.Faultf(machine.TaskFault, "its link %s leads nowhere: %w", child, err)
-			}
-			if rel, err := filepath.Rel(w.top, target); err != nil || !filepath.IsLocal(rel) {
-				return machine.Faultf(machine.TaskFault,
-					"its link %s leads out of it, to %s; copy that into the directory, or give it as an input of its own", child, target)
-			}
-			if slices.Contains(above, target) {
-				return machine.Faultf(machine.TaskFault, "its link %s leads to a directory that it is in", child)
-			}
-			child = target
-		}
-		info, err := os.Lstat(child)
-		if err != nil {
+	for more := true; more; {
+		var entries []fs.DirEntry
+		if entries, more, err = readSome(d); err != nil {
 			return sourceFault(err)
 		}
-		if !info.IsDir() && !info.Mode().IsRegular() {
-			return machine.Faultf(machine.TaskFault, "%s is %s; only regular files and directories can be copied",
-				child, kindOf(info.Mode()))
+		if !more {
+			_ = d.Close() // directories may be nested deeper than files may be open
 		}
-		o := localObject(info)
-		o.URL, o.Name = child, filepath.Join(name, e.Name())
-		if !w.yield(o, nil) {
-			return errEnough
-		}
-		if info.IsDir() {
-			if err := w.dir(child, o.Name, above); err != nil {
+		for _, e := range entries {
+			if err := w.entry(path, name, e, above); err != nil {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// listTogether is how many entries of a directory are in memory at a time; fewer come in
+// the order of their names.
+const listTogether = 10_000
+
+// readSome reads entries of a directory and says whether there may be more.
+func readSome(d *os.File) (entries []fs.DirEntry, more bool, err error) {
+	for more = true; more && len(entries) < listTogether; {
+		some, err := d.ReadDir(listTogether - len(entries))
+		entries = append(entries, some...)
+		if more = err == nil; !more && !errors.Is(err, io.EOF) {
+			return nil, false, err
+		}
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, more, nil
+}
+
+// entry yields an entry of a directory, and what is in it.
+func (w *walk) entry(path, name string, e fs.DirEntry, above []string) error {
+	child := filepath.Join(path, e.Name())
+	if e.Type()&fs.ModeSymlink != 0 {
+		target, err := filepath.EvalSymlinks(child)
+		if err != nil {
+			return machine.Faultf(machine.TaskFault, "its link %s leads nowhere: %w", child, err)
+		}
+		if rel, err := filepath.Rel(w.top, target); err != nil || !filepath.IsLocal(rel) {
+			return machine.Faultf(machine.TaskFault,
+				"its link %s leads out of it, to %s; copy that into the directory, or give it as an input of its own", child, target)
+		}
+		if slices.Contains(above, target) {
+			return machine.Faultf(machine.TaskFault, "its link %s leads to a directory that it is in", child)
+		}
+		child = target
+	}
+	info, err := os.Lstat(child)
+	if err != nil {
+		return sourceFault(err)
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return machine.Faultf(machine.TaskFault, "%s is %s; only regular files and directories can be copied",
+			child, kindOf(info.Mode()))
+	}
+	o := localObject(info)
+	o.URL, o.Name = child, filepath.Join(name, e.Name())
+	if !w.yield(o, nil) {
+		return errEnough
+	}
+	if info.IsDir() {
+		return w.dir(child, o.Name, above)
 	}
 	return nil
 }

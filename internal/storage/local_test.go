@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -238,6 +239,35 @@ func TestListDirectories(t *testing.T) {
 }
 
 // What was listed and then replaced, say by a link that leads elsewhere, is not fetched.
+// A directory of any size is listed whole, each entry once, though not at once.
+func TestListManyInOneDirectory(t *testing.T) {
+	dir := t.TempDir()
+	storagetest.Write(t, dir+"/00000", nil)
+	for i := 1; i < 20_000; i++ { // twice as many as are read together
+		if err := os.Link(dir+"/00000", fmt.Sprintf("%s/%05d", dir, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mkdir(t, dir+"/sub")
+	storagetest.Write(t, dir+"/sub/file", nil)
+	seen := map[string]int{}
+	for o, err := range quick(time.Minute, 0).List(context.Background(), dir) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Name == "sub/file" && seen["sub"] == 0 {
+			t.Error("a file comes before its directory")
+		}
+		seen[o.Name]++
+		if seen[o.Name] > 1 {
+			t.Errorf("%s is listed twice", o.Name)
+		}
+	}
+	if len(seen) != 20_002 {
+		t.Errorf("%d are listed, want 20,002", len(seen))
+	}
+}
+
 func TestListedFileIsFetchedOrNone(t *testing.T) {
 	top := t.TempDir()
 	storagetest.Write(t, top+"/file", []byte("listed"))
