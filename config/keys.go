@@ -163,7 +163,7 @@ var keys = []key{
 		doc:  "What an output that the task did not make is: a warning in the result, or the task's failure."},
 	{name: "outputs.max_files", fallback: "1000000",
 		kind: count(func(c *Config) *int { return &c.Outputs.MaxFiles }, 1, 100_000_000),
-		doc:  "Most files, directories and links that are looked at to find the outputs of a task. A task with more fails: a few links can make a tree endless. Each takes up to 1 KiB of memory."},
+		doc:  "Most files, directories and links that are looked at to find the outputs of a task. A task with more fails: a few links can make a tree endless."},
 	{name: "workdir.keep", fallback: "never", flag: "keep-workdir",
 		kind: oneOf(func(c *Config) *string { return &c.Workdir.Keep }, "never", "on-failure", "always"),
 		doc:  "Whether the task's directory stays after its end, until the next task."},

@@ -21,8 +21,10 @@ type attempt struct {
 	mu    sync.Mutex // steps write notes from several goroutines
 	head  Head
 	node  Node
-	notes map[noteKey]Note
+	notes map[noteKey]Note // of the facts that have a name
 	order []noteKey
+	// since is the newest record that is older than the attempt.
+	since uint64
 	// boot is the boot in which the head's state was entered by another
 	// process; empty once this one has entered a state.
 	boot string
@@ -98,7 +100,7 @@ func resume(ctx context.Context, j Journal, task string) (*attempt, error) {
 		if r.Kind == KindTransition {
 			a.boot = r.BootID
 		}
-		if r.Attempt == head.Attempt && (r.Kind == KindIntent || r.Kind == KindDone) {
+		if a.has(r, head.Attempt) {
 			if err := a.remember(r); err != nil {
 				return nil, err
 			}
@@ -198,22 +200,35 @@ func (a *attempt) append(ctx context.Context, r Record, head Head, node *Node) e
 	return nil
 }
 
-// remember keeps a note of a record for Get and All.
+// has says whether a record is a note of the attempt, whose number is given.
+func (a *attempt) has(r Record, number int) bool {
+	return r.Attempt == number && r.Seq > a.since && (r.Kind == KindIntent || r.Kind == KindDone)
+}
+
+// remember keeps a note of a record for Get and All, if it has a name.
 func (a *attempt) remember(r Record) error {
+	k, note, err := noteOf(r)
+	if err != nil || k.name == "" {
+		return err
+	}
+	if _, seen := a.notes[k]; !seen {
+		a.order = append(a.order, k)
+	}
+	a.notes[k] = note
+	return nil
+}
+
+// noteOf reads the note in a record.
+func noteOf(r Record) (noteKey, Note, error) {
 	var d struct {
 		Step State  `json:"step"`
 		What string `json:"what"`
 		Name string `json:"name"`
 	}
 	if err := json.Unmarshal(r.Detail, &d); err != nil {
-		return fmt.Errorf("record %d of task %s has no readable detail: %w", r.Seq, r.Task, err)
+		return noteKey{}, Note{}, fmt.Errorf("record %d of task %s has no readable detail: %w", r.Seq, r.Task, err)
 	}
-	k := noteKey{d.Step, d.What, d.Name}
-	if _, seen := a.notes[k]; !seen {
-		a.order = append(a.order, k)
-	}
-	a.notes[k] = Note{Kind: r.Kind, What: d.What, Name: d.Name, Detail: r.Detail, Time: r.Time}
-	return nil
+	return noteKey{d.Step, d.What, d.Name}, Note{Kind: r.Kind, What: d.What, Name: d.Name, Detail: r.Detail, Time: r.Time}, nil
 }
 
 // clip bounds a sentence that holds somebody else's words: a record has a

@@ -2,6 +2,7 @@ package machine_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -367,4 +368,58 @@ func TestNotes(t *testing.T) {
 	if warnings != 1 {
 		t.Errorf("the warning stands %d times", warnings)
 	}
+}
+
+// Facts without names are read back from the journal, all of them and by whoever goes on,
+// and are not kept in memory. Those of other steps and attempts are not among them.
+func TestNotesOfMany(t *testing.T) {
+	r := newRig()
+	var seen []string
+	r.steps[machine.Scrub].do = func(ctx context.Context, _ *machine.Task, n machine.Notes) error {
+		return n.Done(ctx, machine.Fact{What: "many", Detail: map[string]int{"n": 100}})
+	}
+	r.steps[machine.Download].do = func(ctx context.Context, task *machine.Task, n machine.Notes) error {
+		err := errors.Join(n.Intent(ctx, machine.Fact{What: "many"}), n.Done(ctx, machine.Fact{What: "other"}))
+		for i := range 2 {
+			err = errors.Join(err, n.Done(ctx, machine.Fact{What: "many", Detail: map[string]int{"n": task.Attempt*10 + i}}))
+		}
+		if kept := n.All("many"); len(kept) != 0 {
+			t.Errorf("kept are %v", kept)
+		}
+		if _, ok := n.Get("many", ""); ok {
+			t.Error("a fact without a name is found by it")
+		}
+		seen = nil
+		for note, eachErr := range n.Each("many") {
+			var d struct{ N int }
+			err = errors.Join(err, eachErr, json.Unmarshal(note.Detail, &d))
+			seen = append(seen, fmt.Sprint(note.Kind, " ", d.N))
+		}
+		return err
+	}
+	want := func(all ...string) {
+		t.Helper()
+		if !slices.Equal(seen, all) {
+			t.Errorf("read %q, want %q", seen, all)
+		}
+	}
+	r.memory.Fail = func(e machine.Entry) (bool, error) {
+		if e.Record.To == machine.Run {
+			return false, errCut
+		}
+		return false, nil
+	}
+	if _, err := r.Start(t.Context(), "t", "doc"); err == nil {
+		t.Fatal("the run went on")
+	}
+	want("intent 0", "done 10", "done 11")
+	r.memory.Reopen()
+	if _, err := r.Resume(t.Context(), "t", "cut off"); err != nil {
+		t.Fatal(err)
+	}
+	want("intent 0", "done 10", "done 11", "intent 0", "done 10", "done 11")
+	if _, err := r.Start(t.Context(), "t", "doc"); err != nil { // a second attempt
+		t.Fatal(err)
+	}
+	want("intent 0", "done 20", "done 21")
 }

@@ -18,5 +18,5 @@ func NodeNotes(j Journal) (Notes, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stepNotes{&attempt{journal: j, head: head, node: node, notes: map[noteKey]Note{}}, Scrub}, nil
+	return &stepNotes{&attempt{journal: j, head: head, node: node, since: head.Seq, notes: map[noteKey]Note{}}, Scrub}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"strconv"
 	"time"
 )
@@ -92,6 +93,31 @@ func (n *stepNotes) All(what string) []Note {
 		}
 	}
 	return found
+}
+
+func (n *stepNotes) Each(what string) iter.Seq2[Note, error] {
+	n.a.mu.Lock()
+	head := n.a.head
+	n.a.mu.Unlock()
+	return func(yield func(Note, error) bool) {
+		for r, err := range n.a.journal.Records(head.Task) {
+			if err != nil {
+				yield(Note{}, err)
+				return
+			}
+			if !n.a.has(r, head.Attempt) {
+				continue
+			}
+			k, note, err := noteOf(r)
+			if err != nil {
+				yield(Note{}, err)
+				return
+			}
+			if k.step == n.step && k.what == what && !yield(note, nil) {
+				return
+			}
+		}
+	}
 }
 
 func (n *stepNotes) Images() []ImageRecord {

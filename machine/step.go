@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"encoding/json"
+	"iter"
 	"time"
 )
 
@@ -50,7 +51,8 @@ type Step interface {
 
 // Fact is what a step writes down: what it concerns (a kind of thing, such as
 // "container"), the deterministic name of that thing, and anything more as a
-// value that encodes to a JSON object.
+// value that encodes to a JSON object. A fact without a name is one of many of its
+// kind: it is not kept in memory, and only Each returns it.
 type Fact struct {
 	What   string
 	Name   string
@@ -82,6 +84,9 @@ type Notes interface {
 	Get(what, name string) (Note, bool)
 	// All returns the newest note on each thing of that kind, oldest first.
 	All(what string) []Note
+	// Each reads every note of that kind from the journal, oldest first. It ends
+	// after the first error.
+	Each(what string) iter.Seq2[Note, error]
 	// Images returns the node's image ledger as it is now.
 	Images() []ImageRecord
 	// Of returns the notes of another step of the attempt. They are that step's to

@@ -195,7 +195,10 @@ func factLine(r machine.Record) string {
 	if text("what") == machine.WhatWarning {
 		return "    warning: " + text("message")
 	}
-	line := fmt.Sprintf("%s %s %s", word, text("what"), text("name"))
+	line := word + " " + text("what")
+	if name := text("name"); name != "" { // many of a kind have none
+		line += " " + name
+	}
 	for _, key := range shown {
 		if value, ok := detail[key]; ok && len(value) < 200 && value[0] != '[' && value[0] != '{' {
 			line += fmt.Sprintf("  %s=%s", key, shortID(text(key)))

@@ -4,7 +4,6 @@ package batch
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -36,7 +35,6 @@ type Writer[T any] struct {
 	size  func(T) int
 
 	mu    sync.Mutex
-	next  int // number of the last record
 	items []T
 	bytes int
 	timer *time.Timer // writes the items that wait; nil when there are none
@@ -46,13 +44,7 @@ type Writer[T any] struct {
 // NewWriter returns a writer of done-facts of a kind; size tells about how many
 // bytes an item takes in a record.
 func NewWriter[T any](n machine.Notes, what string, size func(T) int) *Writer[T] {
-	w := &Writer[T]{notes: n, what: what, size: size}
-	for _, note := range n.All(what) {
-		if note.Kind == machine.KindDone {
-			w.next++
-		}
-	}
-	return w
+	return &Writer[T]{notes: n, what: what, size: size}
 }
 
 // Add takes an item, which is journaled with a later Add, with Flush or after a
@@ -96,8 +88,7 @@ func (w *Writer[T]) write(ctx context.Context) error {
 			return err
 		}
 	}
-	w.next++
-	err := w.notes.Done(ctx, machine.Fact{What: w.what, Name: fmt.Sprintf("batch %d", w.next), Detail: Files[T]{w.items}})
+	err := w.notes.Done(ctx, machine.Fact{What: w.what, Detail: Files[T]{w.items}})
 	w.items, w.bytes = nil, 0
 	return err
 }

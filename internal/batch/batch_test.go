@@ -24,7 +24,22 @@ func notes(t *testing.T, j machine.Journal) machine.Notes {
 	return n
 }
 
-func records(n machine.Notes) int { return len(n.All("files")) }
+func records(n machine.Notes) (count int) {
+	for range n.Each("files") {
+		count++
+	}
+	return count
+}
+
+func read(n machine.Notes) (items []string, err error) {
+	for item, err := range Read[string](n, "files") {
+		if err != nil {
+			return items, err
+		}
+		items = append(items, item)
+	}
+	return items, nil
+}
 
 // What was added is read back, each item once, in records of a bounded size.
 func TestRoundTrip(t *testing.T) {
@@ -45,7 +60,7 @@ func TestRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got, err := Read[string](n, "files")
+		got, err := read(n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,10 +68,13 @@ func TestRoundTrip(t *testing.T) {
 		if len(slices.Compact(got)) != items || len(got) != items {
 			t.Errorf("%d items were read, want %d", len(got), items)
 		}
+		if kept := n.All("files"); len(kept) != 0 {
+			t.Errorf("%d notes are kept in memory", len(kept))
+		}
 		if want := (items*32 + limit - 1) / limit; records(n) != want {
 			t.Errorf("%d items took %d records, want %d", items, records(n), want)
 		}
-		for _, note := range n.All("files") {
+		for note := range n.Each("files") {
 			if len(note.Detail) > 2*limit {
 				t.Errorf("a record has %d bytes", len(note.Detail))
 			}
@@ -75,7 +93,7 @@ func TestItemsDoNotWaitForLong(t *testing.T) {
 		}
 		time.Sleep(delay)
 		synctest.Wait()
-		if got, err := Read[string](n, "files"); len(got) != 1 || err != nil {
+		if got, err := read(n); len(got) != 1 || err != nil {
 			t.Fatalf("after a second: %q, %v", got, err)
 		}
 		if err := w.Flush(t.Context()); err != nil || records(n) != 1 {
@@ -107,13 +125,13 @@ func TestLaterWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := Read[string](n, "files"); strings.Join(got, "") != "ab" || err != nil {
+	if got, err := read(n); strings.Join(got, "") != "ab" || err != nil {
 		t.Errorf("read %q, %v", got, err)
 	}
 	if err := n.Intent(t.Context(), machine.Fact{What: "files", Name: "all"}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Read[string](n, "files"); len(got) != 2 || err != nil {
+	if got, err := read(n); len(got) != 2 || err != nil {
 		t.Errorf("with an intent beside them: %q, %v", got, err)
 	}
 }
@@ -124,7 +142,7 @@ func TestErrors(t *testing.T) {
 	if err := n.Done(t.Context(), machine.Fact{What: "files", Name: "batch 1", Detail: map[string]int{"files": 1}}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Read[string](n, "files"); err == nil {
+	if got, err := read(n); err == nil {
 		t.Errorf("read %q", got)
 	}
 	full := errors.New("full")

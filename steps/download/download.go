@@ -2,6 +2,7 @@
 package download
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"path/filepath"
 
 	"github.com/docker/go-units"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/internal/sorted"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
@@ -65,56 +68,33 @@ func (s *Step) Probe(_ context.Context, _ *machine.Task, n machine.Notes) (machi
 	return machine.Partial, nil
 }
 
-// item is one file to stage.
-type item struct {
-	path    string // in the container
-	url     string
-	content *string
-	object  storage.Object
-}
-
 // Do implements machine.Step.
-func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err error) {
 	if len(s.Task.Inputs) == 0 {
 		return nil
 	}
 	s.Meter.Reset("inputs")
 	tree := s.Tree(t.Attempt, n).Staging()
-	items, err := s.expand(ctx, n, tree)
-	if err != nil {
+	list := sorted.New(filepath.Join(tree.Dir, "inputs.list"), inTree)
+	defer func() { err = errors.Join(err, list.Close()) }()
+	if err := s.list(ctx, n, list); err != nil {
 		return err
 	}
-	done, err := batch.Read[File](n, WhatInputs)
+	files, need, err := s.lay(ctx, n, tree, list)
 	if err != nil {
 		return err
-	}
-	staged := map[string]File{}
-	for _, f := range done {
-		staged[f.Path] = f
-	}
-	var todo []item
-	var need int64
-	for _, i := range items {
-		s.Meter.AddTotal(1, max(0, i.object.Size))
-		if f, done := staged[i.path]; done && inPlace(tree, f) {
-			s.Meter.AddBytes(max(0, i.object.Size))
-			s.Meter.FileDone()
-			continue
-		}
-		need += max(0, i.object.Size)
-		todo = append(todo, i)
 	}
 	if err := fits(tree.Dir, need); err != nil {
 		return err
 	}
-	if len(todo) == 0 {
+	if files == 0 {
 		return nil
 	}
 	// The files' names follow from the document, so one intent announces them all.
-	if err := n.Intent(ctx, machine.Fact{What: WhatInputs, Name: "all", Detail: map[string]int64{"files": int64(len(todo)), "bytes": need}}); err != nil {
+	if err := n.Intent(ctx, machine.Fact{What: WhatInputs, Name: "all", Detail: map[string]int64{"files": files, "bytes": need}}); err != nil {
 		return err
 	}
-	s.Log.Info("staging inputs", "files", len(todo), "bytes", need)
+	s.Log.Info("staging inputs", "files", files, "bytes", need)
 	disk, err := node.OpenFilesystem(tree.Dir)
 	if err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot stage inputs: %w", err)
@@ -129,12 +109,19 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	}
 	downloads, inner := group.WithContext(ctx)
 	downloads.SetLimit(s.Parallel)
-	for _, i := range todo {
+	var listErr error
+	for p, err := range merged(list.All()) {
+		if listErr = cmp.Or(err, inner.Err()); listErr != nil {
+			break
+		}
+		if p.kind != aFile || inPlace(tree, p) {
+			continue
+		}
 		downloads.Go(func() error {
 			if err := inner.Err(); err != nil {
 				return err
 			}
-			f, err := s.stage(inner, tree, i)
+			f, err := s.stage(inner, tree, p)
 			if err != nil {
 				return err
 			}
@@ -142,62 +129,115 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 			return journal.Add(ctx, f)
 		})
 	}
+	if err := downloads.Wait(); err != nil {
+		listErr = err // why the list was not read to its end
+	}
 	// What was staged stays staged, also when another file failed.
-	return errors.Join(downloads.Wait(), journal.Flush(ctx))
+	return errors.Join(listErr, journal.Flush(ctx))
 }
 
-// expand lists the files of all inputs, each place once, and makes the
-// directories of inputs, which may be empty.
-func (s *Step) expand(ctx context.Context, n machine.Notes, tree *worktree.Tree) ([]item, error) {
-	m, inputs := newMerge(s.Task.Inputs)
-	for _, in := range inputs {
+// list fills the list with what all inputs hold and what the journal says is staged.
+func (s *Step) list(ctx context.Context, n machine.Notes, list *sorted.List) error {
+	var turn uint64
+	add := func(x entry) error {
+		if x.kind != stagedEntry {
+			turn++
+			x.turn = turn
+		}
+		e, err := x.encode()
+		if err != nil {
+			return err
+		}
+		return list.Add(e)
+	}
+	for f, err := range batch.Read[File](n, WhatInputs) {
+		if err == nil {
+			err = add(entry{path: f.Path, kind: stagedEntry, item: item{size: f.Bytes}})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, i := range outerFirst(s.Task.Inputs) {
+		in := s.Task.Inputs[i]
 		p := path.Clean(in.Path)
 		var err error
 		switch {
 		case in.Content != nil:
-			m.file(item{path: p, content: in.Content, object: storage.Object{Size: int64(len(*in.Content))}})
+			err = add(entry{path: p, item: item{size: int64(len(*in.Content)), input: i + 1}})
 		case in.Type == tes.Directory:
-			err = s.directory(ctx, m, in.URL, p)
+			err = s.directory(ctx, add, in.URL, p)
 		default:
 			var o storage.Object
 			if o, err = s.stat(ctx, in.URL); err == nil {
-				m.file(item{path: p, url: in.URL, object: o})
+				err = add(entry{path: p, item: item{size: o.Size, url: in.URL, version: o.Version}})
 			}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("input %s: %w", p, err)
-		}
-	}
-	items, dirs, leftOut := m.result()
-	for _, sentence := range leftOut {
-		if err := n.Warn(ctx, sentence); err != nil {
-			return nil, err
-		}
-	}
-	for _, d := range dirs {
-		if err := mkdir(tree, d); err != nil {
-			return nil, fmt.Errorf("input %s: %w", d, err)
-		}
-	}
-	return items, nil
-}
-
-// directory adds what an input directory holds.
-func (s *Step) directory(ctx context.Context, m *merge, url, p string) error {
-	m.dir(p)
-	for o, err := range s.Storage.List(ctx, url) {
-		if err != nil {
-			return err
-		}
-		at := path.Join(p, o.Name)
-		if o.Mode.IsDir() {
-			m.dir(at)
-		} else {
-			m.file(item{path: at, url: o.URL, object: o})
+			return fmt.Errorf("input %s: %w", p, err)
 		}
 	}
 	return nil
 }
+
+// directory adds what an input directory holds.
+func (s *Step) directory(ctx context.Context, add func(entry) error, url, p string) error {
+	if err := add(entry{path: p, kind: dirEntry}); err != nil {
+		return err
+	}
+	for o, err := range s.Storage.List(ctx, url) {
+		if err != nil {
+			return err
+		}
+		x := entry{path: path.Join(p, o.Name), item: item{size: o.Size, url: o.URL, version: o.Version}}
+		if o.Mode.IsDir() {
+			x = entry{path: x.path, kind: dirEntry}
+		}
+		if err := add(x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lay makes the directories of inputs, which may be empty, and returns how many files
+// are to be staged and how many bytes they have.
+func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List) (files, need int64, err error) {
+	left := 0
+	for p, err := range merged(list.All()) {
+		if err != nil {
+			return 0, 0, err
+		}
+		switch {
+		case p.kind == leftOut:
+			if left++; left <= told {
+				err = n.Warn(ctx, fmt.Sprintf("%s of an input directory is left out: something whose path says more is to be there", p.path))
+			}
+		case p.kind == aDir:
+			if err = mkdir(tree, p.path); err != nil {
+				err = fmt.Errorf("input %s: %w", p.path, err)
+			}
+		case inPlace(tree, p):
+			s.Meter.AddTotal(1, max(0, p.size))
+			s.Meter.AddBytes(max(0, p.size))
+			s.Meter.FileDone()
+		default:
+			s.Meter.AddTotal(1, max(0, p.size))
+			files++
+			need += max(0, p.size)
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	if more := left - told; more > 0 {
+		err = n.Warn(ctx, fmt.Sprintf("%d more places of input directories are left out", more))
+	}
+	return files, need, err
+}
+
+// told bounds the warnings about a merge: each is a record of the journal.
+const told = 20
 
 func mkdir(tree *worktree.Tree, p string) error {
 	root, err := tree.MkdirAll(p)
@@ -208,26 +248,27 @@ func mkdir(tree *worktree.Tree, p string) error {
 }
 
 // stage brings one file to its place, whole and verified; a large one also durable.
-func (s *Step) stage(ctx context.Context, tree *worktree.Tree, i item) (File, error) {
-	dir, name, err := tree.Parent(i.path)
+func (s *Step) stage(ctx context.Context, tree *worktree.Tree, p place) (File, error) {
+	dir, name, err := tree.Parent(p.path)
 	if err != nil {
-		return File{}, fmt.Errorf("input %s: %w", i.path, err)
+		return File{}, fmt.Errorf("input %s: %w", p.path, err)
 	}
 	defer func() { _ = dir.Close() }() // it was only looked into
-	if i.content != nil {
-		if err := writeContent(dir, name, *i.content); err != nil {
-			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", i.path, err)
+	if p.input > 0 {
+		content := *s.Task.Inputs[p.input-1].Content
+		if err := writeContent(dir, name, content); err != nil {
+			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", p.path, err)
 		}
-		s.Meter.AddBytes(int64(len(*i.content)))
-		return File{i.path, int64(len(*i.content))}, nil
+		s.Meter.AddBytes(int64(len(content)))
+		return File{p.path, int64(len(content))}, nil
 	}
 	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
-		URL: i.url, Dir: dir, Name: name, Version: i.object.Version, NoSync: i.object.Size >= 0 && i.object.Size < node.SyncTogether,
+		URL: p.url, Dir: dir, Name: name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
 	})
 	if err != nil {
-		return File{}, fmt.Errorf("input %s: %w", i.path, err)
+		return File{}, fmt.Errorf("input %s: %w", p.path, err)
 	}
-	return File{i.path, got.Bytes}, nil
+	return File{p.path, got.Bytes}, nil
 }
 
 // writeContent writes a file under its final name only when it is whole.
@@ -261,11 +302,14 @@ func fits(dir string, need int64) error {
 	return nil
 }
 
-// inPlace says whether a journaled file is still there: a power cut may have
-// undone its rename.
-func inPlace(tree *worktree.Tree, f File) bool {
-	_, info, err := tree.Lookup(f.Path)
-	return err == nil && info.Mode().IsRegular() && info.Size() == f.Bytes
+// inPlace says whether a file is journaled as staged and still there: a power cut may
+// have undone its rename.
+func inPlace(tree *worktree.Tree, p place) bool {
+	if p.staged < 0 {
+		return false
+	}
+	_, info, err := tree.Lookup(p.path)
+	return err == nil && info.Mode().IsRegular() && info.Size() == p.staged
 }
 
 // Undo has nothing to do: the inputs are in the task's directory, which goes as

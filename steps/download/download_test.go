@@ -29,7 +29,7 @@ type fixture struct {
 	task  *machine.Task
 }
 
-func newFixture(t *testing.T, inputs ...tes.Input) *fixture {
+func newFixture(t testing.TB, inputs ...tes.Input) *fixture {
 	t.Helper()
 	doc := &tes.Task{Inputs: inputs, Executors: []tes.Executor{{Image: "x", Command: []string{"x"}}}}
 	if _, err := doc.Validate(); err != nil {
@@ -78,12 +78,11 @@ func (f *fixture) want(t *testing.T, files map[string]string) {
 
 func (f *fixture) staged(t *testing.T, files map[string]string) {
 	t.Helper()
-	noted, err := batch.Read[File](f.notes, WhatInputs)
-	if err != nil {
-		t.Fatal(err)
-	}
 	sizes := map[string]int64{}
-	for _, n := range noted {
+	for n, err := range batch.Read[File](f.notes, WhatInputs) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		sizes[n.Path] = n.Bytes
 	}
 	for path, want := range files {

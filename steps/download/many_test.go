@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -28,7 +29,7 @@ func (e *ending) Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fet
 	if e.fetched.Add(1) > e.after {
 		return storage.Fetched{}, errEnding
 	}
-	return e.Storage.Fetch(ctx, r)
+	return e.Storage.Fetch(context.WithoutCancel(ctx), r) // what was begun before the end is not cut off by it
 }
 
 // 100,000 files take few records and some tens of bytes each in the journal, and
@@ -66,7 +67,10 @@ func TestStageManyFiles(t *testing.T) {
 		t.Errorf("%d files were fetched by the second process, want %d", n, files/2)
 	}
 	records, bytes := 0, 0
-	for _, note := range f.notes.All(WhatInputs) {
+	for note, err := range f.notes.Each(WhatInputs) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if note.Kind == machine.KindDone {
 			records, bytes = records+1, bytes+len(note.Detail)
 		}
@@ -112,5 +116,49 @@ func TestSyncTogether(t *testing.T) {
 		if left := d.left.Load(); left != want {
 			t.Errorf("below %d bytes together: %d files are, want %d", together, left, want)
 		}
+	}
+}
+
+// throng is a storage from which nothing comes before so many files are asked for at a time.
+type throng struct {
+	numbered
+	want int
+
+	mu        sync.Mutex
+	now, most int
+	full      chan struct{}
+}
+
+func (s *throng) Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fetched, error) {
+	s.mu.Lock()
+	s.now++
+	if s.most = max(s.most, s.now); s.now == s.want {
+		s.want = 0
+		close(s.full)
+	}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.now--
+	}()
+	select {
+	case <-s.full:
+	case <-ctx.Done():
+		return storage.Fetched{}, ctx.Err()
+	}
+	return storage.Fetched{Bytes: 1 << 10, Version: r.Version}, nil
+}
+
+// As many files as are allowed are fetched side by side, and never more.
+func TestFilesAtATime(t *testing.T) {
+	f := newFixture(t, tes.Input{Path: "/in", URL: "s3://some-bucket/and/a/prefix", Type: tes.Directory})
+	source := &throng{numbered: numbered{Storage: f.step.Storage, files: 100}, want: 5, full: make(chan struct{})}
+	f.step.Storage, f.step.Parallel = source, 5
+	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+		t.Fatal(err)
+	}
+	if source.most != 5 {
+		t.Errorf("%d files were fetched at a time, want 5", source.most)
 	}
 }

@@ -2,104 +2,179 @@ package download
 
 import (
 	"cmp"
-	"fmt"
+	"iter"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/deckhand/deckhand/internal/sorted"
 	"github.com/deckhand/deckhand/internal/tes"
 )
 
-// told bounds the warnings about a merge: each is a record of the journal.
-const told = 20
-
-// merge lays the files of all inputs into one tree. Where two inputs bring
+// The files of all inputs are laid into one tree. Where two inputs bring
 // something to one place, the one whose path says more about it wins: a file
 // given by itself over one in a directory, a directory within another over what
 // the outer one has there. So the order of the inputs does not matter.
-type merge struct {
-	files map[string]item // by their paths in the container
-	// dirs holds every directory that a file or an input needs: true for those
-	// that have to be made for themselves.
-	dirs    map[string]bool
-	dropped []string // sentences
-}
 
-// newMerge returns an empty merge, and the inputs in the order in which they are
-// to be added: what is outside before what lies in it.
-func newMerge(inputs []tes.Input) (*merge, []tes.Input) {
-	outerFirst := slices.Clone(inputs)
-	slices.SortStableFunc(outerFirst, func(a, b tes.Input) int {
-		return cmp.Compare(len(path.Clean(a.Path)), len(path.Clean(b.Path)))
+// outerFirst returns the indices of inputs in the order in which they are to be listed:
+// what is outside before what lies in it. What is listed later wins.
+func outerFirst(inputs []tes.Input) []int {
+	order := make([]int, len(inputs))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(len(path.Clean(inputs[a].Path)), len(path.Clean(inputs[b].Path)))
 	})
-	return &merge{files: map[string]item{}, dirs: map[string]bool{}}, outerFirst
+	return order
 }
 
-// file adds a file; it takes the place of what is there.
-func (m *merge) file(i item) {
-	m.above(i.path)
-	if _, isDir := m.dirs[i.path]; isDir {
-		m.drop(i.path + "/")
+// inTree orders paths so that what is below a directory follows it at once: a slash
+// comes before every other byte.
+func inTree(a, b string) int {
+	for i := range min(len(a), len(b)) {
+		switch {
+		case a[i] == b[i]:
+		case a[i] == '/':
+			return -1
+		case b[i] == '/':
+			return 1
+		default:
+			return cmp.Compare(a[i], b[i])
+		}
 	}
-	m.files[i.path] = i
+	return cmp.Compare(len(a), len(b))
 }
 
-// dir adds a directory, which may stay empty.
-func (m *merge) dir(p string) {
-	m.above(path.Join(p, "x"))
-	m.dirs[p] = true
+// place is what comes of one path.
+type place struct {
+	path string
+	kind placeKind
+	item // of a file
+	// staged is how many bytes of the file are journaled as staged, -1 when none are.
+	staged int64
 }
 
-// above makes directories of everything that leads to a path.
-func (m *merge) above(p string) {
-	for d := path.Dir(p); d != "/"; d = path.Dir(d) {
-		if _, ok := m.files[d]; ok {
-			m.drop(d)
+type placeKind byte
+
+const (
+	aFile   placeKind = iota
+	aDir              // to be made for itself: it may be empty
+	leftOut           // something at it or below it is left out
+)
+
+// merged lays what was listed into one tree, as it comes in the order of the paths: what
+// an entry leaves out of those listed before it is at its path, above or below.
+func merged(entries iter.Seq2[sorted.Entry, error]) iter.Seq2[place, error] {
+	return func(yield func(place, error) bool) {
+		m := merge{yield: yield}
+		for e, err := range entries {
+			var x entry
+			if err == nil {
+				x, err = decode(e)
+			}
+			if err != nil {
+				yield(place{}, err)
+				return
+			}
+			if !m.add(x) {
+				return
+			}
 		}
-		if _, ok := m.dirs[d]; !ok {
-			m.dirs[d] = false
+		if m.done() {
+			m.close("")
 		}
 	}
 }
 
-// drop leaves out a file, or with a slash at its end a directory and everything
-// in it, for something that comes to its place.
-func (m *merge) drop(place string) {
-	m.dropped = append(m.dropped, fmt.Sprintf(
-		"%s of an input directory is left out: something whose path says more is to be there", strings.TrimSuffix(place, "/")))
-	dir, isDir := strings.CutSuffix(place, "/")
-	if !isDir {
-		delete(m.files, place)
-		return
-	}
-	for p := range m.files {
-		if strings.HasPrefix(p, place) {
-			delete(m.files, p)
-		}
-	}
-	for p := range m.dirs {
-		if p == dir || strings.HasPrefix(p, place) {
-			delete(m.dirs, p)
-		}
-	}
+// merge is under way: at the path of which entries come now, below files that something
+// else may have to give way to, or that have to give way.
+type merge struct {
+	yield func(place, error) bool
+	above []*contested
+
+	path   string
+	file   entry  // the last one that was listed; without a turn when there is none
+	dir    uint64 // the turn of the last directory
+	staged int64
 }
 
-// result returns the files, sorted by their paths, the directories to be made
-// for themselves, and what was left out.
-func (m *merge) result() (files []item, dirs, leftOut []string) {
-	for _, i := range m.files {
-		files = append(files, i)
+// contested is a file, while entries below its path may follow.
+type contested struct {
+	place
+	turn uint64
+	wins bool // so far
+	told bool
+}
+
+// add takes an entry; it says whether more are wanted, as all methods do.
+func (m *merge) add(x entry) bool {
+	if x.path != m.path {
+		if !m.done() || !m.close(x.path) {
+			return false
+		}
+		m.path, m.file, m.dir, m.staged = x.path, entry{}, 0, -1
 	}
-	slices.SortFunc(files, func(a, b item) int { return strings.Compare(a.path, b.path) })
-	for d, own := range m.dirs {
-		if own {
-			dirs = append(dirs, d)
+	switch x.kind {
+	case stagedEntry:
+		m.staged = x.size
+	case dirEntry:
+		m.dir = x.turn
+	case fileEntry:
+		m.file = x
+	}
+	return true
+}
+
+// close ends the places that p is not below: nothing follows that could take them.
+func (m *merge) close(p string) bool {
+	for len(m.above) > 0 {
+		last := m.above[len(m.above)-1]
+		if strings.HasPrefix(p, last.path+"/") {
+			return true
+		}
+		m.above = m.above[:len(m.above)-1]
+		if last.wins && !m.yield(last.place, nil) {
+			return false
 		}
 	}
-	slices.Sort(dirs)
-	leftOut = m.dropped
-	if more := len(leftOut) - told; more > 0 {
-		leftOut = append(leftOut[:told:told], fmt.Sprintf("%d more places of input directories are left out", more))
+	return true
+}
+
+// done decides about the place of which all entries have come.
+func (m *merge) done() bool {
+	turn := max(m.file.turn, m.dir)
+	if turn == 0 {
+		return true // it is only journaled
 	}
-	return files, dirs, leftOut
+	var beaten uint64 // by the newest file above
+	for _, c := range m.above {
+		beaten = max(beaten, c.turn)
+		c.wins = c.wins && c.turn > turn
+		if !m.tell(c) {
+			return false
+		}
+	}
+	if m.file.turn > 0 {
+		c := &contested{
+			place: place{m.path, aFile, m.file.item, m.staged}, turn: m.file.turn, wins: m.file.turn > max(beaten, m.dir),
+		}
+		m.above = append(m.above, c)
+		if m.dir > 0 && !m.tell(c) {
+			return false
+		}
+	}
+	if m.dir > max(beaten, m.file.turn) {
+		return m.yield(place{path: m.path, kind: aDir}, nil)
+	}
+	return true
+}
+
+// tell says once that something is left out where a file and a directory meet.
+func (m *merge) tell(c *contested) bool {
+	if c.told {
+		return true
+	}
+	c.told = true
+	return m.yield(place{path: c.path, kind: leftOut}, nil)
 }

@@ -1,16 +1,24 @@
 package download
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"pgregory.net/rapid"
+
+	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/sorted"
+	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -154,13 +162,145 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// listedIn yields entries as a list has them that were listed in this order.
+func listedIn(t *rapid.T, entries []entry) iter.Seq2[sorted.Entry, error] {
+	l := sorted.New("/nowhere", inTree)
+	for i, x := range entries {
+		x.turn = uint64(i) + 1
+		e, err := x.encode()
+		if err == nil {
+			err = l.Add(e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l.All()
+}
+
+// inMemory lays entries into one tree as they come, each over what was there. It is
+// what merged has to be equal to: the URLs of files by their paths, and the directories.
+func inMemory(entries []entry) (files map[string]string, dirs map[string]bool) {
+	files, dirs = map[string]string{}, map[string]bool{}
+	for _, x := range entries {
+		for d := path.Dir(x.path); d != "/"; d = path.Dir(d) {
+			delete(files, d)
+		}
+		if x.kind == dirEntry {
+			delete(files, x.path)
+			dirs[x.path] = true
+			continue
+		}
+		below := func(p string) bool { return strings.HasPrefix(p, x.path+"/") }
+		maps.DeleteFunc(files, func(p, _ string) bool { return below(p) })
+		maps.DeleteFunc(dirs, func(p string, _ bool) bool { return p == x.path || below(p) })
+		files[x.path] = x.url
+	}
+	return files, dirs
+}
+
+// Any entries in any order give the tree that they would give one after another, and files
+// come in the order of their paths.
+func TestMergeAsInMemory(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var entries []entry
+		for i := range rapid.IntRange(0, 12).Draw(t, "entries") {
+			names := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "a-", "a.b", "\x01"}), 1, 4).Draw(t, "names")
+			kind := rapid.SampledFrom([]entryKind{fileEntry, fileEntry, dirEntry}).Draw(t, "kind")
+			x := entry{path: "/" + strings.Join(names, "/"), kind: kind}
+			if kind == fileEntry {
+				x.url = fmt.Sprint(i)
+			}
+			entries = append(entries, x)
+		}
+		wantFiles, wantDirs := inMemory(entries)
+		files, dirs, left := map[string]string{}, map[string]bool{}, map[string]bool{}
+		var order []string
+		for p, err := range merged(listedIn(t, entries)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch p.kind {
+			case aFile:
+				order = append(order, p.path)
+				files[p.path] = p.url
+			case aDir:
+				dirs[p.path] = true
+			case leftOut:
+				if left[p.path] {
+					t.Errorf("%s is told twice", p.path)
+				}
+				left[p.path] = true
+			}
+		}
+		if !maps.Equal(files, wantFiles) || !maps.Equal(dirs, wantDirs) || len(order) != len(files) {
+			t.Errorf("%+v\ngives %v and %v\nwant  %v and %v", entries, files, dirs, wantFiles, wantDirs)
+		}
+		if !slices.IsSortedFunc(order, inTree) {
+			t.Errorf("the files come as %q", order)
+		}
+		// What has gone without another file at its place is told of, at it or above.
+		for _, x := range entries {
+			if _, there := files[x.path]; there && x.kind == fileEntry || dirs[x.path] && x.kind == dirEntry {
+				continue
+			}
+			said := false
+			for d := x.path; d != "/"; d = path.Dir(d) {
+				said = said || left[d]
+			}
+			if !said {
+				t.Errorf("%+v: nothing is said of %s", entries, x.path)
+			}
+		}
+	})
+}
+
 func TestMergeTellsLittle(t *testing.T) {
-	m, _ := newMerge(nil)
+	source := storage.Object{}
+	var inputs []storage.Object
 	for i := range 500 {
-		m.file(item{path: fmt.Sprintf("/a/%d", i)})
-		m.file(item{path: fmt.Sprintf("/a/%d/x", i)})
+		source.Name, source.URL = fmt.Sprint(i), "s3://b/"+fmt.Sprint(i)
+		inputs = append(inputs, source)
+		source.Name, source.URL = source.Name+"/x", source.URL+"/x"
+		inputs = append(inputs, source)
 	}
-	if files, _, said := m.result(); len(files) != 500 || len(said) != told+1 || !strings.HasPrefix(said[told], "480 more") {
-		t.Errorf("%d files, and the warnings are %q", len(files), said)
+	f := newFixture(t, tes.Input{Path: "/in", URL: "s3://b/in", Type: tes.Directory})
+	f.step.Storage = &given{Storage: f.step.Storage, objects: inputs}
+	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+		t.Fatal(err)
 	}
+	said := f.notes.All(machine.WhatWarning)
+	if len(said) != told+1 || !strings.Contains(string(said[told].Detail), "480 more") {
+		t.Errorf("the warnings are %q", said)
+	}
+	noted := 0
+	for _, err := range batch.Read[File](f.notes, WhatInputs) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		noted++
+	}
+	if noted != 500 {
+		t.Errorf("%d files were staged, want 500", noted)
+	}
+}
+
+// given is a storage of one directory with these objects.
+type given struct {
+	Storage
+	objects []storage.Object
+}
+
+func (g *given) List(context.Context, string) iter.Seq2[storage.Object, error] {
+	return func(yield func(storage.Object, error) bool) {
+		for _, o := range g.objects {
+			if !yield(o, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (g *given) Fetch(context.Context, storage.FetchRequest) (storage.Fetched, error) {
+	return storage.Fetched{}, nil
 }

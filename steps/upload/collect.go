@@ -25,17 +25,19 @@ type File struct {
 	Path     string // in the container, as the output leads there
 	physical string // the same without links
 	Size     int64
-	// base and name make up the URL, which has its secrets: it is put together
-	// when it is needed, because there may be a million of them.
-	base, name string
+	// output, an index, and name make up the URL, which has its secrets: it is put
+	// together when it is needed.
+	output int
+	name   string
 }
 
 // URL is where a file goes.
 func (s *Step) url(f File) string {
+	base := s.Task.Outputs[f.output].URL
 	if f.name == "" {
-		return f.base
+		return base
 	}
-	return s.Storage.Join(f.base, f.name)
+	return s.Storage.Join(base, f.name)
 }
 
 // Published is a published file as the journal and the result know it. Bytes of
@@ -64,32 +66,30 @@ func text(name string) string {
 // task can make millions of links.
 const told = 20
 
-// collect finds the files of all outputs in the work tree, in the order of the
+// collect adds the files of all outputs in the work tree, in the order of the
 // document. What is missing is a warning or an error, as the step is told; after
 // an executor's failure it is a warning.
-func (s *Step) collect(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree) ([]File, error) {
+func (s *Step) collect(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree, add func(File) error) error {
 	if err := s.spare(ctx, t, n, s.capture(ctx, t, tree)); err != nil {
-		return nil, err
+		return err
 	}
-	var files []File
 	reader := tree.Reader(s.MaxFiles)
 	for i := range s.Task.Outputs {
 		out := &s.Task.Outputs[i]
-		f := finder{ctx: ctx, reader: reader, files: files}
-		err := f.find(out)
+		f := finder{ctx: ctx, reader: reader, add: add}
+		err := f.find(i, out)
 		if errors.Is(err, worktree.ErrTooMuch) {
 			err = s.tooMany(out.Path, err)
 		}
 		if err := s.spare(ctx, t, n, err); err != nil {
-			return nil, err
+			return err
 		}
-		files = f.files
 		if !f.made && err == nil {
 			if f.left == 0 {
 				f.leave("output %s was not made by the task", out.Path)
 			}
 			if s.Missing == MissingError && !t.Failed {
-				return nil, machine.Faultf(machine.TaskFault, "%s (outputs.missing is \"error\")", strings.Join(f.leftOut, "; "))
+				return machine.Faultf(machine.TaskFault, "%s (outputs.missing is \"error\")", strings.Join(f.leftOut, "; "))
 			}
 		}
 		if more := f.left - len(f.leftOut); more > 0 {
@@ -100,11 +100,11 @@ func (s *Step) collect(ctx context.Context, t *machine.Task, n machine.Notes, tr
 		}
 		for _, sentence := range f.leftOut {
 			if err := n.Warn(ctx, sentence); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return files, nil
+	return nil
 }
 
 // tooMany is the error of an output for which there is more to look at than may be.
@@ -119,7 +119,7 @@ type finder struct {
 	reader *worktree.Reader
 
 	made    bool // there is a file, or the directory that was asked for
-	files   []File
+	add     func(File) error
 	left    int      // entries that are left out
 	leftOut []string // sentences that say what, and why; at most told
 	asTree  string   // the first directory that a pattern has matched
@@ -131,10 +131,10 @@ func (f *finder) leave(format string, args ...any) {
 	}
 }
 
-func (f *finder) find(out *tes.Output) error {
+func (f *finder) find(output int, out *tes.Output) error {
 	if !out.Wildcard() {
 		p := path.Clean(out.LiteralPath())
-		return f.follow(place{path: p, top: len(p), base: out.URL}, out.Type)
+		return f.follow(place{path: p, top: len(p), output: output}, out.Type)
 	}
 	for match, err := range glob.Expand(f.reader, path.Clean(out.Path)) {
 		if errors.Is(err, worktree.ErrTooMuch) {
@@ -145,7 +145,7 @@ func (f *finder) find(out *tes.Output) error {
 		}
 		// A pattern says what to take; each match is taken as what it is.
 		top := len(match) - len(out.Relative(match))
-		if err := f.follow(place{path: match, top: top, base: out.URL}, ""); err != nil {
+		if err := f.follow(place{path: match, top: top, output: output}, ""); err != nil {
 			return err
 		}
 	}
@@ -156,20 +156,20 @@ func (f *finder) find(out *tes.Output) error {
 type place struct {
 	path     string // in the container, as the walk came there
 	physical string // the same without links
-	// What path has after top is appended to base, and is the URL.
-	top  int
-	base string
+	// What path has after top is appended to the output's URL.
+	top    int
+	output int
 	// above is the directory that the walk is in; nil at its beginning.
 	above *place
 }
 
 func (p place) file(size int64) File {
-	return File{Path: p.path, physical: p.physical, Size: size, base: p.base, name: strings.TrimPrefix(p.path[p.top:], "/")}
+	return File{Path: p.path, physical: p.physical, Size: size, output: p.output, name: strings.TrimPrefix(p.path[p.top:], "/")}
 }
 
 // in is an entry of the directory that the walk is in.
 func (p place) in(name string) place {
-	child := place{top: p.top, base: p.base, above: &p}
+	child := place{top: p.top, output: p.output, above: &p}
 	child.path = path.Join(p.path, name)
 	child.physical = child.path
 	if p.physical != p.path {
@@ -207,7 +207,7 @@ func (f *finder) take(p place, mode fs.FileMode, size int64, want tes.FileType) 
 		f.leave("output %.100s… is left out: its path has %d bytes, and %d are allowed", p.path, len(p.path), longest)
 	case mode.IsRegular() && want != tes.Directory:
 		f.made = true
-		f.files = append(f.files, p.file(size))
+		return f.add(p.file(size))
 	case mode.IsDir() && want != tes.File:
 		f.made = true
 		if want == "" && p.above == nil && f.asTree == "" {

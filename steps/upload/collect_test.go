@@ -88,6 +88,16 @@ func (c containers) CopyFrom(_ context.Context, id, p string, read func(io.Reade
 	return errors.Join(w.Close(), read(&b))
 }
 
+// collect returns the files of all outputs.
+func (f *fixture) collect(t *testing.T) (files []File, err error) {
+	t.Helper()
+	err = f.step.collect(t.Context(), f.task, f.notes, f.tree, func(file File) error {
+		files = append(files, file)
+		return nil
+	})
+	return files, err
+}
+
 type fixture struct {
 	step  *Step
 	tree  *worktree.Tree
@@ -228,7 +238,7 @@ func TestCollect(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, test.files, test.ended, test.output)
-			files, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+			files, err := f.collect(t)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -252,7 +262,7 @@ func TestCollect(t *testing.T) {
 				return
 			}
 			f.step.Missing = MissingError
-			if _, err := f.step.collect(t.Context(), f.task, f.notes, f.tree); machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), test.output.Path) && !strings.Contains(err.Error(), "/o/") {
+			if _, err := f.collect(t); machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), test.output.Path) && !strings.Contains(err.Error(), "/o/") {
 				t.Errorf("as an error it is %v", err)
 			}
 		})
@@ -266,7 +276,7 @@ func TestWarningsAreBounded(t *testing.T) {
 		files[fmt.Sprintf("/o/%d", i)] = "-> /nowhere"
 	}
 	f := newFixture(t, files, nil, tes.Output{Path: "/o", URL: "/u", Type: tes.Directory})
-	if _, err := f.step.collect(t.Context(), f.task, f.notes, f.tree); err != nil {
+	if _, err := f.collect(t); err != nil {
 		t.Fatal(err)
 	}
 	said := f.warnings()

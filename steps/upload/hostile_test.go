@@ -36,7 +36,7 @@ func TestEndlessOutputs(t *testing.T) {
 		"matches":   {Path: "/o/*", URL: "/u", PathPrefix: "/o"},
 	} {
 		f.step.Task.Outputs = []tes.Output{out}
-		_, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+		_, err := f.collect(t)
 		if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "outputs.max_files allows 1000") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -58,7 +58,7 @@ func TestEndlessChanges(t *testing.T) {
 		"one": {"0": many}, "both": {"0": changed(501, "/usr/out/a%d"), "1": changed(500, "/usr/out/b%d")}, "long": {"0": long}, "others": {"0": changed(1001, "/usr/%d")},
 	} {
 		f := newFixture(t, nil, ended, tes.Output{Path: "/usr/out/*", URL: "/u", PathPrefix: "/usr"})
-		_, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+		_, err := f.collect(t)
 		if name == "others" {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -76,7 +76,7 @@ func TestChangesOfSeveralExecutors(t *testing.T) {
 		made[fmt.Sprintf("/usr/out/%d", i)] = ""
 	}
 	f := newFixture(t, nil, containers{"0": made, "1": made}, tes.Output{Path: "/usr/out/*", URL: "/u", PathPrefix: "/usr"})
-	files, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+	files, err := f.collect(t)
 	if err != nil || len(files) != len(made) {
 		t.Errorf("%d files, %v", len(files), err)
 	}
@@ -103,7 +103,7 @@ func TestDeepOutputs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	files, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+	files, err := f.collect(t)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,8 +143,15 @@ func TestNamesThatAreNoText(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := len(f.notes.All(WhatOutputs)); n != 2 {
-			t.Errorf("%d notes, want an intent and a batch", n)
+		notes := 0
+		for _, err := range f.notes.Each(WhatOutputs) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			notes++
+		}
+		if notes != 2 {
+			t.Errorf("%d notes, want an intent and a batch", notes)
 		}
 		aborted := &aborts{}
 		f.step.Storage = aborted
@@ -229,7 +236,7 @@ func TestMemoryOfManyEntries(t *testing.T) {
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		files, err := f.step.collect(t.Context(), f.task, f.notes, f.tree)
+		files, err := f.collect(t)
 		runtime.ReadMemStats(&after)
 		if err != nil || len(files) != upTo+1 {
 			t.Fatalf("%d files of %d, %v", len(files), upTo+1, err)

@@ -50,13 +50,16 @@ func TestUploadManyFiles(t *testing.T) {
 	if n := second.puts.Load(); n != files/2 {
 		t.Errorf("%d files were sent by the second process, want %d", n, files/2)
 	}
-	notes, bytes := f.notes.All(WhatOutputs), 0
-	for _, note := range notes {
-		bytes += len(note.Detail)
+	records, bytes := 0, 0
+	for note, err := range f.notes.Each(WhatOutputs) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		records, bytes = records+1, bytes+len(note.Detail)
 	}
-	t.Logf("%d records with %d bytes", len(notes), bytes)
+	t.Logf("%d records with %d bytes", records, bytes)
 	// The URL twice and the path, and what is about them.
-	if len(notes) > files/100 || bytes > 256*files {
-		t.Errorf("%d files took %d records with %d bytes", files, len(notes), bytes)
+	if records > files/100 || bytes > 256*files {
+		t.Errorf("%d files took %d records with %d bytes", files, records, bytes)
 	}
 }

@@ -2,6 +2,7 @@
 package upload
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/deckhand/deckhand/internal/batch"
@@ -19,6 +22,7 @@ import (
 	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/internal/sorted"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
@@ -94,8 +98,8 @@ func (s *Step) Probe(_ context.Context, t *machine.Task, n machine.Notes) (machi
 	if _, err := os.Lstat(s.Tree(t.Attempt, n).Dir); errors.Is(err, os.ErrNotExist) {
 		return machine.None, fmt.Errorf("the outputs are gone with the task's directory: %w", machine.ErrLost)
 	}
-	if len(n.All(WhatOutputs)) > 0 {
-		return machine.Partial, nil
+	for _, err := range n.Each(WhatOutputs) {
+		return machine.Partial, err // they are announced
 	}
 	if t.Boot != "" && t.Boot != s.BootID {
 		return machine.None, fmt.Errorf("the node was restarted before the outputs were safely on its disk: %w", machine.ErrLost)
@@ -135,51 +139,39 @@ func finished(n machine.Notes) bool {
 	return ok && note.Kind == machine.KindDone
 }
 
-func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) error {
+func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) (err error) {
 	tree := s.Tree(t.Attempt, n)
 	// The containers have ended; what they have left may be closed to this user.
 	if err := s.Owner.Take(ctx, n, tree.Dir); err != nil {
 		return err
 	}
-	files, err := s.collect(ctx, t, n, tree)
-	if err != nil {
+	list := sorted.New(filepath.Join(tree.Dir, "outputs.list"), strings.Compare)
+	defer func() { err = errors.Join(err, list.Close()) }()
+	todo, err := s.list(ctx, t, n, tree, list)
+	if err != nil || todo == 0 {
 		return err
 	}
-	done, err := batch.Read[Published](n, WhatOutputs)
-	if err != nil {
+	if err := s.secure(ctx, n, tree, list); err != nil {
 		return err
 	}
-	published := map[Published]bool{}
-	for _, f := range done {
-		published[f] = true
-	}
-	var todo []File
-	for _, f := range files {
-		s.Meter.AddTotal(1, f.Size)
-		if published[s.log(f)] {
-			s.Meter.AddBytes(f.Size)
-			s.Meter.FileDone()
-			continue
-		}
-		todo = append(todo, f)
-	}
-	if len(todo) == 0 {
-		return nil
-	}
-	if err := s.secure(ctx, n, tree, todo); err != nil {
-		return err
-	}
-	s.Log.Info("uploading outputs", "files", len(todo))
+	s.Log.Info("uploading outputs", "files", todo)
 	b := batch.NewWriter(n, WhatOutputs, func(f Published) int { return len(f.Path) + len(f.URL) + 128 })
 	uploads, inner := group.WithContext(ctx)
 	uploads.SetLimit(s.Parallel)
 	var spared atomic.Int64
-	for _, f := range todo {
+	var listErr error
+	for f, err := range files(list) {
+		if listErr = cmp.Or(err, inner.Err()); listErr != nil {
+			break
+		}
+		if f.published {
+			continue
+		}
 		uploads.Go(func() error {
 			if err := inner.Err(); err != nil {
 				return err
 			}
-			if err := s.send(inner, t, n, tree, f); err != nil {
+			if err := s.send(inner, t, n, tree, f.File); err != nil {
 				err = fmt.Errorf("output %s: %w", f.Path, err)
 				// A store that has not answered for so long is not asked for every file.
 				if inner.Err() != nil || machine.FaultOf(err) == machine.RetryLater || spared.Add(1) > told {
@@ -188,27 +180,71 @@ func (s *Step) publish(ctx context.Context, t *machine.Task, n machine.Notes) er
 				return s.spare(ctx, t, n, err)
 			}
 			s.Meter.FileDone()
-			return b.Add(ctx, s.log(f))
+			return b.Add(ctx, s.log(f.File))
 		})
 	}
-	return errors.Join(uploads.Wait(), b.Flush(ctx))
+	if err := uploads.Wait(); err != nil {
+		listErr = err // why the list was not read to its end
+	}
+	return errors.Join(listErr, b.Flush(ctx))
+}
+
+// list fills the list with what is published and with the files of all outputs, and returns
+// how many are to be published.
+func (s *Step) list(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree, list *sorted.List) (todo int64, err error) {
+	for p, err := range batch.Read[Published](n, WhatOutputs) {
+		if err == nil {
+			err = list.Add(sorted.Entry{Key: p.key()})
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	err = s.collect(ctx, t, n, tree, func(f File) error {
+		e, err := encode(f, s.log(f))
+		if err != nil {
+			return err
+		}
+		return list.Add(e)
+	})
+	if err != nil {
+		return 0, err
+	}
+	for f, err := range files(list) {
+		if err != nil {
+			return 0, err
+		}
+		s.Meter.AddTotal(1, f.Size)
+		if f.published {
+			s.Meter.AddBytes(f.Size)
+			s.Meter.FileDone()
+			continue
+		}
+		todo++
+	}
+	return todo, nil
 }
 
 // secure makes the outputs durable on the node and then announces them.
-func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree, files []File) error {
+func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List) error {
 	if note, ok := n.Get(WhatOutputs, "all"); ok && note.Kind == machine.KindIntent {
 		return nil
 	}
-	if err := makeDurable(tree, files); err != nil {
+	if err := makeDurable(tree, list); err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot make the outputs durable: %w", err)
 	}
-	part, size := 0, 0
+	size := 0
 	var urls []string
-	for _, f := range files {
-		url := redact.URL(s.url(f))
+	for f, err := range files(list) {
+		if err != nil {
+			return err
+		}
+		if f.published {
+			continue
+		}
+		url := redact.URL(s.url(f.File))
 		if size+len(url) > announced {
-			part++
-			if err := announce(ctx, n, fmt.Sprintf("part %d", part), urls); err != nil {
+			if err := announce(ctx, n, "", urls); err != nil {
 				return err
 			}
 			urls, size = nil, 0
@@ -229,9 +265,15 @@ func announce(ctx context.Context, n machine.Notes, name string, urls []string) 
 
 // makeDurable brings files to the disk: large ones each by itself, the others
 // together.
-func makeDurable(tree *worktree.Tree, files []File) error {
+func makeDurable(tree *worktree.Tree, list *sorted.List) error {
 	together := false
-	for _, f := range files {
+	for f, err := range files(list) {
+		if err != nil {
+			return err
+		}
+		if f.published {
+			continue
+		}
 		if f.Size < node.SyncTogether {
 			together = true
 			continue
@@ -319,7 +361,10 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		return nil // every upload has ended
 	}
 	var failed error
-	for _, note := range n.All(WhatOutputs) {
+	for note, err := range n.Each(WhatOutputs) {
+		if err != nil {
+			return err
+		}
 		if note.Kind != machine.KindIntent {
 			continue
 		}

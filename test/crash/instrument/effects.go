@@ -56,7 +56,7 @@ var calls = []string{
 	// Of storage.
 	"Join", "List", "Open", "ReadDir", "Stat", "hash", "list", "published",
 	// Of the journal and the notes.
-	"All", "Get", "Head", "Heads", "Images", "Node", "Records", "scan",
+	"All", "Each", "Get", "Head", "Heads", "Images", "Node", "Records", "scan",
 	// What runs more of deckhand's own code, which has its points.
 	"Do", "Probe", "State", "Undo", "Name",
 }
@@ -71,7 +71,7 @@ var variables = map[string]bool{"journal.fdatasync": true}
 // harmless are the packages without any effect on the world, by their path or
 // the beginning of it.
 var harmless = []string{
-	"archive/", "bufio", "bytes", "cmp", "compress/", "context", "crypto/", "debug/", "encoding/", "errors", "fmt", "hash", "hash/", "html", "io/", "iter", "log/", "maps", "math",
+	"archive/", "bufio", "bytes", "cmp", "compress/", "container/", "context", "crypto/", "debug/", "encoding/", "errors", "fmt", "hash", "hash/", "html", "io/", "iter", "log/", "maps", "math",
 	"mime", "net/netip", "net/textproto", "net/url", "os/signal", "path", "reflect", "regexp", "runtime", "slices", "sort", "strconv", "strings", "sync", "text/", "time", "unicode", "unsafe", "embed",
 	"github.com/aws/aws-sdk-go-v2/aws", "github.com/aws/aws-sdk-go-v2/config", "github.com/aws/smithy-go",
 	"github.com/cenkalti/backoff/", "github.com/dgraph-io/badger/v4/", "github.com/dgraph-io/ristretto/", "github.com/distribution/reference", "github.com/docker/go-units", "github.com/google/flatbuffers/", "github.com/google/nftables/",

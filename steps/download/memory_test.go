@@ -1,0 +1,137 @@
+package download
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// numbered is a storage of one directory with so many objects, whose names are made as they
+// are listed. It looks at the heap while the list is read and while files are fetched.
+type numbered struct {
+	Storage
+	files   int64
+	fetched atomic.Int64
+	heap    atomic.Uint64 // the largest seen, in bytes
+}
+
+// object is the i-th; the names of one directory follow each other, not in their order.
+func (s *numbered) object(i int64) storage.Object {
+	name := fmt.Sprintf("directory-%04d/a-file-with-a-name-of-usual-length-%08d.fastq.gz", i/1000, i^0x155)
+	return storage.Object{URL: "s3://some-bucket/and/a/prefix/" + name, Name: name, Size: 1 << 10, Version: fmt.Sprintf("etag %032x", i)}
+}
+
+func (s *numbered) List(context.Context, string) iter.Seq2[storage.Object, error] {
+	return func(yield func(storage.Object, error) bool) {
+		for i := range s.files {
+			if !yield(s.object(i), nil) {
+				return
+			}
+		}
+		s.look()
+	}
+}
+
+func (s *numbered) Fetch(_ context.Context, r storage.FetchRequest) (storage.Fetched, error) {
+	if n := s.fetched.Add(1); n%(s.files/3) == 0 {
+		s.look()
+	}
+	return storage.Fetched{Bytes: 1 << 10, Version: r.Version}, nil
+}
+
+// look measures what is reachable.
+func (s *numbered) look() {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	s.heap.Store(max(s.heap.Load(), m.HeapAlloc))
+}
+
+// sieve is a journal that keeps nothing of what is appended. It has records, made as they are
+// read, that say that so many files of a numbered storage are staged.
+type sieve struct {
+	staged int64
+	head   machine.Head
+}
+
+func (j *sieve) Append(_ context.Context, e machine.Entry) (machine.Head, error) {
+	seq := j.head.Seq
+	j.head = e.Head
+	j.head.Seq = seq + 1
+	return j.head, nil
+}
+
+func (j *sieve) Head(string) (machine.Head, bool, error) { return j.head, j.head.Task != "", nil }
+func (j *sieve) Node() (machine.Node, error)             { return machine.Node{}, nil }
+
+func (j *sieve) Records(string) iter.Seq2[machine.Record, error] {
+	return func(yield func(machine.Record, error) bool) {
+		const together = 400
+		for i := int64(0); i < j.staged; i += together {
+			var b struct {
+				batch.Files[File]
+				Step machine.State `json:"step"`
+				What string        `json:"what"`
+				Name string        `json:"name"`
+			}
+			b.Step, b.What = machine.Scrub, WhatInputs
+			for k := i; k < min(i+together, j.staged); k++ {
+				b.Files.Files = append(b.Files.Files, File{"/in/" + new(numbered).object(k).Name, 1 << 10})
+			}
+			raw, err := json.Marshal(b)
+			if !yield(machine.Record{Kind: machine.KindDone, Attempt: j.head.Attempt, Seq: uint64(i) + 1, Detail: raw, Time: time.Now()}, err) {
+				return
+			}
+		}
+	}
+}
+
+// heapOf stages so many files, as many of which are journaled as staged and yet not in place,
+// and returns the most that was reachable meanwhile, in bytes.
+func heapOf(t testing.TB, files, staged int64) uint64 {
+	t.Helper()
+	f := newFixture(t, tes.Input{Path: "/in", URL: "s3://some-bucket/and/a/prefix", Type: tes.Directory})
+	source := &numbered{Storage: f.step.Storage, files: files}
+	f.step.Storage = source
+	notes, err := machine.NodeNotes(&sieve{staged: staged})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.step.Do(t.Context(), f.task, notes); err != nil {
+		t.Fatal(err)
+	}
+	if n := source.fetched.Load(); n != files {
+		t.Fatalf("%d files were fetched, want %d", n, files)
+	}
+	return source.heap.Load()
+}
+
+// The list of inputs and what the journal has of them take no more memory when there are
+// more of them.
+func TestMemoryIsBounded(t *testing.T) {
+	few, many := heapOf(t, 20_000, 20_000), heapOf(t, 100_000, 100_000)
+	t.Logf("%d bytes for 20,000 files, %d for 100,000", few, many)
+	if many > few+4<<20 {
+		t.Errorf("20,000 files take %d bytes of memory, 100,000 take %d", few, many)
+	}
+}
+
+func BenchmarkMemory(b *testing.B) {
+	for _, files := range []int64{10_000, 100_000, 500_000} {
+		b.Run(fmt.Sprint(files), func(b *testing.B) {
+			for b.Loop() {
+				b.ReportMetric(float64(heapOf(b, files, 0))/(1<<20), "MiB")
+			}
+		})
+	}
+}
