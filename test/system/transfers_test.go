@@ -64,7 +64,7 @@ func TestStatusOfTransfers(t *testing.T) {
 		}
 		line := regexp.MustCompile(`(?m)^transfer: 0 of 1 files, [0-9.]+[KM]iB of 8MiB, [0-9.]+[KM]?i?B/s$`)
 		asJSON, asText, last := false, false, ""
-		for deadline := time.Now().Add(hang); !(asJSON && asText); {
+		for deadline := time.Now().Add(hang); !asJSON || !asText; {
 			r := w.Deckhand(t, "status", "moving", "--json")
 			must(t, json.Unmarshal([]byte(r.Stdout), &s))
 			x := s.Transfers

@@ -1,0 +1,95 @@
+package system
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+// Of many outputs whose upload is killed half-way, those are sent again that
+// the journal does not have, and it takes few records for them.
+func TestManyOutputs(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	const files = 10_000
+	var mu sync.Mutex
+	sent := map[string]int{}
+	half := make(chan struct{})
+	release := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body) // the client tells
+		mu.Lock()
+		sent[req.URL.Path]++
+		n := len(sent)
+		mu.Unlock()
+		if n == files/2 {
+			close(half)
+		}
+		if n >= files/2 {
+			<-release // so that the kill comes in between
+		}
+	}))
+	defer server.Close()
+	image := w.Image(t, "a", rig.Spec{Marker: "outputs"}).Tag
+	task := tes.Task{
+		ID:      "many",
+		Outputs: []tes.Output{{URL: server.URL, Path: "/out/*/*", PathPrefix: "/out"}},
+		Executors: []tes.Executor{Sh(image, fmt.Sprintf(
+			"i=0; while [ $i -lt %d ]; do d=/out/$((i %% 100)); [ -d $d ] || mkdir -p $d; echo $i > $d/$i; i=$((i + 1)); done", files))},
+	}
+	killed := w.Start(t, task)
+	ended := make(chan string)
+	go func() {
+		_, log := killed.End(t)
+		ended <- log
+	}()
+	select {
+	case <-half:
+	case log := <-ended:
+		t.Fatalf("it ended before half of the files were sent:\n%s", log)
+	}
+	must(t, killed.Process.Kill())
+	<-ended
+	close(release)
+	published := 0
+	for _, r := range w.Records(t, "many") {
+		if r.Detail["what"] == "outputs" && r.Kind == "done" {
+			published += len(r.Detail["files"].([]any))
+		}
+	}
+	mu.Lock()
+	before := len(sent)
+	mu.Unlock()
+	if code, log := w.Start(t, task).End(t); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, log)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	again := 0
+	for _, n := range sent {
+		again += n - 1
+	}
+	// What the journal had is not sent again, what it had not is.
+	if len(sent) != files || published == 0 || again != before-published {
+		t.Errorf("%d of %d files were sent, %d of them twice; before the kill %d were, and %d journaled", len(sent), files, again, before, published)
+	}
+	records, bytes := 0, 0
+	for _, line := range strings.Split(w.Deckhand(t, "journal", "inspect", "many", "--json").Stdout, "\n") {
+		if strings.Contains(line, `"outputs"`) {
+			records++
+			bytes += len(line)
+		}
+	}
+	t.Logf("%d files were sent twice; %d records with %d bytes tell of all", again, records, bytes)
+	if records > files/100 {
+		t.Errorf("%d records tell of %d files", records, files)
+	}
+	w.Clean(t)
+}
