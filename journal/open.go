@@ -216,22 +216,35 @@ func newestGeneration(dir string) (newest uint64, err error) {
 	return newest, nil
 }
 
+// KeptID is the file beside a journal's directory that has its root id as well: a
+// journal that takes the place of one whose directory was lost keeps the id,
+// which names what is on the node.
+func KeptID(dir string) string { return dir + ".id" }
+
 // makeRootID returns the id of the root and writes it down. A journal that
-// takes the place of a damaged one keeps the id, which names what is on the node.
+// takes the place of a damaged or lost one has its id.
 func makeRootID(dir string) (string, error) {
 	if id, ok := readRootID(dir); ok {
-		return id, nil
+		return id, writeFile(KeptID(dir), []byte(id+"\n"))
 	}
-	raw := make([]byte, 8)
-	if _, err := rand.Read(raw); err != nil {
+	id, ok := readID(KeptID(dir))
+	if !ok {
+		raw := make([]byte, 8)
+		if _, err := rand.Read(raw); err != nil {
+			return "", err
+		}
+		id = hex.EncodeToString(raw)
+	}
+	if err := writeRootID(dir, id); err != nil {
 		return "", err
 	}
-	id := hex.EncodeToString(raw)
-	return id, writeRootID(dir, id)
+	return id, writeFile(KeptID(dir), []byte(id+"\n"))
 }
 
-func readRootID(dir string) (string, bool) {
-	raw, err := os.ReadFile(filepath.Join(dir, rootIDFile))
+func readRootID(dir string) (string, bool) { return readID(filepath.Join(dir, rootIDFile)) }
+
+func readID(name string) (string, bool) {
+	raw, err := os.ReadFile(name)
 	id := strings.TrimSpace(string(raw))
 	return id, err == nil && rootIDPattern.MatchString(id)
 }

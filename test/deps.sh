@@ -24,6 +24,7 @@ need ip iproute2
 need nginx nginx-light
 need node nodejs
 need npm npm
+need systemd-analyze systemd
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs

@@ -9,6 +9,8 @@ import (
 
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/journal"
+	"github.com/deckhand/deckhand/steps/scrub"
 )
 
 // recovered is what `recover` did. Its JSON form is public.
@@ -16,6 +18,8 @@ type recovered struct {
 	RolledBack []string `json:"rolled_back"`
 	Running    []string `json:"running"` // left alone: their owner lives
 	Problems   []string `json:"problems"`
+	// Removed is what was left of the tasks of a journal that was lost.
+	Removed []scrub.Item `json:"removed"`
 }
 
 func newRecoverCommand(a *app) *cobra.Command {
@@ -24,7 +28,7 @@ func newRecoverCommand(a *app) *cobra.Command {
 		Use:   "recover",
 		Short: "Roll back what is unfinished and not running (at boot, in an epilog)",
 		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
-running one alone. It exits 0 whatever it finds, because an epilog that fails
+running one alone. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,8 +45,9 @@ takes its node out of service, unless the journal is unusable (78).`,
 }
 
 func (a *app) recover(ctx context.Context) (r recovered, err error) {
-	r = recovered{RolledBack: []string{}, Running: []string{}, Problems: []string{}}
-	if !exists(a.journalDir()) {
+	r = recovered{RolledBack: []string{}, Running: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
+	lost := !exists(a.journalDir())
+	if lost && !exists(journal.KeptID(a.journalDir())) {
 		return r, nil // nothing ever ran here
 	}
 	s, err := a.hold(ctx)
@@ -58,7 +63,27 @@ func (a *app) recover(ctx context.Context) (r recovered, err error) {
 		return r, nil
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	if lost {
+		return s.recoverLost(ctx, r)
+	}
 	return s.recover(ctx, r)
+}
+
+// recoverLost removes what the tasks of a journal left that is lost, and adds it
+// to r: nobody knows what state they were in.
+func (s *session) recoverLost(ctx context.Context, r recovered) (recovered, error) {
+	report, err := s.scrub(ctx)
+	if err != nil && journalUnusable(err) {
+		return r, err
+	}
+	if err != nil {
+		r.Problems = append(r.Problems, message(err))
+	}
+	for _, i := range report.Failed {
+		r.Problems = append(r.Problems, i.Why)
+	}
+	r.Removed = append(r.Removed, report.Removed...)
+	return r, nil
 }
 
 // recover rolls back what is unfinished, and adds what came of it to r.
@@ -82,17 +107,21 @@ func (a *app) printRecovered(r recovered, asJSON bool) error {
 	if asJSON {
 		return printJSON(a.stdout, r)
 	}
+	var removed []string
+	for _, i := range r.Removed {
+		removed = append(removed, fmt.Sprint(i.Kind, " ", i.Name))
+	}
 	for _, group := range []struct {
 		word string
 		list []string
-	}{{"rolled back task", r.RolledBack}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
+	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
 		for _, text := range group.list {
 			if _, err := fmt.Fprintln(a.stdout, group.word, printable(text)); err != nil {
 				return err
 			}
 		}
 	}
-	if len(r.RolledBack)+len(r.Running)+len(r.Problems) == 0 {
+	if len(r.Removed)+len(r.RolledBack)+len(r.Running)+len(r.Problems) == 0 {
 		_, err := fmt.Fprintln(a.stdout, "nothing to recover")
 		return err
 	}

@@ -79,7 +79,7 @@ func (n *Node) Replace(oldnew ...string) {
 
 // What may lie below a root when no process holds it.
 var (
-	rootFiles    = []string{"bin", "lock", "owner.json", "tasks"}
+	rootFiles    = []string{"bin", "journal.id", "lock", "owner.json", "tasks"}
 	journalFiles = []string{"BALLAST", "CURRENT", "LOCK", "ROOT_ID", "WITNESS", "generation"}
 )
 

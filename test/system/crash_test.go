@@ -576,6 +576,40 @@ func TestCompleteIsRepeatedAfterARestart(t *testing.T) {
 	w.Clean(t)
 }
 
+// What the tasks of a lost journal left is found by its labels, also by
+// `recover`: the root's id lies beside the journal as well.
+func TestLostJournal(t *testing.T) {
+	t.Parallel()
+	for _, by := range []string{"recover", "run"} {
+		t.Run(by, func(t *testing.T) {
+			w := NewWorld(t)
+			image := w.Image(t, "task:1", rig.Spec{Volumes: []string{"/data"}})
+			run := w.Start(t, tes.Task{ID: "t", Executors: []tes.Executor{Sh(image.Tag, "sleep 1000")}})
+			run.Until(t, "executor started")
+			if err := run.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			run.End(t)
+			id := w.RootID(t)
+			if err := os.RemoveAll(filepath.Join(w.Root, "journal")); err != nil {
+				t.Fatal(err)
+			}
+			if by == "recover" {
+				out := w.Deckhand(t, "recover", "--stop-grace", "1s")
+				for _, kind := range []string{"container", "volume", "directory"} {
+					if out.Code != 0 || !strings.Contains(out.Stdout, "removed "+kind+" ") {
+						t.Errorf("recover does not tell of a %s: %+v", kind, out)
+					}
+				}
+			} else {
+				w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{{Image: image.Tag, Command: []string{"true"}}}}, "--stop-grace", "1s")
+			}
+			equal(t, "root id", w.RootID(t), id)
+			w.Clean(t)
+		})
+	}
+}
+
 // recovery is what recover --json prints.
 type recovery struct {
 	RolledBack []string `json:"rolled_back"`
