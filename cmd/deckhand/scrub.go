@@ -13,7 +13,6 @@ import (
 
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
-	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
@@ -26,8 +25,8 @@ func newScrubCommand(a *app) *cobra.Command {
 		Use:   "scrub",
 		Short: "Make the node clean now: remove what earlier tasks of this root left",
 		Long: `Scrub rolls back what is unfinished and removes the containers, volumes, networks
-and task directories of this root that no running task has, and the images whose
-deletion is pending. The last image stays. What others made is never touched.`,
+and task directories of this root that no running task has, the images whose
+deletion is pending, and the program's copies of other versions. The last image stays. What others made is never touched.`,
 		Example: `  deckhand scrub --dry-run
   deckhand scrub --json`,
 		Args: noArguments,
@@ -86,9 +85,12 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	if err != nil {
 		return report, err
 	}
+	for _, f := range s.partial {
+		report.Removed = append(report.Removed, scrub.Item{Kind: scrub.Program, Name: f.Path, Bytes: f.Bytes, Why: "a dead process has not installed it whole"})
+	}
 	// What the roll-back has taken along was found just as well.
 	for _, i := range before {
-		if !slices.ContainsFunc(gone, i.Same) {
+		if !slices.ContainsFunc(gone, i.Same) && !slices.ContainsFunc(kept, i.Same) {
 			report.Removed = append(report.Removed, i)
 		}
 	}
@@ -101,11 +103,6 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	for _, i := range gone {
 		if err := s.removeItem(ctx, cleaner, notes, i, &report); err != nil {
 			return report, err
-		}
-	}
-	if !slices.ContainsFunc(report.Failed, func(i scrub.Item) bool { return i.Kind == scrub.Container }) {
-		if err := helper.Prune(s.app.binDir()); err != nil {
-			s.app.log.Warn("cannot remove the binary of another version", "dir", s.app.binDir(), "error", err)
 		}
 	}
 	report.FreeBytesAfter, err = freeBytes(s.app.conf.Root)
@@ -159,7 +156,7 @@ func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 	if err != nil {
 		return report, err
 	}
-	cleaner := &scrub.Cleaner{Engine: docker, RootID: n.RootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace}
+	cleaner := &scrub.Cleaner{Engine: docker, RootID: n.RootID, TasksDir: a.tasksDir(), Bin: a.binDir(), Grace: a.conf.Run.StopGrace}
 	gone, kept, err := cleaner.Find(ctx, nil, "", images)
 	report.Removed, report.Kept = append(report.Removed, gone...), append(report.Kept, kept...)
 	return report, err

@@ -41,6 +41,7 @@ type session struct {
 	docker  docker
 	boot    string
 	meter   *progress.Meter
+	partial []helper.File                // what was removed when the root was taken
 	head    atomic.Pointer[machine.Head] // of the task that is being worked on
 }
 
@@ -83,20 +84,23 @@ func (a *app) enter(ctx context.Context, task, document string, take func(contex
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
 	a.removeSocket()
-	a.removePartial()
+	partial := a.removePartial()
 	s, err := a.open(ctx, task, lock, docker)
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
+	s.partial = partial
 	return s, nil
 }
 
 // removePartial removes what a dead process has not installed whole, before a full
 // disk is asked for space. Whoever calls holds the root.
-func (a *app) removePartial() {
-	if err := helper.RemovePartial(a.binDir()); err != nil {
+func (a *app) removePartial() []helper.File {
+	gone, err := helper.RemovePartial(a.binDir())
+	if err != nil {
 		a.log.Warn("cannot remove what a dead process has not installed whole", "dir", a.binDir(), "error", err)
 	}
+	return gone
 }
 
 // checkRoot refuses a root that cannot be used, changing nothing.
@@ -186,8 +190,7 @@ func (a *app) journalOptions(boot string) journal.Options {
 // freeSpace removes the containers, volumes and directories of this root's
 // tasks, none of which is alive: this process holds the root. What the unfinished
 // attempt at task has made stays. The journal, once it can be opened, still has
-// the others as unfinished; their roll-back finds nothing left. Other versions of
-// this binary go when no container of the root is left.
+// the others as unfinished; their roll-back finds nothing left.
 func (a *app) freeSpace(ctx context.Context, docker docker, task string) (err error) {
 	v, known, err := a.view()
 	if err != nil || !known {
@@ -207,20 +210,15 @@ func (a *app) freeSpace(ctx context.Context, docker docker, task string) (err er
 	if err != nil {
 		return err
 	}
-	mounted := keep != nil
 	for _, i := range gone {
 		freed, err := cleaner.Remove(ctx, nil, i)
 		if err != nil {
 			a.log.Warn("cannot remove what an earlier task left", "kind", i.Kind, "name", i.Name, "error", err)
-			mounted = mounted || i.Kind == scrub.Container
 			continue
 		}
 		a.log.Info("removed", "kind", i.Kind, "name", i.Name, "bytes", freed)
 	}
-	if mounted {
-		return nil // by a container of this root, which has deckhand's binary
-	}
-	return helper.Prune(a.binDir())
+	return nil
 }
 
 // close ends the hold.
@@ -238,7 +236,7 @@ func taskDir(task string) string { return tes.EncodeID(task) }
 
 // cleaner returns what scrubs a root.
 func (a *app) cleaner(docker docker, rootID string) *scrub.Cleaner {
-	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Grace: a.conf.Run.StopGrace, Owner: own.New(docker, rootID, a.binDir())}
+	return &scrub.Cleaner{Engine: docker, RootID: rootID, TasksDir: a.tasksDir(), Bin: a.binDir(), Grace: a.conf.Run.StopGrace, Owner: own.New(docker, rootID, a.binDir())}
 }
 
 func (s *session) cleaner() (*scrub.Cleaner, error) {
@@ -283,7 +281,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	}
 	steps := []machine.Step{
 		&scrub.Step{
-			Cleaner: cleaner, Dir: taskDir(task), Bin: s.app.binDir(), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
+			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),

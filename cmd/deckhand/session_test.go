@@ -16,24 +16,30 @@ import (
 	"github.com/deckhand/deckhand/test/fakedocker"
 )
 
-// leftEngine has one container of a dead task, which may be impossible to remove.
+// leftEngine has one container of a task, which may be impossible to remove.
 type leftEngine struct {
 	*fakedocker.Engine
-	stuck bool
+	stuck, removed bool
 }
 
-func (e leftEngine) Containers(context.Context, map[string]string) ([]engine.Container, error) {
-	return []engine.Container{{ID: "left", Name: "left"}}, nil
+func (e *leftEngine) Containers(context.Context, map[string]string) ([]engine.Container, error) {
+	if e.removed {
+		return nil, nil
+	}
+	return []engine.Container{{ID: "left", Name: "left", Labels: map[string]string{engine.LabelTask: "t", engine.LabelAttempt: "1"}}}, nil
 }
 
-func (e leftEngine) Stop(context.Context, string, time.Duration) error {
+func (e *leftEngine) Stop(context.Context, string, time.Duration) error {
 	if e.stuck {
 		return errors.New("it does not stop")
 	}
 	return nil
 }
 
-func (e leftEngine) Remove(context.Context, string) error { return nil }
+func (e *leftEngine) Remove(context.Context, string) error {
+	e.removed = true
+	return nil
+}
 
 // On a full disk other versions of the binary go, unless a container may have one.
 func TestFreeSpacePrunes(t *testing.T) {
@@ -55,7 +61,7 @@ func TestFreeSpacePrunes(t *testing.T) {
 			t.Fatal(err)
 		}
 		registry := fakedocker.NewRegistry(filepath.Join(dir, "images"), "registry.test")
-		docker := leftEngine{fakedocker.New(filepath.Join(dir, "engine"), registry), test.stuck}
+		docker := &leftEngine{Engine: fakedocker.New(filepath.Join(dir, "engine"), registry), stuck: test.stuck}
 		if err := a.freeSpace(t.Context(), docker, test.task); err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ type Network struct {
 	ID     string
 	Name   string
 	Labels map[string]string
+	Users  []string // IDs of the containers that are attached to it
 }
 
 // usageLimit bounds the question how much room volumes take, for which Docker
@@ -117,7 +119,20 @@ func (d *Docker) Networks(ctx context.Context, labels map[string]string) ([]Netw
 		}
 		return err
 	})
-	return found, explain(err, "list networks")
+	if err != nil {
+		return nil, explain(err, "list networks")
+	}
+	for i := range found {
+		err := d.ask(ctx, func(ctx context.Context) error {
+			n, err := d.api.NetworkInspect(ctx, found[i].ID, network.InspectOptions{})
+			found[i].Users = slices.Sorted(maps.Keys(n.Containers))
+			return err
+		})
+		if err != nil && !cerrdefs.IsNotFound(err) { // one that is gone by now is found gone when it is removed
+			return nil, explain(err, "look at network %s", found[i].Name)
+		}
+	}
+	return found, nil
 }
 
 // RemoveNetwork removes a network: ErrInUse when a container is attached to

@@ -75,46 +75,55 @@ func copySelf(to string) (err error) {
 
 // Installed adds up the bytes of what is installed in a directory.
 func Installed(dir string) (bytes int64, err error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	for _, e := range entries {
-		info, gone := e.Info()
-		if gone == nil {
-			bytes += info.Size()
-		}
+	all, err := list(dir, func(string) bool { return true })
+	for _, f := range all {
+		bytes += f.Bytes
 	}
 	return bytes, err
 }
 
-// Prune removes what other versions, and processes that died, have installed in a
-// directory. No container of the root may be left that mounts it.
-func Prune(dir string) error {
+// File is one that was installed.
+type File struct {
+	Path  string
+	Bytes int64
+}
+
+// Old lists what other versions, and processes that died, have installed in a
+// directory. It may go when no container of the root is left that could mount it.
+func Old(dir string) ([]File, error) {
 	this, err := name()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return remove(dir, func(name string) bool { return name != this })
+	return list(dir, func(name string) bool { return name != this })
 }
 
 // RemovePartial removes what a process that died while it installed has left in a
-// directory; no container has it. Whoever calls holds the root.
-func RemovePartial(dir string) error {
-	return remove(dir, func(name string) bool { return strings.HasSuffix(name, partial) })
+// directory, and returns what that was; no container has it. Whoever calls holds
+// the root.
+func RemovePartial(dir string) (gone []File, err error) {
+	all, err := list(dir, func(name string) bool { return strings.HasSuffix(name, partial) })
+	for _, f := range all {
+		if e := os.Remove(f.Path); e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		gone = append(gone, f)
+	}
+	return gone, err
 }
 
-func remove(dir string, which func(name string) bool) error {
+func list(dir string, which func(name string) bool) (found []File, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	for _, e := range entries {
-		if which(e.Name()) {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		if info, gone := e.Info(); gone == nil && which(e.Name()) {
+			found = append(found, File{filepath.Join(dir, e.Name()), info.Size()})
 		}
 	}
-	return err
+	return found, err
 }
 
 // Mount is the mount of an installed binary at a path in a container.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +14,7 @@ import (
 // A whole binary of this version is taken as it is, and no other one.
 func TestInstall(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "bin")
-	if err := errors.Join(Prune(dir), os.Mkdir(dir, 0o755)); err != nil {
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	other := filepath.Join(dir, "deckhand")
@@ -42,11 +43,15 @@ func TestInstall(t *testing.T) {
 	if bytes, err := Installed(dir); err != nil || bytes != self.Size()+int64(len("of another version")) {
 		t.Errorf("%d bytes are installed: %v", bytes, err)
 	}
-	if err := errors.Join(os.WriteFile(first+".part", nil, 0o755), Prune(dir)); err != nil {
+	if err := os.WriteFile(first+".part", nil, 0o755); err != nil {
 		t.Error(err)
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != filepath.Base(first) {
-		t.Errorf("%v is left, %v", left, err)
+	old, err := Old(dir)
+	if want := []File{{other, 18}, {first + ".part", 0}}; err != nil || !slices.Equal(old, want) {
+		t.Errorf("of others are %v, want %v: %v", old, want, err)
+	}
+	if none, err := Old(filepath.Join(dir, "none")); err != nil || len(none) > 0 {
+		t.Errorf("in a directory that is not there are %v, %v", none, err)
 	}
 }
 
@@ -118,8 +123,12 @@ func TestRemovePartial(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(RemovePartial(dir), RemovePartial(filepath.Join(dir, "none"))); err != nil {
-		t.Error(err)
+	gone, err := RemovePartial(dir)
+	if want := []File{{filepath.Join(dir, "deckhand-1-3"+partial), 0}}; err != nil || !slices.Equal(gone, want) {
+		t.Errorf("removed %v, want %v: %v", gone, want, err)
+	}
+	if none, err := RemovePartial(filepath.Join(dir, "none")); err != nil || len(none) > 0 {
+		t.Errorf("removed %v where nothing is: %v", none, err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "deckhand-1-2" {
 		t.Errorf("%v is left, %v", left, err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/group"
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/own"
@@ -41,6 +42,7 @@ const (
 	Network   Kind = "network"
 	Directory Kind = "directory"
 	Image     Kind = "image"
+	Program   Kind = "program" // a copy of deckhand for containers, of another version or not whole
 )
 
 // Item is one thing on the node that goes, stays or could not go. Its JSON
@@ -75,6 +77,7 @@ type Cleaner struct {
 	Engine   Engine
 	RootID   string
 	TasksDir string
+	Bin      string        // directory of deckhand's binary for containers
 	Grace    time.Duration // from SIGTERM to SIGKILL for a container that still runs
 	Owner    *own.Owner
 	Meter    *progress.Meter // counts what is removed of directories
@@ -108,11 +111,31 @@ func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, i
 	for _, x := range containers {
 		add(Item{Kind: Container, Name: x.Name, id: x.ID}, x.Labels)
 	}
+	ran := slices.ContainsFunc(kept, func(i Item) bool { return i.Kind == Container })
+	stays, err := c.staying(ctx, gone, len(volumes)+len(networks) > 0 || slices.ContainsFunc(images, pending))
+	if err != nil {
+		return nil, nil, err
+	}
+	// Docker does not remove what a container of somebody else has.
+	inUse := func(i Item, has func(engine.Container) bool) bool {
+		at := slices.IndexFunc(stays, func(x engine.Container) bool { return !ours(keep, x.Labels) && has(x) })
+		if at >= 0 {
+			i.Why = "container " + stays[at].Name + " uses it"
+			kept = append(kept, i)
+		}
+		return at >= 0
+	}
 	for _, x := range volumes {
-		add(Item{Kind: Volume, Name: x.Name, Bytes: x.Bytes, id: x.Name}, x.Labels)
+		i := Item{Kind: Volume, Name: x.Name, Bytes: x.Bytes, id: x.Name}
+		if !inUse(i, func(c engine.Container) bool { return slices.Contains(c.Volumes, x.Name) }) {
+			add(i, x.Labels)
+		}
 	}
 	for _, x := range networks {
-		add(Item{Kind: Network, Name: x.Name, id: x.ID}, x.Labels)
+		i := Item{Kind: Network, Name: x.Name, id: x.ID}
+		if !inUse(i, func(c engine.Container) bool { return slices.Contains(x.Users, c.ID) }) {
+			add(i, x.Labels)
+		}
 	}
 	entries, err := os.ReadDir(c.TasksDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -135,24 +158,44 @@ func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, i
 		}
 		gone = append(gone, older...)
 	}
-	old, used, err := c.images(ctx, gone, images)
-	return append(gone, old...), append(kept, used...), err
+	old, used, err := c.images(ctx, stays, images)
+	if err != nil {
+		return nil, nil, err
+	}
+	gone, kept = append(gone, old...), append(kept, used...)
+	programs, err := helper.Old(c.Bin)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot list the programs of other versions: %w", err)
+	}
+	for _, f := range programs {
+		i := Item{Kind: Program, Name: f.Path, Bytes: f.Bytes, Why: "of another version, or not whole"}
+		if ran {
+			i.Why = "a container of the task may run it"
+			kept = append(kept, i)
+			continue
+		}
+		gone = append(gone, i)
+	}
+	return gone, kept, nil
+}
+
+// staying lists the containers of the whole node that are not among gone, if needed.
+func (c *Cleaner) staying(ctx context.Context, gone []Item, needed bool) ([]engine.Container, error) {
+	if !needed {
+		return nil, nil
+	}
+	all, err := c.Engine.Containers(ctx, nil)
+	return slices.DeleteFunc(slices.Clone(all), func(x engine.Container) bool {
+		return slices.ContainsFunc(gone, func(i Item) bool { return i.Kind == Container && i.id == x.ID })
+	}), err
 }
 
 // images sorts the images of the ledger into those that go and those that stay,
-// when the containers among gone are no more.
-func (c *Cleaner) images(ctx context.Context, gone []Item, images []machine.ImageRecord) (old, kept []Item, err error) {
-	users := map[string]string{} // name of a container that stays, by image ID
-	if slices.ContainsFunc(images, pending) {
-		all, err := c.Engine.Containers(ctx, nil)
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, x := range all {
-			if !slices.ContainsFunc(gone, func(i Item) bool { return i.Kind == Container && i.id == x.ID }) {
-				users[x.ImageID] = x.Name
-			}
-		}
+// when no containers are there but those.
+func (c *Cleaner) images(ctx context.Context, stays []engine.Container, images []machine.ImageRecord) (old, kept []Item, err error) {
+	users := map[string]string{} // name of a container, by image ID
+	for _, x := range stays {
+		users[x.ImageID] = x.Name
 	}
 	held := map[string]bool{} // by reference
 	for _, r := range images {
@@ -218,11 +261,29 @@ func (c *Cleaner) Remove(ctx context.Context, n machine.Notes, i Item) (int64, e
 		return i.Bytes, c.Engine.RemoveVolume(ctx, i.id)
 	case Network:
 		return 0, c.Engine.RemoveNetwork(ctx, i.id)
+	case Program:
+		return i.Bytes, c.removeProgram(ctx, i.Name)
 	case Directory:
 		return c.removeDir(ctx, n, filepath.Join(c.TasksDir, filepath.Dir(i.id)), filepath.Base(i.id))
 	default:
 		return ledger.Remove(ctx, n, c.Engine, i.image)
 	}
+}
+
+// removeProgram removes a copy of deckhand, unless a container is left that may run
+// it when it is started again.
+func (c *Cleaner) removeProgram(ctx context.Context, name string) error {
+	left, err := c.Engine.Containers(ctx, map[string]string{engine.LabelRoot: c.RootID})
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("container %s may run %s: %w", left[0].Name, name, engine.ErrInUse)
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return machine.Faultf(machine.NodeFault, "cannot remove a program of another version: %w", err)
+	}
+	return nil
 }
 
 // removeDir removes one directory below base; what cannot go is an error that

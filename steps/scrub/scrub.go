@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 
 	"github.com/deckhand/deckhand/internal/engine"
-	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/room"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
@@ -40,7 +39,6 @@ type Step struct {
 	Cleaner *Cleaner
 	// Dir is the name of the task's directory below Cleaner.TasksDir.
 	Dir string
-	Bin string // directory of deckhand's binary for containers
 	// Tree is the attempt's work tree; nil when the step only rolls back.
 	Tree func(attempt int, n machine.Notes) *worktree.Tree
 	Keep Keep
@@ -71,10 +69,6 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		if err := s.remove(ctx, n, i); err != nil {
 			return err
 		}
-	}
-	// No container is there that could want what another version has left.
-	if err := helper.Prune(s.Bin); err != nil {
-		s.Log.Warn("cannot remove the binary of another version", "dir", s.Bin, "error", err)
 	}
 	tree := s.Tree(t.Attempt, n)
 	if err := n.Intent(ctx, machine.Fact{What: whatDirectory, Name: s.Dir, Detail: directory{worktree.Layout}}); err != nil {

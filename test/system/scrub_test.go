@@ -256,6 +256,75 @@ func TestScrubAfterACrash(t *testing.T) {
 	w.Clean(t)
 }
 
+// What a dry scrub lists is what goes, whatever kind it is of, and what it says
+// stays does stay: once while others use some of it, and once when they do not.
+func TestDryScrubIsExact(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	first, second := w.Image(t, "first:1", rig.Spec{Marker: "1", Volumes: []string{"/data"}}), w.Image(t, "second:1", rig.Spec{Marker: "2", Volumes: []string{"/data"}})
+	w.MustRun(t, 0, tes.Task{ID: "first", Executors: []tes.Executor{Sh(first.Tag, "true")}})
+	root := w.RootID(t)
+	name := func(s string) string { return "exact-" + s + "-" + root }
+	do(t, "run", "--name", name("user"), "--entrypoint", "true", first.ID) // keeps the first image, as pending
+	t.Cleanup(func() { do(t, "rm", "-f", "-v", name("user"), name("other")) })
+
+	other := do(t, "image", "inspect", "--format", "{{.ID}}", first.ID)
+	for _, users := range []bool{true, false} {
+		run := w.Start(t, tes.Task{ID: fmt.Sprint("dies-", users), Executors: []tes.Executor{Sh(second.Tag, "sleep 1000")}})
+		run.Until(t, "executor started")
+		run.Kill(t)
+		for _, free := range []string{"free", "used"} {
+			do(t, "volume", "create", labels(root, "old"), name(free))
+			do(t, "network", "create", labels(root, "old"), name(free))
+		}
+		do(t, "run", "--name", name("stopped"), labels(root, "old"), "-v", "/anonymous", other, "true")
+		do(t, "run", "-d", "--name", name("running"), labels(root, "old"), "--network", name("free"), "-v", name("free")+":/data", other, "sleep", "1000")
+		if users {
+			do(t, "run", "-d", "--name", name("other"), "--network", name("used"), "-v", name("used")+":/data", other, "sleep", "1000")
+		} else {
+			do(t, "rm", "-f", "-v", name("user"))
+		}
+		bin := filepath.Join(w.Root, "bin")
+		must(t,
+			os.MkdirAll(filepath.Join(w.Root, "tasks", "old", "1"), 0o755),
+			os.WriteFile(filepath.Join(w.Root, "tasks", "file"), nil, 0o644),
+			os.Symlink("/", filepath.Join(w.Root, "tasks", "link")),
+			os.MkdirAll(bin, 0o700),
+			os.WriteFile(filepath.Join(bin, "deckhand-of-another-version"), make([]byte, 1000), 0o755),
+			os.WriteFile(filepath.Join(bin, "deckhand.part"), make([]byte, 1000), 0o755),
+		)
+		would := w.scrub(t, 0, "--dry-run")
+		did := w.scrub(t, 0)
+		for _, c := range []struct {
+			what        string
+			would, did  []scrubItem
+			least, most int
+		}{
+			{"removed", would.Removed, did.Removed, 12, 20}, {"kept", would.Kept, did.Kept, 1, 4}, {"failed", would.Failed, did.Failed, 0, 0},
+		} {
+			if a, b := names(c.would), names(c.did); !slices.Equal(a, b) || len(a) < c.least || len(a) > c.most {
+				t.Errorf("users %v, %s: a dry scrub says\n %q, a scrub\n %q", users, c.what, a, b)
+			}
+		}
+		for _, kind := range []string{"container", "volume", "network", "directory", "program"} {
+			if !slices.ContainsFunc(did.Removed, func(i scrubItem) bool { return i.Kind == kind }) {
+				t.Errorf("users %v: no %s was removed", users, kind)
+			}
+		}
+		isUsed := func(i scrubItem) bool { return i.Name == name("used") || i.Kind == "image" && i.Name == first.Tag }
+		if users == slices.ContainsFunc(did.Removed, isUsed) {
+			t.Errorf("users %v: removed %q", users, names(did.Removed))
+		}
+		if users {
+			do(t, "rm", "-f", "-v", name("other"))
+		}
+	}
+	if again := w.scrub(t, 0, "--dry-run"); len(again.Removed) > 0 {
+		t.Errorf("left: %q", names(again.Removed))
+	}
+	w.Clean(t)
+}
+
 func TestDryScrubOfNothing(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
