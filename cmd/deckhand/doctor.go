@@ -57,7 +57,7 @@ func newDoctorCommand(a *app) *cobra.Command {
 func (a *app) examine(ctx context.Context) []finding {
 	findings := []finding{a.examineRoot(), a.examineSpace()}
 	if exists(a.journalDir()) {
-		findings = append(findings, a.examineReserve(), a.examineJournal(), a.examineTasks())
+		findings = append(findings, a.examineReserve(), a.examineJournal(), a.examineTasks(), a.examineHoldings(ctx))
 	}
 	return append(findings, a.examineDocker(ctx)...)
 }
@@ -140,6 +140,24 @@ func (a *app) examineTasks() (f finding) {
 			f.Fix = "run the task again to resume it, or \"deckhand recover\" to roll it back"
 		}
 	}
+	return f
+}
+
+// examineHoldings tells what takes space on the node.
+func (a *app) examineHoldings(ctx context.Context) (f finding) {
+	f = finding{Check: "held", Result: checkOK}
+	v, ok, err := a.view()
+	if err != nil || !ok {
+		f.Result, f.Found = checkWarn, fmt.Sprint(err)
+		return f
+	}
+	n, err := v.Node()
+	if err = errors.Join(err, v.Close()); err != nil {
+		f.Result, f.Found = checkWarn, message(err)
+		return f
+	}
+	ours, others := a.holdings(ctx, n).inWords()
+	f.Found = fmt.Sprintf("by deckhand: %s; by others: %s", ours, others)
 	return f
 }
 

@@ -16,12 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/steps/download"
 	"github.com/deckhand/deckhand/steps/imagecheck"
 	"github.com/deckhand/deckhand/steps/run"
+	"github.com/deckhand/deckhand/steps/scrub"
 	"github.com/deckhand/deckhand/steps/upload"
 )
 
@@ -84,6 +86,20 @@ type account struct {
 	bytesIn    int64
 	system     []string
 	resumed    int
+	removed    int   // leftovers and images that went for this attempt
+	bytesFreed int64 // by them
+}
+
+// removedListed is how many of the leftovers the system logs name.
+const removedListed = 50
+
+// freed accounts for something that went.
+func (a *account) freed(t time.Time, what, why string, bytes int64) {
+	a.removed++
+	a.bytesFreed += bytes
+	if a.removed <= removedListed {
+		a.say(t, fmt.Sprintf("removed %s (%d bytes): %s", what, bytes, why))
+	}
 }
 
 // accounts reads the records of a task, one account an attempt.
@@ -143,6 +159,27 @@ func (a *account) done(r machine.Record) error {
 	switch fact.What {
 	case machine.WhatWarning:
 		a.say(r.Time, "warning: "+fact.Message)
+	case scrub.WhatRemoved:
+		var i scrub.Item
+		if err := json.Unmarshal(r.Detail, &i); err != nil {
+			return err
+		}
+		a.freed(r.Time, fmt.Sprintf("%s %s", i.Kind, i.Name), i.Why, i.Bytes)
+	case ledger.WhatRemoved:
+		var i struct {
+			Reference string `json:"reference"` // empty when the image had gone before
+			Bytes     int64  `json:"bytes"`
+		}
+		if err := json.Unmarshal(r.Detail, &i); err != nil {
+			return err
+		}
+		if i.Reference != "" {
+			why := "the images of this task take its place"
+			if r.From == machine.Scrub {
+				why = "its deletion was pending"
+			}
+			a.freed(r.Time, "image "+i.Reference, why, i.Bytes)
+		}
 	case run.WhatExecutor:
 		var result run.Result
 		if err := json.Unmarshal(r.Detail, &result); err != nil {
@@ -198,6 +235,9 @@ func (a *account) taskLog(doc *tes.Task) tes.TaskLog {
 			"deckhand.bytes_in":  strconv.FormatInt(a.bytesIn, 10),
 			"deckhand.bytes_out": strconv.FormatInt(sum(a.outputs), 10),
 			"deckhand.resumed":   strconv.Itoa(a.resumed),
+
+			"deckhand.removed":     strconv.Itoa(a.removed),
+			"deckhand.bytes_freed": strconv.FormatInt(a.bytesFreed, 10),
 		},
 	}
 	maps.Copy(log.Metadata, a.Metadata)

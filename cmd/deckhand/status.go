@@ -44,6 +44,8 @@ type status struct {
 	Reserve journal.Reserve `json:"reserve"`
 	// Program is how many bytes the copy of deckhand takes that containers run.
 	Program int64 `json:"program_bytes"`
+	// Node is what takes space on the node.
+	Node holdings `json:"node"`
 }
 
 type statusOwner struct {
@@ -143,6 +145,11 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 			a.log.Debug("the running process does not say how far its transfers are", "error", err)
 		}
 	}
+	n, err := v.Node()
+	if err != nil {
+		return s, err
+	}
+	s.Node = a.holdings(ctx, n)
 	return s, nil
 }
 
@@ -218,9 +225,8 @@ func printStatus(w io.Writer, s status) error {
 		lines = append(lines, fmt.Sprintf("removal:  %s, %s of %s", counted(int(t.FilesDone), "file"), units.BytesSize(float64(t.BytesDone)), t.Phase))
 	}
 	lines = append(lines, "next:     "+s.Next, "reserve:  "+reserveInWords(s.Reserve))
-	if s.Program > 0 {
-		lines = append(lines, "program:  "+units.BytesSize(float64(s.Program))+" for containers to run")
-	}
+	ours, others := s.Node.inWords()
+	lines = append(lines, "holds:    "+ours, "others:   "+others)
 	for _, l := range lines {
 		if _, err := fmt.Fprintln(w, printable(l)); err != nil {
 			return err

@@ -186,7 +186,7 @@ func TestSharedBinary(t *testing.T) {
 	if program, e := os.ReadFile(Build(t)); err != nil || e != nil || !bytes.Equal(installed, program) || first.Mode() != 0o755 {
 		t.Errorf("what is installed, with mode %v, is not the program: %v, %v", first.Mode(), err, e)
 	}
-	if r := w.Deckhand(t, "status", "one"); !strings.Contains(r.Stdout, "program:  ") {
+	if r := w.Deckhand(t, "status", "one"); !strings.Contains(r.Stdout, ", program ") {
 		t.Errorf("status does not tell of it:\n%s", r.Stdout)
 	}
 	leave := func() {

@@ -197,3 +197,61 @@ func TestScrubShowsProgress(t *testing.T) {
 	}
 	w.Clean(t)
 }
+
+// What takes space on the node is told: this root's, and everybody else's.
+func TestHoldings(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	const size = 8 << 20
+	image := w.Image(t, "task:1", rig.Spec{Size: size})
+	w.MustRun(t, 0, tes.Task{ID: "first", Executors: []tes.Executor{Sh(image.Tag, "true")}})
+	root := w.RootID(t)
+	name := func(s string) string { return "holdings-" + s + "-" + root }
+	for who, more := range map[string][]string{"ours": labels(root, "old"), "theirs": {}} {
+		do(t, "volume", "create", more, name(who))
+		do(t, "run", "--name", name(who), more, "-v", name(who)+":/data", image.Tag, "sh", "-c",
+			fmt.Sprintf("head -c %d /dev/zero > /data/file; head -c %d /dev/zero > /file", size, size))
+		t.Cleanup(func() { do(t, "rm", "-f", "-v", name(who)); do(t, "volume", "rm", "-f", name(who)) })
+	}
+	old := filepath.Join(w.Root, "tasks", "old", "1")
+	must(t, os.MkdirAll(old, 0o755), os.WriteFile(filepath.Join(old, "file"), make([]byte, size), 0o644))
+	must(t, os.Mkdir(filepath.Join(w.Root, "journal.damaged-1"), 0o700), os.WriteFile(filepath.Join(w.Root, "journal.damaged-1", "file"), make([]byte, size), 0o600))
+
+	r := w.Deckhand(t, "status", "first", "--json")
+	var s struct {
+		Node struct {
+			Deckhand, Others map[string]int64
+			Unknown          []string
+		}
+	}
+	must(t, json.Unmarshal([]byte(r.Stdout), &s))
+	if len(s.Node.Unknown) > 0 {
+		t.Errorf("not counted: %q", s.Node.Unknown)
+	}
+	for side, kinds := range map[string][]string{
+		"deckhand": {"images", "containers", "volumes", "tasks", "damaged_journals"}, "others": {"containers", "volumes"},
+	} {
+		for _, kind := range kinds {
+			bytes := map[string]map[string]int64{"deckhand": s.Node.Deckhand, "others": s.Node.Others}[side][kind]
+			if bytes < size || side == "deckhand" && bytes > 4*size {
+				t.Errorf("%s of %s take %d bytes, want about %d", kind, side, bytes, size)
+			}
+		}
+	}
+	for _, kind := range []string{"journal", "reserve"} {
+		if s.Node.Deckhand[kind] <= 0 {
+			t.Errorf("%s takes nothing: %s", kind, r.Stdout)
+		}
+	}
+	for _, command := range []string{"status", "doctor"} {
+		said := w.Deckhand(t, command).Stdout
+		for _, words := range []string{"images ", "containers ", "volumes ", "task directories ", "journal ", "reserve ", "damaged journals ", " in Docker"} {
+			if !strings.Contains(said, words) {
+				t.Errorf("%s does not tell %q:\n%s", command, words, said)
+			}
+		}
+	}
+	if code := w.Deckhand(t, "scrub").Code; code != 0 {
+		t.Errorf("scrub ends with %d", code)
+	}
+}

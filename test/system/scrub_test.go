@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -200,7 +201,20 @@ func TestScrubRemovesWhatIsOursAlone(t *testing.T) {
 
 func TestRunScrubsFirst(t *testing.T) {
 	w := newLittered(t)
-	w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{{Image: w.image.Tag, Command: []string{"true"}}}})
+	log := w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{{Image: w.image.Tag, Command: []string{"true"}}}}).Log(t)
+	said := strings.Join(log.SystemLogs, "\n")
+	for _, line := range []string{
+		"removed directory " + filepath.Join(w.Root, "tasks", "old") + " (",
+		"bytes): the directory of an earlier task", "bytes): left by task old, attempt 1",
+	} {
+		if !strings.Contains(said, line) {
+			t.Errorf("the result does not say %q:\n%s", line, said)
+		}
+	}
+	equal(t, "removed", log.Metadata["deckhand.removed"], strconv.Itoa(len(w.ours)))
+	if freed, err := strconv.ParseInt(log.Metadata["deckhand.bytes_freed"], 10, 64); err != nil || freed < 8192 {
+		t.Errorf("%d bytes were freed, %v", freed, err)
+	}
 	var removed []string
 	for _, r := range w.Records(t, "next") {
 		if r.From == "Scrub" && r.Kind == "done" && r.Detail["what"] == "removed" {
