@@ -16,6 +16,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	"github.com/deckhand/deckhand/internal/node"
+	"golang.org/x/sys/unix"
+
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -343,6 +345,13 @@ func (j *Journal) openGeneration() error {
 	j.rootID = record.RootID
 	if id, err := os.ReadFile(filepath.Join(j.dir, rootIDFile)); err != nil || string(id) != j.rootID+"\n" {
 		if err := writeRootID(j.dir, j.rootID); err != nil {
+			return err
+		}
+	}
+	if id, ok := readID(KeptID(j.dir)); !ok || id != j.rootID {
+		// It serves when the journal is lost, and no task has to wait for it: on a
+		// full disk the next process writes it.
+		if err := writeFile(KeptID(j.dir), []byte(j.rootID+"\n")); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 			return err
 		}
 	}

@@ -102,6 +102,8 @@ type ImageRecord struct {
 	// Bytes is the image's size on disk, layers that it shares with others
 	// included; 0 while it is not known.
 	Bytes int64 `json:"bytes"`
+	// Begun says that a pull may be under way; it was only announced before.
+	Begun bool `json:"begun,omitempty"`
 	// Before are the IDs of the images that were on the node when a pull began:
 	// the one that Reference named, and all that are not deckhand's. When the
 	// reference names one of them after the pull, the pull did not bring it.

@@ -46,8 +46,7 @@ takes its node out of service, unless the journal is unusable (78).`,
 
 func (a *app) recover(ctx context.Context) (r recovered, err error) {
 	r = recovered{RolledBack: []string{}, Running: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
-	lost := !exists(a.journalDir())
-	if lost && !exists(journal.KeptID(a.journalDir())) {
+	if !exists(a.journalDir()) && !exists(journal.KeptID(a.journalDir())) {
 		return r, nil // nothing ever ran here
 	}
 	s, err := a.hold(ctx)
@@ -63,9 +62,6 @@ func (a *app) recover(ctx context.Context) (r recovered, err error) {
 		return r, nil
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if lost {
-		return s.recoverLost(ctx, r)
-	}
 	return s.recover(ctx, r)
 }
 
@@ -89,8 +85,16 @@ func (s *session) recoverLost(ctx context.Context, r recovered) (recovered, erro
 // recover rolls back what is unfinished, and adds what came of it to r.
 func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 	n, err := s.journal.Node()
-	if err != nil || n.Active == nil {
+	if err != nil {
 		return r, err
+	}
+	if n.Active == nil {
+		known, err := s.journal.Heads()
+		if err != nil || len(known) > 0 {
+			return r, err
+		}
+		// A journal that knows of no task may have taken the place of one that did.
+		return s.recoverLost(ctx, r)
 	}
 	if err := s.rollBackOther(ctx, "", "rolled back by recover: its process is gone"); err != nil {
 		if journalUnusable(err) {

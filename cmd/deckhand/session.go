@@ -48,6 +48,7 @@ type session struct {
 // record is the journal as a session writes it.
 type record interface {
 	machine.Journal
+	Heads() ([]machine.Head, error)
 	Close() error
 }
 

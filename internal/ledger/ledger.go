@@ -57,7 +57,7 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 // Cut says whether a pull that was announced with r has given its reference to
 // the image, in a process that died before it could journal that.
 func Cut(r machine.ImageRecord, imageID string) bool {
-	return r.Phase == machine.Pulling && (r.Had != imageID || !slices.Contains(r.Before, imageID))
+	return r.Phase == machine.Pulling && r.Begun && (r.Had != imageID || !slices.Contains(r.Before, imageID))
 }
 
 // Ended returns the record of a pull that is over and has given its reference to
@@ -66,7 +66,7 @@ func Cut(r machine.ImageRecord, imageID string) bool {
 func Ended(r machine.ImageRecord, img engine.Image) machine.ImageRecord {
 	r.ImageID, r.Digest, r.Bytes, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), img.Size, true, machine.Present
 	r.Shared, r.Lone = slices.Contains(r.Before, img.ID), slices.Contains(r.Alone, img.ID)
-	r.Before, r.Alone, r.Had = nil, nil, ""
+	r.Begun, r.Before, r.Alone, r.Had = false, nil, nil, ""
 	return r
 }
 
@@ -74,19 +74,19 @@ func Ended(r machine.ImageRecord, img engine.Image) machine.ImageRecord {
 // it was there before our pull, and the digest of that repository, which comes
 // with a pull and goes with the last tag, may be all by which somebody else has it.
 func Held(images []machine.ImageRecord, r machine.ImageRecord, img engine.Image) bool {
-	return r.Lone && r.Digest != r.Reference && slices.Contains(img.Digests, r.Digest) && Alone(images, r.Reference, img)
+	return r.Lone && Alone(images, r.Reference, img) && (strings.Contains(r.Reference, "@") || slices.Contains(img.Digests, r.Digest))
 }
 
 // Alone says whether an image has no name but reference, those that images say
 // are ours and, perhaps, digests of their repositories.
 func Alone(images []machine.ImageRecord, reference string, img engine.Image) bool {
-	names, repositories := []string{reference}, []string{repository(reference)}
+	names, repositories := []string{normal(reference)}, []string{repository(reference)}
 	for _, r := range images {
 		if r.ImageID == img.ID && r.PulledByUs {
-			names, repositories = append(names, r.Reference), append(repositories, repository(r.Reference))
+			names, repositories = append(names, normal(r.Reference)), append(repositories, repository(r.Reference))
 		}
 	}
-	other := func(tag string) bool { return !slices.Contains(names, tag) }
+	other := func(tag string) bool { return !slices.Contains(names, normal(tag)) }
 	foreign := func(digest string) bool { return !slices.Contains(repositories, repository(digest)) }
 	return !slices.ContainsFunc(img.Tags, other) && !slices.ContainsFunc(img.Digests, foreign)
 }
@@ -265,6 +265,15 @@ func RepoDigest(img engine.Image, name string) string {
 		}
 	}
 	return ""
+}
+
+// normal is a reference as it is in full, the tag that it means included.
+func normal(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.TagNameOnly(named).String()
 }
 
 // repository is a reference without tag and digest, in full; "" for none.

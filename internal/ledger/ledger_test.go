@@ -147,7 +147,7 @@ func (silent) RemoveImage(context.Context, string) error {
 }
 
 func TestReconcile(t *testing.T) {
-	pulling := machine.ImageRecord{Reference: tag, Phase: machine.Pulling, Task: "t1", Last: true}
+	pulling := machine.ImageRecord{Reference: tag, Phase: machine.Pulling, Begun: true, Task: "t1", Last: true}
 	replacing := pulling
 	replacing.Before, replacing.Had = []string{ledgertest.ID("x")}, ledgertest.ID("x")
 	naming := pulling

@@ -10,14 +10,11 @@ import (
 	"io"
 	"iter"
 	"os"
-	"path/filepath"
 	"slices"
 	"unsafe"
 
-	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 
-	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -28,14 +25,16 @@ type Entry struct {
 }
 
 // List is a sorted list. What does not fit into memory is in a file that has no
-// name any more, so that nothing is left of it when the process dies. It is filled
-// first, by one goroutine, and then read.
+// name any more, so that nothing is left of it when the process dies. On a full disk
+// it stays in memory: the outputs of a task that has filled the disk are published
+// all the same. A list is filled first, by one goroutine, and then read.
 type List struct {
 	file    string // where it may be made
 	compare func(a, b string) int
 
 	entries []Entry // not yet in the file
 	bytes   int     // that entries take
+	most    int     // bytes with which they go to the file
 	disk    *os.File
 	runs    []run // in disk
 	size    int64 // of disk
@@ -57,14 +56,14 @@ const (
 // what has that name is overwritten. Entries whose keys are equal stay in the order
 // in which they were added.
 func New(file string, compare func(a, b string) int) *List {
-	return &List{file: file, compare: compare}
+	return &List{file: file, compare: compare, most: inMemory}
 }
 
 // Add adds an entry, which is not to be changed any more.
 func (l *List) Add(e Entry) error {
 	l.entries = append(l.entries, e)
 	l.bytes += len(e.Key) + len(e.Value) + int(unsafe.Sizeof(e))
-	if l.bytes < inMemory {
+	if l.bytes < l.most {
 		return nil
 	}
 	return l.spill()
@@ -75,29 +74,44 @@ func (l *List) sort() {
 	slices.SortStableFunc(l.entries, func(a, b Entry) int { return l.compare(a.Key, b.Key) })
 }
 
-// spill moves what is in memory to the file.
+// spill moves what is in memory to the file, unless the disk is full.
 func (l *List) spill() error {
+	err := l.write()
+	switch {
+	case err == nil:
+		l.most = inMemory
+		return nil
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		l.most = l.bytes + inMemory
+		return nil
+	}
+	return machine.Faultf(machine.NodeFault, "cannot keep the list %s on the disk: %w", l.file, err)
+}
+
+// write writes what is in memory as one more run.
+func (l *List) write() error {
 	l.sort()
 	if l.disk == nil {
 		if err := l.create(); err != nil {
-			return l.fault(err)
+			return err
 		}
 	}
 	r := run{offset: l.size}
+	at := l.size
 	block := make([]byte, 0, 64<<10)
 	for i, e := range l.entries {
 		block = appendBytes(appendBytes(block, e.Key), e.Value)
 		if len(block) < 60<<10 && i+1 < len(l.entries) {
 			continue
 		}
-		n, err := l.disk.Write(block)
-		l.size += int64(n)
+		n, err := l.disk.WriteAt(block, at)
 		if err != nil {
-			return l.fault(err)
+			return err // what is written of the run is overwritten by the next one
 		}
+		at += int64(n)
 		block = block[:0]
 	}
-	r.size = l.size - r.offset
+	l.size, r.size = at, at-r.offset
 	l.runs = append(l.runs, r)
 	clear(l.entries)
 	l.entries, l.bytes = l.entries[:0], 0
@@ -116,25 +130,17 @@ func (l *List) create() error {
 	return nil
 }
 
-func (l *List) fault(err error) error {
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
-		return machine.Faultf(machine.NodeFault, "cannot keep the list %s on the disk: %w", l.file, err)
-	}
-	dir := filepath.Dir(l.file)
-	space, spaceErr := node.SpaceAt(dir)
-	if spaceErr != nil {
-		return machine.Faultf(machine.NodeFault, "cannot keep the list %s on the disk: %w", l.file, errors.Join(err, spaceErr))
-	}
-	return machine.Faultf(machine.NodeFault,
-		"the disk is full: the list %s has %s and needs %s more, and %s are free in %s; free some or run the task elsewhere: %w",
-		l.file, units.BytesSize(float64(l.size)), units.BytesSize(float64(l.bytes)), units.BytesSize(float64(space.FreeBytes)), dir, err)
-}
-
 // All yields the entries in the order of their keys, as often as it is asked; nothing
 // is added any more. It ends after the first error.
 func (l *List) All() iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		if l.disk == nil {
+		if len(l.runs) > 0 && len(l.entries) > 0 {
+			if err := l.spill(); err != nil {
+				yield(Entry{}, err)
+				return
+			}
+		}
+		if len(l.runs) == 0 {
 			l.sort()
 			for _, e := range l.entries {
 				if !yield(e, nil) {
@@ -143,19 +149,13 @@ func (l *List) All() iter.Seq2[Entry, error] {
 			}
 			return
 		}
-		if len(l.entries) > 0 {
-			if err := l.spill(); err != nil {
-				yield(Entry{}, err)
-				return
-			}
-		}
 		if err := l.merge(yield); err != nil {
 			yield(Entry{}, machine.Faultf(machine.NodeFault, "cannot read the list %s from the disk: %w", l.file, err))
 		}
 	}
 }
 
-// merge yields what is in the file.
+// merge yields what is in the file and, as the last run, in memory.
 func (l *List) merge(yield func(Entry, error) bool) error {
 	ahead := max(leastAhead, readAhead/len(l.runs))
 	m := &merger{compare: l.compare}
@@ -165,6 +165,9 @@ func (l *List) merge(yield func(Entry, error) bool) error {
 			return err
 		}
 		m.cursors = append(m.cursors, c)
+	}
+	if len(l.entries) > 0 {
+		m.cursors = append(m.cursors, &cursor{run: len(l.runs), entry: l.entries[0], memory: l.entries[1:]})
 	}
 	heap.Init(m)
 	for len(m.cursors) > 0 {
@@ -197,12 +200,21 @@ func (l *List) Close() error {
 // cursor reads a run.
 type cursor struct {
 	run   int
-	r     *bufio.Reader
-	entry Entry // the next one
+	r     *bufio.Reader // nil for the run that is in memory
+	entry Entry         // the next one
+	// memory has what follows it, of the run that is in memory.
+	memory []Entry
 }
 
 // next reads an entry; it returns io.EOF at the end of the run only.
 func (c *cursor) next() error {
+	if c.r == nil {
+		if len(c.memory) == 0 {
+			return io.EOF
+		}
+		c.entry, c.memory = c.memory[0], c.memory[1:]
+		return nil
+	}
 	key, err := readBytes(c.r)
 	if err != nil {
 		return err

@@ -528,7 +528,9 @@ func (m *azureUpload) send(ctx context.Context, _ string, p filePart) (sentPart,
 	if err != nil {
 		return sentPart{}, m.fault(w.cause(err))
 	}
-	return sentPart{size: p.size, sum: p.sum}, confirmed("CRC-64", hex.EncodeToString(out.ContentCRC64), hex.EncodeToString(p.sum))
+	// The service writes the number with its low byte first, as the SDK does.
+	sent := binary.LittleEndian.AppendUint64(nil, binary.BigEndian.Uint64(p.sum))
+	return sentPart{size: p.size, sum: p.sum}, confirmed("CRC-64", hex.EncodeToString(out.ContentCRC64), hex.EncodeToString(sent))
 }
 
 func (m *azureUpload) complete(ctx context.Context, _ string, parts []filePart, _ []sentPart) error {

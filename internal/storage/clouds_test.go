@@ -308,7 +308,7 @@ func TestPutToFaultyClouds(t *testing.T) {
 		{name: "another ETag in every answer", handle: func(_ int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			next.ServeHTTP(&altered{ResponseWriter: w, header: func(h http.Header) { h.Set("ETag", `"0123456789abcdef0123456789abcdef"`) }}, r)
 		}},
-		{name: "no answer", idle: 500 * time.Millisecond, handle: func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		{name: "no answer", idle: 3 * time.Second, handle: func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if n == 1 {
 				_, _ = io.Copy(io.Discard, r.Body)
 				<-r.Context().Done()

@@ -570,7 +570,7 @@ func TestPutToFaultyServers(t *testing.T) {
 			b, _ := io.ReadAll(r.Body)
 			return b
 		}},
-		{name: "no answer", idle: 500 * time.Millisecond, handle: func(n int, _ http.ResponseWriter, r *http.Request) []byte {
+		{name: "no answer", idle: 3 * time.Second, handle: func(n int, _ http.ResponseWriter, r *http.Request) []byte {
 			b, _ := io.ReadAll(r.Body)
 			if n == 1 {
 				<-r.Context().Done()

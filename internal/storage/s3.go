@@ -491,7 +491,7 @@ func (m *s3Upload) complete(ctx context.Context, upload string, parts []filePart
 	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CompleteMultipartUploadOutput, error) {
 		return c.CompleteMultipartUpload(ctx, in)
 	})
-	if err != nil || out.ChecksumType == types.ChecksumTypeComposite {
+	if err != nil || out.ChecksumType == types.ChecksumTypeComposite || strings.Contains(aws.ToString(out.ChecksumCRC32C), "-") {
 		return err // of the parts' checksums, each of which was confirmed
 	}
 	return confirmed("CRC-32C", aws.ToString(out.ChecksumCRC32C), *in.ChecksumCRC32C)

@@ -306,55 +306,62 @@ func present(images []machine.ImageRecord, ref string, img engine.Image) machine
 	}
 }
 
-// pulling is the record of a pull that is about to begin, with what is on the
-// node before it. One that a dead process began may end at any time, also while
-// this one looks: what counts is what was there before that pull.
+// pulling is the record of a pull that is to begin, with what is on the node
+// before it. One that a dead process began may end at any time, also while this
+// one looks: what counts is what was there before that pull.
 func (s *Step) pulling(ctx context.Context, n machine.Notes, images []machine.ImageRecord, w *want) (machine.ImageRecord, error) {
-	r := machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Had: w.local.ID}
-	for _, began := range n.Images() {
-		if began.Phase == machine.Pulling && began.Reference == w.ref {
-			r.Before, r.Alone, r.Had = began.Before, began.Alone, began.Had
-			return r, nil
+	for _, r := range n.Images() {
+		if r.Phase == machine.Pulling && r.Reference == w.ref && r.Begun {
+			return machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Begun: true, Before: r.Before, Alone: r.Alone, Had: r.Had}, nil
 		}
 	}
+	return s.survey(ctx, images, w.ref, w.local.ID)
+}
+
+// survey is the record of a pull of ref, which names the image had now, with what
+// is on the node.
+func (s *Step) survey(ctx context.Context, images []machine.ImageRecord, ref, had string) (machine.ImageRecord, error) {
+	r := machine.ImageRecord{Reference: ref, Phase: machine.Pulling, Had: had}
 	there, err := s.Engine.Images(ctx)
 	if err != nil {
 		return r, err
 	}
 	for _, img := range there {
-		if ledger.Pulled(images, img.ID) && img.ID != w.local.ID {
+		if ledger.Pulled(images, img.ID) && img.ID != had {
 			continue
 		}
 		r.Before = append(r.Before, img.ID)
-		if ledger.Alone(images, w.ref, img) {
+		if ledger.Alone(images, ref, img) {
 			r.Alone = append(r.Alone, img.ID)
 		}
 	}
 	return r, nil
 }
 
-// surveyAgain looks once more, right before a pull: what another root has deleted
-// since the pull was announced is brought by us.
-func (s *Step) surveyAgain(ctx context.Context, n machine.Notes, w *want) error {
-	there, err := s.Engine.Images(ctx)
+// begin journals that a pull begins now. Since it was announced another root may
+// have deleted what was there, which is brought by us then, and somebody may have
+// brought the image.
+func (s *Step) begin(ctx context.Context, n machine.Notes, w *want) error {
+	var had string
+	switch img, err := s.Engine.Image(ctx, w.ref); {
+	case err == nil:
+		had = img.ID
+	case !errors.Is(err, engine.ErrNotFound):
+		return err
+	}
+	now, err := s.survey(ctx, n.Images(), w.ref, had)
 	if err != nil {
 		return err
 	}
-	gone := func(id string) bool {
-		return !slices.ContainsFunc(there, func(img engine.Image) bool { return img.ID == id })
+	if w.pulling.Begun {
+		// What has come since may have come by the pull of the dead process.
+		gone := func(id string) bool { return !slices.Contains(now.Before, id) }
+		now.Before, now.Alone = slices.DeleteFunc(slices.Clone(w.pulling.Before), gone), slices.DeleteFunc(slices.Clone(w.pulling.Alone), gone)
+		if now.Had != "" {
+			now.Had = w.pulling.Had
+		}
 	}
-	was := w.pulling
-	w.pulling.Before = slices.DeleteFunc(slices.Clone(was.Before), gone)
-	w.pulling.Alone = slices.DeleteFunc(slices.Clone(was.Alone), gone)
-	switch _, err := s.Engine.Image(ctx, w.ref); {
-	case errors.Is(err, engine.ErrNotFound):
-		w.pulling.Had = ""
-	case err != nil:
-		return err
-	}
-	if w.pulling.Had == was.Had && len(w.pulling.Before) == len(was.Before) {
-		return nil
-	}
+	w.pulling.Begun, w.pulling.Before, w.pulling.Alone, w.pulling.Had = true, now.Before, now.Alone, now.Had
 	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(n.Images(), w.pulling)})
 }
 
@@ -397,7 +404,8 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 	const tries = 3
 	for try := 1; ; try++ {
 		err := s.bring(ctx, t, n, w)
-		if err == nil {
+		brought := err == nil
+		if brought {
 			err = s.create(ctx, t, n, w.ref, w.local)
 		}
 		switch {
@@ -405,6 +413,12 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 			return err
 		case s.Policy == Never:
 			return absent(w.ref)
+		}
+		if brought {
+			// Docker may not have found something else.
+			if _, there := s.Engine.Image(ctx, w.local.ID); !errors.Is(there, engine.ErrNotFound) {
+				return errors.Join(err, there)
+			}
 		}
 		s.Log.Warn("the image went away before its container was made; pulling again", "image", w.ref)
 		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
@@ -443,7 +457,7 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 		return s.ready(ctx, n, w, pull, nil)
 	}
 	if !w.came {
-		if err := s.surveyAgain(ctx, n, w); err != nil {
+		if err := s.begin(ctx, n, w); err != nil {
 			return err
 		}
 		if err := s.pull(ctx, w.ref); err != nil {

@@ -512,7 +512,7 @@ func TestFailedPull(t *testing.T) {
 	if err := k.do(); machine.FaultOf(err) != machine.TaskFault || err == nil {
 		t.Fatal(err)
 	}
-	w.wantLedger(t, b+" pulling last", a+" present ours last")
+	w.wantLedger(t, a+" present ours last", b+" pulling last")
 	if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
 		t.Fatal(err)
 	}
@@ -668,6 +668,49 @@ func TestUndoForgetsWhatHasGone(t *testing.T) {
 	w.Load(a, "x")
 	w.run(t, b)
 	want(t, "the image that somebody brought is there", w.Has("x"), true)
+}
+
+// An image that somebody brings while another one of the task is pulled is theirs,
+// whether the task goes on or is rolled back.
+func TestSomebodyPullsMeanwhile(t *testing.T) {
+	for _, rolledBack := range []bool{false, true} {
+		w := newWorld()
+		w.registry[a], w.registry[b], w.registry["r.test/c:1"] = "x", "y", "z"
+		k := w.task(t, a, b)
+		w.pulling = func(string) error {
+			w.pulling = nil
+			w.Load(b, "y")
+			if rolledBack {
+				return errKilled
+			}
+			return nil
+		}
+		if err := k.do(); (err != nil) != rolledBack {
+			t.Fatal(err)
+		}
+		if rolledBack {
+			w.memory.Reopen()
+			k.notes = again(t, w, k)
+			if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.run(t, "r.test/c:1")
+		want(t, "the image that somebody brought is there", w.Has("y"), true)
+	}
+}
+
+// An engine that does not find something else when it makes the container is not
+// taken for one without the image, which stays in the ledger.
+func TestNotFoundForAnotherReason(t *testing.T) {
+	w := newWorld()
+	w.registry[a] = "x"
+	w.make = func(engine.Image) error { return fmt.Errorf("no such plugin: %w", engine.ErrNotFound) }
+	if err := w.task(t, a).do(); !errors.Is(err, engine.ErrNotFound) {
+		t.Error(err)
+	}
+	want(t, "the registry was asked for", w.asked, []string{a})
+	w.wantLedger(t, a+" present ours last")
 }
 
 // An image that is journaled as ready is the attempt's, wherever its tag points

@@ -377,10 +377,10 @@ func TestAnotherTaskRollsBack(t *testing.T) {
 	image := w.Image(t, "other", rig.Spec{Volumes: []string{"/scratch"}})
 	task := tes.Task{
 		ID:        "dead",
-		Executors: []tes.Executor{Sh(image.Digest, "echo small > /data/small; head -c 4194304 /dev/zero > /data/large")},
-		Outputs: []tes.Output{
-			{Path: "/data/small", URL: filepath.Join(w.Dir, "out/small")},
-			{Path: "/data/large", URL: filepath.Join(w.Dir, "out/large")},
+		Executors: []tes.Executor{Sh(image.Digest, "echo small > /data/1; head -c 4194304 /dev/zero > /data/2")},
+		Outputs: []tes.Output{ // published in the order of their paths
+			{Path: "/data/1", URL: filepath.Join(w.Dir, "out/small")},
+			{Path: "/data/2", URL: filepath.Join(w.Dir, "out/large")},
 		},
 		Volumes: []string{"/data"},
 	}
