@@ -31,6 +31,7 @@ const WhatRemoved = "image-removal"
 // image that is gone leaves the ledger. It changes nothing on the node.
 func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]machine.ImageRecord, error) {
 	kept := make([]machine.ImageRecord, 0, len(images))
+	var left []string // images whose name a pull has given to another
 	for _, r := range images {
 		name := r.ImageID
 		if r.Phase == machine.Pulling {
@@ -47,9 +48,15 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 			if !Cut(r, img.ID) {
 				continue // the pull changed nothing; it has its own record if it is ours
 			}
+			if r.Had != img.ID {
+				left = append(left, r.Had)
+			}
 			r = Ended(r, img)
 		}
 		kept = With(kept, r)
+	}
+	for _, id := range left {
+		kept = Left(kept, id)
 	}
 	return kept, nil
 }
@@ -68,6 +75,18 @@ func Ended(r machine.ImageRecord, img engine.Image) machine.ImageRecord {
 	r.Shared, r.Lone = slices.Contains(r.Before, img.ID), slices.Contains(r.Alone, img.ID)
 	r.Begun, r.Before, r.Alone, r.Had = false, nil, nil, ""
 	return r
+}
+
+// Left returns the ledger when a pull of ours has taken its reference from the
+// image with this ID: that may have been the last name by which somebody else had it.
+func Left(images []machine.ImageRecord, imageID string) []machine.ImageRecord {
+	images = slices.Clone(images)
+	for i := range images {
+		if images[i].ImageID == imageID && images[i].Shared {
+			images[i].Lone = true
+		}
+	}
+	return images
 }
 
 // Held says whether an image that is to go has to stay, whatever containers say:

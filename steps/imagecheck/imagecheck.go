@@ -480,6 +480,9 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 	}
 	w.local = img
 	images = ledger.Without(images, machine.ImageRecord{Reference: w.ref}) // the pulling record has no ID
+	if had := w.pulling.Had; had != img.ID {
+		images = ledger.Left(images, had)
+	}
 	return s.ready(ctx, n, w, pull, ledger.With(images, r))
 }
 

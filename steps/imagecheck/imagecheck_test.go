@@ -700,6 +700,30 @@ func TestSomebodyPullsMeanwhile(t *testing.T) {
 	}
 }
 
+// An image of others that lost its name to our pull, because the tag had moved, stays
+// although nothing but a name of ours is left; whoever journals the pull.
+func TestOurPullTakesTheirName(t *testing.T) {
+	const a2 = "r.test/a:2"
+	for _, killed := range []bool{false, true} {
+		w := newWorld()
+		w.registry[a], w.registry[a2], w.registry[b] = "x", "x", "z"
+		w.Load(a, "x")
+		w.run(t, a2)
+		w.registry[a] = "y"
+		k := w.task(t, a)
+		if killed {
+			w.kill(2) // the pull is not journaled
+		}
+		if err := k.do(); (err != nil) != killed {
+			t.Fatal(err)
+		}
+		w.memory.Reopen()
+		w.run(t, b)
+		want(t, "their image, ours", []bool{w.Has("x"), w.Has("y")}, []bool{true, false})
+		w.wantLedger(t, a2+" removing ours", b+" present ours last")
+	}
+}
+
 // An engine that does not find something else when it makes the container is not
 // taken for one without the image, which stays in the ledger.
 func TestNotFoundForAnotherReason(t *testing.T) {
