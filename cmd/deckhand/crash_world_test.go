@@ -23,6 +23,7 @@ import (
 
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
@@ -96,6 +97,13 @@ func (b *bench) world(t *testing.T, s shape.Shape) *world {
 	for name, text := range shape.Inputs {
 		file := filepath.Join(dir, "in", name)
 		err = errors.Join(err, os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644))
+	}
+	// One copy of this large program for the containers of all worlds.
+	program, installed := helper.Install(filepath.Join(b.dir, "bin"))
+	bin := filepath.Join(dir, "root", "bin")
+	err = errors.Join(err, installed, os.Mkdir(bin, 0o700))
+	if err == nil {
+		err = os.Link(program, filepath.Join(bin, filepath.Base(program)))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -323,8 +331,7 @@ func (p *process) app(t *testing.T) *app {
 		runtime.Goexit()
 	}
 	conf.Transfer.Parallel, conf.Run.StopGrace = 1, 0
-	// The engine's containers have no networks of their own, and this is not the
-	// program that would let their commands wait.
+	// The engine's containers have no networks of their own.
 	conf.Run.BlockAddresses = ""
 	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, conf: conf}
 	a.screen = newScreen(io.Discard, conf)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/ring"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/journal"
@@ -19,15 +19,19 @@ import (
 	"github.com/deckhand/deckhand/steps/run"
 )
 
-// followEvery is how often a followed file or journal is looked at again.
+// followEvery is how often a followed journal is looked at again.
 const followEvery = 500 * time.Millisecond
+
+// outputEvery is how often the followed output of an executor is: of a stream
+// without a file only the end is kept.
+const outputEvery = 100 * time.Millisecond
 
 func newLogsCommand(a *app) *cobra.Command {
 	var executor int
 	var stderr, follow bool
 	cmd := &cobra.Command{
 		Use:   "logs TASK",
-		Short: "What an executor has written: all of it while it runs, its end afterwards",
+		Short: "What an executor has written: all that goes to a file while it runs, the end otherwise",
 		Example: `  deckhand logs last --follow
   deckhand logs task-7 --executor 1 --stderr`,
 		Args:              oneArgument("TASK"),
@@ -47,10 +51,10 @@ func newLogsCommand(a *app) *cobra.Command {
 }
 
 func (a *app) logs(ctx context.Context, name string, executor int, stream string, follow bool) (err error) {
-	var f *os.File
+	var written source
 	defer func() {
-		if f != nil {
-			_ = f.Close() // read-only
+		if written != nil {
+			_ = written.Close() // read-only
 		}
 	}()
 	for attempt := 0; ; {
@@ -58,30 +62,36 @@ func (a *app) logs(ctx context.Context, name string, executor int, stream string
 		if err != nil {
 			return err
 		}
-		if f != nil && head.Attempt != attempt {
-			return nil // the file was that of an attempt which has ended
+		if written != nil && head.Attempt != attempt {
+			return nil // it was that of an attempt which has ended
 		}
 		name, attempt = head.Task, head.Attempt
 		// Asked before reading, so that what was written last is read.
 		goesOn := follow && a.executes(head)
-		if f == nil {
+		if written == nil {
 			tree := worktree.New(filepath.Join(a.tasksDir(), taskDir(name)), attempt, &tes.Task{})
-			f, err = os.Open(tree.Log(executor, stream))
-			if errors.Is(err, os.ErrNotExist) && head.State == machine.Run {
-				if written, err := a.dockerLog(ctx, head, executor, stream, follow); written || err != nil {
+			if written, err = openFile(tree.Log(executor, stream)); err != nil {
+				return err
+			}
+			if written == nil {
+				if printed, err := a.recordedLog(head, executor, stream); printed || err != nil {
+					return err
+				}
+				if written, err = openRing(tree.Ring(executor, stream)); err != nil {
 					return err
 				}
 			}
-			if errors.Is(err, os.ErrNotExist) && !goesOn {
-				return a.recordedLog(head, executor, stream)
-			}
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
+			if written == nil && !goesOn {
+				return usage("executor %d of task %s has not ended on this node, or there is none; they count from 0 (--executor)", executor, head.Task)
 			}
 		}
-		if f != nil {
-			if _, err := io.Copy(a.stdout, f); err != nil {
+		if written != nil {
+			lost, err := written.Next(a.stdout)
+			if err != nil {
 				return err
+			}
+			if lost > 0 {
+				a.log.Warn("the older output of a stream without a file is not kept", "bytes", lost)
 			}
 		}
 		if !goesOn {
@@ -90,43 +100,49 @@ func (a *app) logs(ctx context.Context, name string, executor int, stream string
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(followEvery):
+		case <-time.After(outputEvery):
 		}
 	}
 }
 
-// dockerLog copies a stream that goes to no file from Docker's log. It is false
-// when the executor has not started.
-func (a *app) dockerLog(ctx context.Context, head machine.Head, executor int, stream string, follow bool) (_ bool, err error) {
-	v, head, err := a.viewTask(head.Task)
-	if err != nil {
-		return false, err
+// source is what a stream is read from, while it may still be written.
+type source interface {
+	// Next copies what was written since the call before, and says how many bytes
+	// of that are not there any more.
+	Next(to io.Writer) (lost int64, err error)
+	Close() error
+}
+
+// openFile opens the file of a stream; nil when it has none, or not yet.
+func openFile(name string) (source, error) {
+	f, err := os.Open(name)
+	if err == nil {
+		return file{f}, nil
 	}
-	n, err := v.Node()
-	if err := errors.Join(err, v.Close()); err != nil {
-		return false, err
+	return nil, unlessMissing(err)
+}
+
+// openRing opens what has the end of a stream without a file, likewise.
+func openRing(name string) (source, error) {
+	r, err := ring.Open(name)
+	if err == nil {
+		return r, nil
 	}
-	docker, err := a.connect(ctx)
-	if err != nil {
-		return false, err
+	return nil, unlessMissing(err)
+}
+
+func unlessMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	defer func() { err = errors.Join(err, docker.Close()) }()
-	containers := run.Containers{RootID: n.RootID}
-	c, err := docker.Container(ctx, containers.Name(&machine.Task{ID: head.Task, Attempt: head.Attempt}, executor))
-	if errors.Is(err, engine.ErrNotFound) || err == nil && c.State == engine.Created {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	stdout, stderr := a.stdout, io.Discard
-	if stream == "stderr" {
-		stdout, stderr = stderr, stdout
-	}
-	if follow {
-		return true, docker.Logs(ctx, c.ID, stdout, stderr)
-	}
-	return true, docker.Log(ctx, c.ID, stdout, stderr)
+	return err
+}
+
+type file struct{ *os.File }
+
+func (f file) Next(to io.Writer) (int64, error) {
+	_, err := io.Copy(to, f.File)
+	return 0, err
 }
 
 // executes says whether a process is at work on a task whose executors have not
@@ -141,26 +157,24 @@ func (a *app) executes(head machine.Head) bool {
 	return err == nil && alive && owner.Task == head.Task
 }
 
-// recordedLog prints the end of a stream that the journal has kept.
-func (a *app) recordedLog(head machine.Head, executor int, stream string) (err error) {
+// recordedLog prints the end of a stream that the journal has kept, once the executor
+// has ended. It is false before.
+func (a *app) recordedLog(head machine.Head, executor int, stream string) (printed bool, err error) {
 	v, head, err := a.viewTask(head.Task)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
 	result, found, err := executorResult(v, head, executor)
-	if err != nil {
-		return err
-	}
-	if !found {
-		return usage("executor %d of task %s has not ended on this node, or there is none; they count from 0 (--executor)", executor, head.Task)
+	if err != nil || !found {
+		return false, err
 	}
 	text := result.Stdout
 	if stream == "stderr" {
 		text = result.Stderr
 	}
 	_, err = io.WriteString(a.stdout, text)
-	return err
+	return true, err
 }
 
 // executorResult finds how an executor of the newest attempt ended.

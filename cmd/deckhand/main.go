@@ -29,8 +29,8 @@ func main() {
 // deckhand is the whole program; it returns the exit code.
 func deckhand() int {
 	// Inside a task's container nothing else of this program is wanted.
-	if len(os.Args) > 6 && os.Args[1] == run.StdioCommand {
-		return run.ExecStdio(os.Args[2], [3]string(os.Args[3:6]), os.Args[6:], os.Stderr)
+	if len(os.Args) > 7 && os.Args[1] == run.StdioCommand {
+		return run.ExecStdio(os.Args[2], os.Args[3], [3]string(os.Args[4:7]), os.Args[7:])
 	}
 	if len(os.Args) > 2 && os.Args[1] == run.BlockCommand {
 		if err := run.ExecBlock(os.Args[2:]); err != nil {

@@ -33,11 +33,11 @@ func BenchmarkContainer(b *testing.B) {
 			if err := d.Start(b.Context(), id); err != nil {
 				b.Fatal(err)
 			}
-			if err := d.Logs(b.Context(), id, io.Discard, io.Discard); err != nil {
-				b.Fatal(err)
-			}
 			if exit := <-exits; exit.Err != nil {
 				b.Fatal(exit.Err)
+			}
+			if err := d.Log(b.Context(), id, io.Discard, io.Discard); err != nil {
+				b.Fatal(err)
 			}
 			if _, err := d.Container(b.Context(), id); err != nil {
 				b.Fatal(err)

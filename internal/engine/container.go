@@ -126,11 +126,11 @@ type Container struct {
 	Network string
 }
 
-// wholeLog keeps the whole log of a container. The daemon's own defaults are
-// merged in where these are missing, so each that would lose a part is named:
-// rotation cannot be switched off, but it can be put out of reach.
-var wholeLog = container.LogConfig{Type: "json-file", Config: map[string]string{
-	"max-size": "1000000t", "max-file": "1", "compress": "false", "mode": "blocking",
+// shortLog keeps the end of what a container writes to Docker, so that no
+// container fills Docker's disk. The daemon's own defaults are merged in where
+// these are missing, so each is named.
+var shortLog = container.LogConfig{Type: "json-file", Config: map[string]string{
+	"max-size": "1m", "max-file": "2", "compress": "false", "mode": "blocking",
 }}
 
 // Create makes a container, without starting it, and returns its ID.
@@ -141,7 +141,7 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 		env = append(env, name+"="+s.Env[name])
 	}
 	host := &container.HostConfig{
-		LogConfig: wholeLog,
+		LogConfig: shortLog,
 		CapAdd:    s.CapAdd, CapDrop: s.CapDrop,
 		NetworkMode: container.NetworkMode(s.Network), ReadonlyRootfs: s.ReadOnly,
 		Resources: container.Resources{

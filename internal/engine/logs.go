@@ -8,40 +8,13 @@ import (
 	"github.com/docker/docker/pkg/stdcopy"
 )
 
-// Logs copies all that a container writes, from its first byte to its end, and
-// returns when the container has ended and all of it is written. It goes on
-// where it was when the connection breaks.
+// Log copies what Docker has kept of what a container has written so far, see
+// shortLog. It goes on where it was when the connection breaks.
 //
 // Docker keeps logs as text: bytes that are not UTF-8 come out as U+FFFD.
-func (d *Docker) Logs(ctx context.Context, id string, stdout, stderr io.Writer) error {
-	out, errs := &resumed{to: stdout}, &resumed{to: stderr}
-	passes := []bool{true}
-	if d.older("1.42") {
-		// Up to 20.10 a reader that follows may miss what comes just before the
-		// end (daemon/logger/loggerutils/follow.go: waitRead). Then the log is whole.
-		passes = append(passes, false)
-	}
-	for _, follow := range passes {
-		err := d.ask(ctx, func(ctx context.Context) error {
-			return d.copyLogs(ctx, id, follow, out, errs)
-		})
-		for _, w := range []*resumed{out, errs} {
-			if w.err != nil {
-				return w.err
-			}
-		}
-		if err != nil {
-			return explain(err, "read the logs of container %s", id)
-		}
-	}
-	return nil
-}
-
-// Log copies what a container has written so far. Docker keeps it as text, as
-// for Logs.
 func (d *Docker) Log(ctx context.Context, id string, stdout, stderr io.Writer) error {
 	out, errs := &resumed{to: stdout}, &resumed{to: stderr}
-	err := d.ask(ctx, func(ctx context.Context) error { return d.copyLogs(ctx, id, false, out, errs) })
+	err := d.ask(ctx, func(ctx context.Context) error { return d.copyLog(ctx, id, out, errs) })
 	for _, w := range []*resumed{out, errs} {
 		if w.err != nil {
 			return w.err
@@ -50,8 +23,8 @@ func (d *Docker) Log(ctx context.Context, id string, stdout, stderr io.Writer) e
 	return explain(err, "read the logs of container %s", id)
 }
 
-func (d *Docker) copyLogs(ctx context.Context, id string, follow bool, out, errs *resumed) error {
-	body, err := d.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
+func (d *Docker) copyLog(ctx context.Context, id string, out, errs *resumed) error {
+	body, err := d.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
 	if err != nil {
 		return err
 	}

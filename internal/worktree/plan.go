@@ -23,7 +23,7 @@ type Mount struct {
 
 // Layout is the number of the rules by which NewPlan and Tree lay a directory out.
 // With any change of these it goes up.
-const Layout = 1
+const Layout = 2
 
 // Plan is the layout of a task's work tree. It is a pure function of the
 // document, so that a process which takes the task up again finds everything

@@ -21,7 +21,8 @@ import (
 //	dirs/N      directories mounted into every executor
 //	files/N     single files mounted into every executor
 //	merges/N    directories whose files are copied into every executor's container
-//	logs/       the executors' streams that go to files, until they have ended
+//	logs/       the executors' streams: those that go to files, until they have
+//	            ended, and the ends of the others
 //	gate/       a file for each executor whose command may begin; containers
 //	            read it
 //	captured/   what was fetched from ended containers, at its container path,
@@ -117,6 +118,9 @@ func (t *Tree) Source(m Mount) string { return filepath.Join(t.Dir, m.Source) }
 func (t *Tree) Log(executor int, name string) string {
 	return filepath.Join(t.Dir, "logs", fmt.Sprintf("%d.%s", executor, name))
 }
+
+// Ring returns the path of the end of an executor's stream that goes to no file.
+func (t *Tree) Ring(executor int, name string) string { return t.Log(executor, name) + ".ring" }
 
 // Gate returns the path on the node of the file that lets an executor's command
 // begin.

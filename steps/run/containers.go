@@ -16,6 +16,7 @@ import (
 
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/helper"
+	"github.com/deckhand/deckhand/internal/ring"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
@@ -52,6 +53,7 @@ const (
 	gateTarget   = "gate" // the directory in which the file appears that opens the gate
 	stdoutTarget = "stdout"
 	stderrTarget = "stderr"
+	failedTarget = "failed" // why the binary itself could not do its work
 )
 
 // Limits are the node's own bounds on a container.
@@ -233,15 +235,12 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 	if c.ClearEntrypoint {
 		s.Entrypoint = []string{}
 	}
-	if e.Stdin != "" || e.Stdout != "" || e.Stderr != "" || c.Hardening.gated() {
-		if err := c.redirect(&s, tree, executor, img); err != nil {
-			return s, err
-		}
-	}
-	return s, nil
+	err := c.redirect(&s, tree, executor, img)
+	return s, err
 }
 
-// redirect makes the executor's streams files, and its command wait for the gate.
+// redirect makes the executor's streams files or rings, and its command wait for
+// the gate.
 func (c *Containers) redirect(s *engine.Spec, tree *worktree.Tree, executor int, img engine.Image) error {
 	e := c.Task.Executors[executor]
 	binary, err := helper.Install(c.Bin)
@@ -261,43 +260,56 @@ func (c *Containers) redirect(s *engine.Spec, tree *worktree.Tree, executor int,
 		gate = path.Join(dir, filepath.Base(at))
 		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: filepath.Dir(at), Target: dir, ReadOnly: true})
 	}
-	files := [3]string{0: e.Stdin}
-	if e.Stdout != "" {
-		files[1] = out
-		if err := mountStream(s, tree.Log(executor, "stdout"), out); err != nil {
-			return err
-		}
+	failed := path.Join(own, failedTarget)
+	if err := mountStream(s, tree, executor, failedTarget, "", failed); err != nil {
+		return err
 	}
-	switch e.Stderr {
-	case "":
-	case e.Stdout:
+	files := [3]string{e.Stdin, out, errs}
+	if e.Stdout == "" {
+		files[1] = ringMark + out
+	}
+	if err := mountStream(s, tree, executor, "stdout", e.Stdout, out); err != nil {
+		return err
+	}
+	if e.Stderr != "" && e.Stderr == e.Stdout {
 		files[2] = out
-	default:
-		files[2] = errs
-		if err := mountStream(s, tree.Log(executor, "stderr"), errs); err != nil {
-			return err
-		}
+	} else if err := mountStream(s, tree, executor, "stderr", e.Stderr, errs); err != nil {
+		return err
+	} else if e.Stderr == "" {
+		files[2] = ringMark + errs
 	}
 	command := s.Command
 	if !c.ClearEntrypoint {
 		command = slices.Concat(img.Entrypoint, command)
 	}
 	s.Entrypoint = []string{exec}
-	s.Command = slices.Concat([]string{StdioCommand, gate}, files[:], command)
+	s.Command = slices.Concat([]string{StdioCommand, gate, failed}, files[:], command)
 	return nil
 }
 
-// mountStream makes an empty file that any user may write to, and mounts it.
-func mountStream(s *engine.Spec, source, target string) error {
-	f, err := os.OpenFile(source, os.O_CREATE|os.O_WRONLY, 0o666)
-	if err == nil {
-		err = errors.Join(f.Chmod(0o666), f.Close()) // whatever the umask
+// mountStream makes what takes a stream, so that any user may write to it, and
+// mounts it: an empty file where the document names one, and else a ring.
+func mountStream(s *engine.Spec, tree *worktree.Tree, executor int, stream, named, target string) error {
+	source, err := tree.Log(executor, stream), error(nil)
+	if named == "" {
+		source = tree.Ring(executor, stream)
+		err = ring.Make(source)
+	} else {
+		err = makeFile(source)
 	}
 	if err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot make a file for the output of container %s: %w", s.Name, err)
 	}
 	s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: source, Target: target})
 	return nil
+}
+
+func makeFile(name string) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o666)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(0o666), f.Close()) // whatever the umask
 }
 
 // Remove removes the containers and volumes of this attempt. They are found by

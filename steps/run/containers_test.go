@@ -137,9 +137,13 @@ func TestSpec(t *testing.T) {
 	f.containers.Hardening = Hardening{NoNewPrivileges: true, PidsLimit: 7, CapAdd: []string{"SYS_NICE"}, CapDrop: []string{"NET_RAW"}}
 	f.containers.Limits = Limits{CPUs: 4, CgroupParent: "/engine/job"}
 	got := f.create(t, 1, engine.Image{ID: "sha256:1", Entrypoint: []string{"entry"}, Volumes: []string{"/own/", "/vol", "/more"}})
+	withoutOwnDir(t, &got)
+	got.Mounts = slices.DeleteFunc(got.Mounts, func(m engine.Mount) bool { return strings.HasPrefix(m.Target, "/.deckhand/") })
 	name := "deckhand-r-" + tes.EncodeID("a/b") + "-2-1"
 	want := engine.Spec{
-		Name: name, Image: "sha256:1", Command: []string{"a", ""}, Env: map[string]string{"K": "v"}, Workdir: "/w",
+		Name: name, Image: "sha256:1", Env: map[string]string{"K": "v"}, Workdir: "/w",
+		Entrypoint: []string{execTarget},
+		Command:    []string{StdioCommand, "", failedTarget, "", ringMark + stdoutTarget, ringMark + stderrTarget, "entry", "a", ""},
 		Labels: map[string]string{
 			"deckhand.root": "r", "deckhand.task": "a/b", "deckhand.attempt": "2", "deckhand.executor": "1",
 		},
@@ -164,16 +168,15 @@ func TestSpecOfStreams(t *testing.T) {
 	for name, test := range map[string]struct {
 		executor tes.Executor
 		clear    bool
-		command  []string // what the helper is told; nil: there is none
-		mounts   []string
+		command  []string // what the helper is told about its streams, and what it runs
+		mounts   []string // of streams, by the names of their files
 	}{
-		"none":       {executor: tes.Executor{}},
-		"stdin":      {executor: tes.Executor{Stdin: "/in"}, command: []string{"/in", "", "", "entry", "x"}, mounts: []string{execTarget}},
-		"stdout":     {executor: tes.Executor{Stdout: "/o/x"}, command: []string{"", stdoutTarget, "", "entry", "x"}, mounts: []string{execTarget, stdoutTarget}},
-		"both":       {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/y"}, command: []string{"", stdoutTarget, stderrTarget, "entry", "x"}, mounts: []string{execTarget, stdoutTarget, stderrTarget}},
-		"one path":   {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/x"}, command: []string{"", stdoutTarget, stdoutTarget, "entry", "x"}, mounts: []string{execTarget, stdoutTarget}},
-		"no entry":   {executor: tes.Executor{Stderr: "/o/y"}, clear: true, command: []string{"", "", stderrTarget, "x"}, mounts: []string{execTarget, stderrTarget}},
-		"only clear": {executor: tes.Executor{}, clear: true},
+		"none":     {executor: tes.Executor{}, command: []string{"", ringMark + stdoutTarget, ringMark + stderrTarget, "entry", "x"}, mounts: []string{"stdout.ring", "stderr.ring"}},
+		"stdin":    {executor: tes.Executor{Stdin: "/in"}, command: []string{"/in", ringMark + stdoutTarget, ringMark + stderrTarget, "entry", "x"}, mounts: []string{"stdout.ring", "stderr.ring"}},
+		"stdout":   {executor: tes.Executor{Stdout: "/o/x"}, command: []string{"", stdoutTarget, ringMark + stderrTarget, "entry", "x"}, mounts: []string{"stdout", "stderr.ring"}},
+		"both":     {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/y"}, command: []string{"", stdoutTarget, stderrTarget, "entry", "x"}, mounts: []string{"stdout", "stderr"}},
+		"one path": {executor: tes.Executor{Stdout: "/o/x", Stderr: "/o/x"}, command: []string{"", stdoutTarget, stdoutTarget, "entry", "x"}, mounts: []string{"stdout"}},
+		"no entry": {executor: tes.Executor{Stderr: "/o/y"}, clear: true, command: []string{"", ringMark + stdoutTarget, stderrTarget, "x"}, mounts: []string{"stdout.ring", "stderr"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.executor.Command = []string{"x"}
@@ -182,7 +185,9 @@ func TestSpecOfStreams(t *testing.T) {
 			got := f.create(t, 0, engine.Image{ID: "i", Entrypoint: []string{"entry"}})
 			var mounts []string
 			for _, m := range withoutOwnDir(t, &got) {
-				mounts = append(mounts, m.Target)
+				if name := strings.TrimPrefix(filepath.Base(m.Source), "0."); strings.HasPrefix(name, "std") {
+					mounts = append(mounts, name)
+				}
 				info, err := os.Stat(m.Source)
 				if err != nil {
 					t.Fatal(err)
@@ -194,13 +199,7 @@ func TestSpecOfStreams(t *testing.T) {
 			if !slices.Equal(mounts, test.mounts) {
 				t.Errorf("mounted are %q, want %q", mounts, test.mounts)
 			}
-			entrypoint, command := []string(nil), []string{"x"}
-			switch {
-			case test.command != nil:
-				entrypoint, command = []string{execTarget}, append([]string{StdioCommand, ""}, test.command...)
-			case test.clear:
-				entrypoint = []string{}
-			}
+			entrypoint, command := []string{execTarget}, append([]string{StdioCommand, "", failedTarget}, test.command...)
 			if !reflect.DeepEqual(got.Entrypoint, entrypoint) || !slices.Equal(got.Command, command) {
 				t.Errorf("it runs %#v %q, want %#v %q", got.Entrypoint, got.Command, entrypoint, command)
 			}
@@ -215,18 +214,18 @@ func TestShellCommands(t *testing.T) {
 		executor tes.Executor
 		want     []string
 	}{
-		"off":       {false, tes.Executor{Command: []string{"a && b"}}, []string{"a && b"}},
-		"on":        {true, tes.Executor{Command: []string{"a && b"}}, []string{"/bin/sh", "-c", "a && b"}},
-		"two":       {true, tes.Executor{Command: []string{"a", "&& b"}}, []string{"a", "&& b"}},
-		"to a file": {true, tes.Executor{Command: []string{"a"}, Stderr: "/o/y"}, []string{StdioCommand, "", "", "", stderrTarget, "entry", "/bin/sh", "-c", "a"}},
+		"off":       {false, tes.Executor{Command: []string{"a && b"}}, []string{"entry", "a && b"}},
+		"on":        {true, tes.Executor{Command: []string{"a && b"}}, []string{"entry", "/bin/sh", "-c", "a && b"}},
+		"two":       {true, tes.Executor{Command: []string{"a", "&& b"}}, []string{"entry", "a", "&& b"}},
+		"to a file": {true, tes.Executor{Command: []string{"a"}, Stderr: "/o/y"}, []string{"entry", "/bin/sh", "-c", "a"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, tes.Task{Executors: []tes.Executor{test.executor}})
 			f.containers.ShellCommands = test.shell
 			got := f.create(t, 0, engine.Image{ID: "i", Entrypoint: []string{"entry"}})
 			withoutOwnDir(t, &got)
-			if !slices.Equal(got.Command, test.want) {
-				t.Errorf("it runs %q, want %q", got.Command, test.want)
+			if run := got.Command[6:]; !slices.Equal(run, test.want) {
+				t.Errorf("it runs %q, want %q", run, test.want)
 			}
 		})
 	}
@@ -290,7 +289,7 @@ func TestSpecOfGate(t *testing.T) {
 		t.Errorf("two containers have their own mounts in one directory: %s", s.Entrypoint[0])
 	}
 	own := withoutOwnDir(t, &s)
-	if want := []string{StdioCommand, "gate/1", "", "", "", "entry", "x"}; !slices.Equal(s.Command, want) || !slices.Equal(s.Entrypoint, []string{execTarget}) {
+	if want := []string{StdioCommand, "gate/1", failedTarget, "", ringMark + stdoutTarget, ringMark + stderrTarget, "entry", "x"}; !slices.Equal(s.Command, want) || !slices.Equal(s.Entrypoint, []string{execTarget}) {
 		t.Errorf("the container runs %q %q, want %q", s.Entrypoint, s.Command, want)
 	}
 	i := slices.IndexFunc(own, func(m engine.Mount) bool { return m.Target == gateTarget })
@@ -322,7 +321,7 @@ func withoutOwnDir(t *testing.T, s *engine.Spec) (own []engine.Mount) {
 	s.Entrypoint, s.Command = slices.Clone(s.Entrypoint), slices.Clone(s.Command)
 	for _, args := range [][]string{s.Entrypoint, s.Command} {
 		for i := range args {
-			args[i] = strings.TrimPrefix(args[i], dir)
+			args[i] = strings.Replace(args[i], dir, "", 1)
 		}
 	}
 	return own

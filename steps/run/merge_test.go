@@ -70,7 +70,9 @@ func TestSettle(t *testing.T) {
 		for i := range 2 {
 			var targets []string
 			for _, m := range f.docker.specs[f.containers.Name(f.task, i)].Mounts {
-				targets = append(targets, m.Target)
+				if !strings.HasPrefix(m.Target, "/.deckhand/") {
+					targets = append(targets, m.Target)
+				}
 			}
 			all = append(all, targets)
 		}

@@ -304,7 +304,7 @@ wait:
 	if err != nil {
 		return Result{}, err
 	}
-	stdout, stderr, err := f.out.ends(ctx, s.Engine, c.ID)
+	stdout, stderr, failed, err := f.out.ends(ctx, s.Engine, c.ID)
 	if err != nil {
 		return Result{}, err
 	}
@@ -312,7 +312,7 @@ wait:
 	// and died, or it may have ended in time while there was none.
 	over := deadline(limit, ended, f.began)
 	late := !over.IsZero() && !ended.Finished.Before(over)
-	r := Result{Executor: i, OOMKilled: ended.OOMKilled, TimedOut: late, Reason: s.reason(ended, stderr), ExecutorLog: tes.ExecutorLog{
+	r := Result{Executor: i, OOMKilled: ended.OOMKilled, TimedOut: late, Reason: s.reason(ended, failed, f.out.tree.Dir), ExecutorLog: tes.ExecutorLog{
 		StartTime: ended.Started, EndTime: ended.Finished, ExitCode: exit.Code, Stdout: stdout, Stderr: stderr,
 	}}
 	if late {
@@ -356,11 +356,11 @@ func timer(at time.Time) (<-chan time.Time, func()) {
 	return t.C, func() { t.Stop() }
 }
 
-// reason says why an executor did not end well; stderr is the end of what it
-// wrote. The kernel kills one process for want of memory: the command itself may
+// reason says why an executor did not end well; failed is what kept our binary in
+// its container from its work, and dir where its output is kept. The kernel kills one process for want of memory: the command itself may
 // have minded that or not. On a busy node Docker does not hear of it when the
 // container ends at once.
-func (s *Step) reason(c engine.Container, stderr string) string {
+func (s *Step) reason(c engine.Container, failed, dir string) string {
 	limit := "resources.ram_gb allows"
 	if s.Task.Resources.RAMGB == 0 {
 		limit = "this node gives it; ask for more with resources.ram_gb"
@@ -370,17 +370,14 @@ func (s *Step) reason(c engine.Container, stderr string) string {
 		return "out of memory: one of its processes was killed, because they used more than " + limit
 	case c.OOMKilled:
 		return "out of memory: it used more than " + limit
+	case c.ExitCode != 0 && strings.HasPrefix(failed, cannotKeep):
+		return failed + "; it is kept on the disk of " + dir
+	case c.ExitCode != 0 && strings.HasPrefix(failed, cannotStart):
+		return failed
 	case c.ExitCode == killed && s.Task.Resources.RAMGB > 0:
 		return "its command was killed (SIGKILL), most likely because it ran out of memory: it may use no more than " + limit
 	case c.ExitCode == killed:
 		return "its command was killed (SIGKILL), as the kernel does when the node's memory runs out, or by somebody else"
-	case c.ExitCode == notFound || c.ExitCode == notExecutable:
-		// What ExecStdio complains of comes last.
-		last := stderr[strings.LastIndexByte(strings.TrimSuffix(stderr, "\n"), '\n')+1:]
-		if strings.HasPrefix(last, cannotStart) {
-			return strings.TrimSpace(last)
-		}
-		return "its command failed"
 	case c.ExitCode != 0:
 		return "its command failed"
 	}
@@ -425,7 +422,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		r := Result{Executor: i, OOMKilled: c.OOMKilled, Reason: "stopped before its end", ExecutorLog: tes.ExecutorLog{
 			StartTime: c.Started, EndTime: c.Finished, ExitCode: c.ExitCode,
 		}}
-		if r.Stdout, r.Stderr, err = s.output(t, n, i).ends(ctx, s.Engine, name); err != nil {
+		if r.Stdout, r.Stderr, _, err = s.output(t, n, i).ends(ctx, s.Engine, name); err != nil {
 			s.Log.Warn("cannot read what a stopped executor had written", "executor", i, "error", err)
 		}
 		if err := n.Done(ctx, machine.Fact{What: WhatExecutor, Name: note.Name, Detail: r}); err != nil {

@@ -76,21 +76,26 @@ func TestStartOfAnEarlierProcess(t *testing.T) {
 // What ran out of memory is told as that, and what was killed as that.
 func TestReasons(t *testing.T) {
 	for _, test := range []struct {
-		ram  float64
-		code int
-		oom  bool
-		want string
+		ram    float64
+		code   int
+		oom    bool
+		failed string
+		want   string
 	}{
-		{1, 0, false, ""},
-		{1, 1, false, "its command failed"},
-		{1, 137, true, "out of memory: it used more than resources.ram_gb allows"},
-		{0, 1, true, "out of memory: it used more than this node gives it; ask for more with resources.ram_gb"},
-		{1, 0, true, "out of memory: one of its processes was killed, because they used more than resources.ram_gb allows"},
-		{1, 137, false, "its command was killed (SIGKILL), most likely because it ran out of memory: it may use no more than resources.ram_gb allows"},
-		{0, 137, false, "its command was killed (SIGKILL), as the kernel does when the node's memory runs out, or by somebody else"},
+		{1, 0, false, "", ""},
+		{1, 126, false, "cannot start x", "cannot start x"},
+		{1, 74, false, "cannot keep the output of x: no space", "cannot keep the output of x: no space; it is kept on the disk of /dir"},
+		{1, 1, false, "what a task has put there", "its command failed"},
+		{1, 0, false, "cannot start what ran", ""},
+		{1, 1, false, "", "its command failed"},
+		{1, 137, true, "", "out of memory: it used more than resources.ram_gb allows"},
+		{0, 1, true, "", "out of memory: it used more than this node gives it; ask for more with resources.ram_gb"},
+		{1, 0, true, "", "out of memory: one of its processes was killed, because they used more than resources.ram_gb allows"},
+		{1, 137, false, "", "its command was killed (SIGKILL), most likely because it ran out of memory: it may use no more than resources.ram_gb allows"},
+		{0, 137, false, "", "its command was killed (SIGKILL), as the kernel does when the node's memory runs out, or by somebody else"},
 	} {
 		s := &Step{Task: &tes.Task{Resources: tes.Resources{RAMGB: test.ram}}}
-		if got := s.reason(engine.Container{OOMKilled: test.oom, ExitCode: test.code}, ""); got != test.want {
+		if got := s.reason(engine.Container{OOMKilled: test.oom, ExitCode: test.code}, test.failed, "/dir"); got != test.want {
 			t.Errorf("%+v gives %q", test, got)
 		}
 	}

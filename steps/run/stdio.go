@@ -13,21 +13,26 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/ring"
 )
 
-// StdioCommand is the hidden command that runs inside a container whose
-// executor names files for its streams, or which has to wait until addresses are
-// closed to it:
+// StdioCommand is the hidden command that runs inside a container, around the
+// command of its executor:
 //
-//	deckhand exec-stdio GATE STDIN STDOUT STDERR COMMAND [ARGUMENT…]
+//	deckhand exec-stdio GATE FAILED STDIN STDOUT STDERR COMMAND [ARGUMENT…]
 //
-// It begins when the file GATE is there. An empty name leaves a stream as it is.
-// Without files for its output it becomes the command; with them it stays and
-// copies, through
-// pipes: a file would be truncated by a command that opens /dev/stderr. So every
-// byte gets to its file, whatever happens to the process outside or to Docker,
-// whose own log keeps lines of text.
+// It begins when the file GATE is there; an empty name is no gate, and one of
+// STDIN leaves that as it is. STDOUT and STDERR are files, or rings for the end of
+// a stream that the document names no file for. It copies into them through pipes: a file would be
+// truncated by a command that opens /dev/stderr. So every byte gets there, whatever
+// happens to the process outside or to Docker, whose own log keeps lines of text,
+// without a bound or without their end. The ring FAILED takes why it could not do
+// this: Docker's log may be on the disk that is full.
 const StdioCommand = "exec-stdio"
+
+// ringMark begins the name of a ring.
+const ringMark = "ring:"
 
 // Exit codes of a command that could not be started, as in POSIX sh and Docker,
 // and of one whose output could not be kept (EX_IOERR of sysexits).
@@ -37,19 +42,30 @@ const (
 	outputLost    = 74
 )
 
-// cannotStart begins the complaint about a command that does not run.
-const cannotStart = "cannot start "
+// What a complaint begins with: about a command that does not run, and about
+// output that could not be kept.
+const (
+	cannotStart = "cannot start "
+	cannotKeep  = "cannot keep the output of "
+)
 
 // drainTime is how long output is still taken after a command's end from what it
 // has left running; everything dies with the container.
 const drainTime = time.Second
 
-// ExecStdio waits for a gate, unless its name is empty, runs a command with files
-// as its standard streams and returns its exit code, as a shell gives it. When it
-// fails itself it says so on complain.
-func ExecStdio(gate string, files [3]string, command []string, complain io.Writer) int {
+// ExecStdio does what the arguments of StdioCommand say, and returns the exit code
+// of the command, as a shell gives it.
+func ExecStdio(gate, failed string, files [3]string, command []string) int {
+	complain := func(what string, err error) {
+		var to io.WriteCloser = os.Stderr
+		if r, err := ring.Append(failed); err == nil {
+			to = r
+		}
+		fmt.Fprintf(to, "%s%q: %v\n", what, command[0], err)
+		_ = to.Close() // the process ends
+	}
 	fail := func(code int, err error) int {
-		fmt.Fprintf(complain, cannotStart+"%q: %v\n", command[0], err)
+		complain(cannotStart, err)
 		return code
 	}
 	// The kernel discards a signal to a container's first process until that has
@@ -78,30 +94,46 @@ func ExecStdio(gate string, files [3]string, command []string, complain io.Write
 			return fail(notExecutable, fmt.Errorf("cannot make %s its standard input: %w", files[0], err))
 		}
 	}
-	if files[1] == "" && files[2] == "" {
-		return fail(notExecutable, unix.Exec(program, command, os.Environ()))
-	}
 	out, err := openOutputs(files)
 	if err != nil {
 		return fail(notExecutable, err)
 	}
-	code, err := supervise(program, command, out)
+	pid, err := start(program, command, out)
 	if err != nil {
 		return fail(notExecutable, err)
 	}
-	if err := out.drain(); err != nil {
-		fmt.Fprintf(complain, "cannot keep the output of %q: %v\n", command[0], err)
-		if code == 0 {
-			return outputLost
+	ended := make(chan end, 1)
+	go func() { ended <- await(pid) }()
+	// A command whose output cannot be kept works for nothing: it ends with this
+	// process, the first of the container.
+	var e end
+	select {
+	case err = <-out.failed:
+	case e = <-ended:
+		if e.err != nil {
+			return fail(notExecutable, e.err)
 		}
+		err = out.drain()
 	}
-	return code
+	if err == nil {
+		return e.code
+	}
+	var plain syscall.Errno
+	if errors.As(err, &plain) {
+		err = plain // the name of the file says nothing outside the container
+	}
+	complain(cannotKeep, err)
+	if e.code != 0 {
+		return e.code
+	}
+	return outputLost
 }
 
-// outputs are the pipes from which a command's output goes to files.
+// outputs are the pipes from which a command's output goes to files and rings.
 type outputs struct {
-	fds   [3]uintptr // of the command
-	pipes []*pipe
+	fds    [3]uintptr // of the command
+	pipes  []*pipe
+	failed chan error // why the first of them copies no more
 }
 
 type pipe struct {
@@ -112,16 +144,13 @@ type pipe struct {
 // openOutputs opens the files and begins to copy. Both streams share a pipe when
 // they share a file, so that they interleave as they are written.
 func openOutputs(files [3]string) (*outputs, error) {
-	o := &outputs{fds: [3]uintptr{0, 1, 2}}
+	o := &outputs{failed: make(chan error, 2)}
 	for fd := 1; fd <= 2; fd++ {
-		switch {
-		case files[fd] == "":
-			continue
-		case fd == 2 && files[2] == files[1]:
+		if fd == 2 && files[2] == files[1] {
 			o.fds[2] = o.fds[1]
 			continue
 		}
-		file, err := os.OpenFile(files[fd], os.O_WRONLY|os.O_APPEND, 0)
+		file, err := openOutput(files[fd])
 		if err != nil {
 			return nil, err
 		}
@@ -131,18 +160,28 @@ func openOutputs(files [3]string) (*outputs, error) {
 		}
 		o.fds[fd] = p.write.Fd()
 		o.pipes = append(o.pipes, p)
-		go p.copyTo(file)
+		go o.copy(p, file)
 	}
 	return o, nil
 }
 
-func (p *pipe) copyTo(file *os.File) {
+func openOutput(name string) (io.WriteCloser, error) {
+	if file, ok := strings.CutPrefix(name, ringMark); ok {
+		return ring.Append(file)
+	}
+	return os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+}
+
+func (o *outputs) copy(p *pipe, file io.WriteCloser) {
 	_, err := io.Copy(file, p.read)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = nil
 	}
-	// A command that still writes is told, by SIGPIPE, that nobody reads any more.
-	p.copied <- errors.Join(err, file.Close(), p.read.Close())
+	err = errors.Join(err, file.Close(), p.read.Close())
+	p.copied <- err
+	if err != nil {
+		o.failed <- err
+	}
 }
 
 // drain waits until what was written is in the files.
@@ -154,12 +193,12 @@ func (o *outputs) drain() (err error) {
 	return err
 }
 
-// supervise runs a command to its end, as the first process of a container has
-// to: it hands signals on and waits for orphans.
-func supervise(program string, command []string, o *outputs) (code int, err error) {
+// start starts a command and hands signals on to it, as the first process of a
+// container has to.
+func start(program string, command []string, o *outputs) (pid int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	pid, err := syscall.ForkExec(program, command, &syscall.ProcAttr{Env: os.Environ(), Files: o.fds[:]})
+	pid, err = syscall.ForkExec(program, command, &syscall.ProcAttr{Env: os.Environ(), Files: o.fds[:]})
 	for _, p := range o.pipes {
 		err = errors.Join(err, p.write.Close()) // the command has its own
 	}
@@ -175,17 +214,28 @@ func supervise(program string, command []string, o *outputs) (code int, err erro
 			}
 		}
 	}()
+	return pid, nil
+}
+
+// end is how a command ended.
+type end struct {
+	code int
+	err  error // it cannot be told
+}
+
+// await waits for a command's end, and for orphans until then.
+func await(pid int) end {
 	for {
 		var status unix.WaitStatus
 		ended, err := unix.Wait4(-1, &status, 0, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return 0, fmt.Errorf("cannot wait for it: %w", err)
+			return end{err: fmt.Errorf("cannot wait for it: %w", err)}
 		case ended == pid && status.Signaled():
-			return 128 + int(status.Signal()), nil
+			return end{code: 128 + int(status.Signal())}
 		case ended == pid:
-			return status.ExitStatus(), nil
+			return end{code: status.ExitStatus()}
 		}
 	}
 }

@@ -1,7 +1,7 @@
 package run
 
 import (
-	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"unicode/utf8"
+
+	"github.com/deckhand/deckhand/internal/ring"
 )
 
 func TestTail(t *testing.T) {
@@ -45,25 +47,30 @@ func TestTail(t *testing.T) {
 			if err := os.WriteFile(file, []byte(test.in), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if err := tail.after(file); err != nil || tail.String() != test.want {
+			if err := tail.readFile(file); err != nil || tail.String() != test.want {
 				t.Errorf("from a file: %d bytes, %v; want %d", len(tail.String()), err, len(test.want))
+			}
+			ended := readTail(t, test.in)
+			if got := ended.String(); got != test.want {
+				t.Errorf("from a ring: %d bytes; want %d", len(got), len(test.want))
 			}
 		})
 	}
 }
 
-// The file comes first, and what the tail held, such as why the command could
-// not be started, after it.
-func TestTailAfter(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "stream")
-	tail := tail{buf: []byte("why")}
-	if err := tail.after(file); err != nil || tail.String() != "why" {
-		t.Errorf("without a file: %q, %v", tail.String(), err)
-	}
-	if err := os.WriteFile(file, bytes.Repeat([]byte("x"), tailBytes), 0o600); err != nil {
+// readTail writes a stream into a ring and reads its end.
+func readTail(t *testing.T, stream string) (ended tail) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "ring")
+	if err := ring.Make(file); err != nil {
 		t.Fatal(err)
 	}
-	if err := tail.after(file); err != nil || tail.String() != strings.Repeat("x", tailBytes-3)+"why" {
-		t.Errorf("with one: %d bytes, %v", len(tail.String()), err)
+	w, err := ring.Append(file)
+	if err == nil {
+		_, err = io.WriteString(w, stream)
 	}
+	if err := errors.Join(err, w.Close(), ended.readRing(file)); err != nil {
+		t.Fatal(err)
+	}
+	return ended
 }

@@ -29,6 +29,7 @@ func TestExhaustive(t *testing.T) {
 	program := filepath.Join(out, "proof.test")
 	build := exec.Command("go", "test", "-c", "-tags", "crash", "-overlay", r.Overlay, "-o", program, "./cmd/deckhand")
 	build.Dir = "../.."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in containers too
 	if said, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}

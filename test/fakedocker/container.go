@@ -286,61 +286,37 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	return errors.Join(os.RemoveAll(c.dir))
 }
 
-// logPoll is how often a log is looked at that is followed.
-const logPoll = 2 * time.Millisecond
-
-// Logs copies all that a container writes, to its end.
-func (e *Engine) Logs(ctx context.Context, id string, stdout, stderr io.Writer) error {
-	return e.logs(ctx, id, stdout, stderr, true)
-}
-
 // Log copies what a container has written so far.
 func (e *Engine) Log(ctx context.Context, id string, stdout, stderr io.Writer) error {
-	return e.logs(ctx, id, stdout, stderr, false)
-}
-
-func (e *Engine) logs(ctx context.Context, id string, stdout, stderr io.Writer, follow bool) error {
 	e.mu.Lock()
 	c, err := e.find(id)
 	e.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	var at [2]int64
-	for {
-		e.mu.Lock()
-		ended := c.state != engine.Running
-		e.mu.Unlock()
-		for i, w := range []io.Writer{stdout, stderr} {
-			n, err := copyFrom(w, c.log(i), at[i])
-			if at[i] += n; err != nil {
-				return err
-			}
+	for i, w := range []io.Writer{stdout, stderr} {
+		if err := copyFrom(w, c.log(i)); err != nil {
+			return err
 		}
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case ended || !follow:
-			return nil
-		}
-		time.Sleep(logPoll)
 	}
+	return ctx.Err()
 }
 
 func (c *container) log(stream int) string {
 	return filepath.Join(c.dir, []string{"stdout", "stderr"}[stream])
 }
 
-func copyFrom(w io.Writer, file string, at int64) (int64, error) {
+func copyFrom(w io.Writer, file string) error {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // it was never started
+		return nil // it was never started
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
-	return io.Copy(w, io.NewSectionReader(f, at, 1<<62))
+	_, err = io.Copy(w, f)
+	return err
 }
 
 // CopyFrom archives a path of a container for read.

@@ -84,6 +84,44 @@ func TestDiskFullDrill(t *testing.T) {
 		}
 		next(t)
 	})
+	t.Run("logs without a file", func(t *testing.T) {
+		// Beside its streams, what the container's first process writes goes to Docker.
+		o := run(t, 0, images[0], "echo problem >&2; yes | head -c 200000000; head -c 30000000 /dev/zero >/proc/1/fd/1", nil)
+		got := o.Log(t).Logs[0]
+		if len(got.Stdout) != 10_000 || !strings.HasSuffix(got.Stdout, "y\n") || got.Stderr != "problem\n" {
+			t.Errorf("executor log: %d bytes, and %q", len(got.Stdout), got.Stderr)
+		}
+		next(t)
+	})
+	t.Run("endless logs without a file", func(t *testing.T) {
+		o := run(t, 1, images[0], "echo problem >&2; yes", func(task *tes.Task) {
+			task.Resources.BackendParameters = map[string]string{"time_limit": "5s"}
+		})
+		equal(t, "state", o.Task.State, tes.ExecutorError)
+		got := o.Log(t).Logs[0]
+		if got.Stdout != strings.Repeat("y\n", 5_000) || got.Stderr != "problem\n" {
+			t.Errorf("executor log: %d bytes, and %q", len(got.Stdout), got.Stderr)
+		}
+		if said := strings.Join(o.Log(t).SystemLogs, "\n"); !strings.Contains(said, "time limit") {
+			t.Errorf("it does not say why it ended: %s", said)
+		}
+		next(t)
+	})
+	t.Run("endless logs in a file", func(t *testing.T) {
+		o := run(t, 1, images[0], "", func(task *tes.Task) {
+			// A command that minds no write error.
+			task.Executors[0] = Sh(images[0].Tag, "trap '' PIPE; while :; do head -c 1000000 /dev/zero; done 2>/dev/null")
+			task.Executors[0].Stdout = "/out/log"
+		})
+		equal(t, "state", o.Task.State, tes.ExecutorError)
+		got, said := o.Log(t).Logs[0], strings.Join(o.Log(t).SystemLogs, "\n")
+		const want = "cannot keep the output of \"sh\": no space left on device"
+		equal(t, "exit code", got.ExitCode, 74)
+		if !strings.Contains(got.Stderr, want) || !strings.Contains(said, want) || !strings.Contains(said, "the disk of "+w.Root) {
+			t.Errorf("it does not say what is full: %q\n%s", got.Stderr, said)
+		}
+		next(t)
+	})
 	t.Run("upload", func(t *testing.T) {
 		o := run(t, 78, images[0], "dd if=/dev/zero of=/out/large bs=1M count=3", func(task *tes.Task) {
 			task.Outputs = []tes.Output{{URL: filepath.Join(published, "large"), Path: "/out/large"}}
