@@ -229,18 +229,27 @@ func makeRootID(dir string) (string, error) {
 	if id, ok := readRootID(dir); ok {
 		return id, writeFile(KeptID(dir), []byte(id+"\n"))
 	}
-	id, ok := readID(KeptID(dir))
-	if !ok {
-		raw := make([]byte, 8)
-		if _, err := rand.Read(raw); err != nil {
-			return "", err
-		}
-		id = hex.EncodeToString(raw)
+	id, err := RootIDOf(dir)
+	if err != nil {
+		return "", err
 	}
 	if err := writeRootID(dir, id); err != nil {
 		return "", err
 	}
 	return id, writeFile(KeptID(dir), []byte(id+"\n"))
+}
+
+// RootIDOf is the id that a journal made in dir would have: that of one whose
+// directory was lost, or else a new one. It writes nothing.
+func RootIDOf(dir string) (string, error) {
+	if id, ok := readID(KeptID(dir)); ok {
+		return id, nil
+	}
+	raw := make([]byte, 8)
+	if _, err := rand.Read(raw); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(raw), nil
 }
 
 func readRootID(dir string) (string, bool) { return readID(filepath.Join(dir, rootIDFile)) }

@@ -156,7 +156,7 @@ func (a *app) examineHoldings(ctx context.Context) (f finding) {
 		f.Result, f.Found = checkWarn, message(err)
 		return f
 	}
-	ours, others := a.holdings(ctx, n).inWords()
+	ours, others := a.holdings(ctx, n, doctorLimit).inWords()
 	f.Found = fmt.Sprintf("by deckhand: %s; by others: %s", ours, others)
 	return f
 }

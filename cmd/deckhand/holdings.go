@@ -13,14 +13,17 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	together "github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
 )
 
 const (
-	// holdingsLimit bounds how long is counted: large trees and volumes take minutes.
-	holdingsLimit = 5 * time.Second
+	// statusLimit and doctorLimit bound how long is counted: large trees and volumes
+	// take minutes, and status answers at once.
+	statusLimit = 500 * time.Millisecond
+	doctorLimit = 30 * time.Second
 	// holdingsWait is how long a Docker that does not answer is waited for.
 	holdingsWait = time.Second
 )
@@ -52,19 +55,20 @@ type foreignHoldings struct {
 	Cache      int64 `json:"build_cache"`
 }
 
-// holdings counts what takes space on the node, as far as it comes in time.
-func (a *app) holdings(ctx context.Context, n machine.Node) holdings {
-	ctx, cancel := context.WithTimeout(ctx, holdingsLimit)
+// holdings counts what takes space on the node, as far as it comes within limit.
+func (a *app) holdings(ctx context.Context, n machine.Node, limit time.Duration) holdings {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var usage engine.Usage
+	var silent error
+	docker, inner := together.WithContext(ctx) // while the trees are counted
+	docker.Go(func() error { usage, silent = a.usage(inner); return nil })
 	h := holdings{Unknown: []string{}}
 	unknown := func(what string, err error) {
 		if err != nil {
 			h.Unknown = append(h.Unknown, what+": "+message(err))
 		}
 	}
-	usage, err := a.usage(ctx)
-	unknown("Docker", err)
-	h.add(usage, n)
 	reserve, err := journal.ReserveOf(a.journalDir())
 	unknown("reserve", err)
 	h.Deckhand.Reserve = reserve.Ballast
@@ -82,6 +86,9 @@ func (a *app) holdings(ctx context.Context, n machine.Node) holdings {
 	h.Deckhand.Journal = max(0, h.Deckhand.Journal-h.Deckhand.Reserve)
 	h.Deckhand.Tasks, err = treeBytes(ctx, a.tasksDir())
 	unknown("task directories", err)
+	_ = docker.Wait() // silent has it
+	unknown("Docker", silent)
+	h.add(usage, n)
 	return h
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/steps/scrub"
 )
@@ -26,7 +27,8 @@ func newScrubCommand(a *app) *cobra.Command {
 		Short: "Make the node clean now: remove what earlier tasks of this root left",
 		Long: `Scrub rolls back what is unfinished and removes the containers, volumes, networks
 and task directories of this root that no running task has, the images whose
-deletion is pending, and the program's copies of other versions. The last image stays. What others made is never touched.`,
+deletion is pending, and the program's copies of other versions. The last image stays. What others made is never touched.
+The bytes of an image are its whole size: layers that other images share stay.`,
 		Example: `  deckhand scrub --dry-run
   deckhand scrub --json`,
 		Args: noArguments,
@@ -38,7 +40,7 @@ deletion is pending, and the program's copies of other versions. The last image 
 			if err := printReport(a.stdout, report, asJSON, dryRun); err != nil {
 				return err
 			}
-			if len(report.Failed) > 0 {
+			if len(report.Failed) > 0 && !dryRun {
 				return &exit{exitSystemError, fmt.Errorf("%s could not be removed; see above why", counted(len(report.Failed), "thing"))}
 			}
 			return nil
@@ -123,10 +125,11 @@ func (s *session) leftovers(ctx context.Context, c *scrub.Cleaner) (gone, kept [
 }
 
 // wouldScrub says what a scrub would do. The journal is only read, and a root
-// of another kind, or none, is left as it is.
+// of another kind, or none, is left as it is. One whose journal is lost has its id
+// beside it.
 func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
-	if err := a.checkRoot(); err != nil || !exists(a.journalDir()) {
+	if err := a.checkRoot(); err != nil || !exists(a.conf.Root) {
 		return report, err
 	}
 	docker, err := a.connect(ctx)
@@ -134,21 +137,18 @@ func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 		return report, err
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
-	lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
-	if err != nil {
-		return report, err
+	if node.Locked(a.conf.Root) {
+		lock, err := node.WaitLock(ctx, a.conf.Root, a.conf.Lock.Wait)
+		if err != nil {
+			return report, err
+		}
+		defer func() { err = errors.Join(err, lock.Unlock()) }()
 	}
-	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	if report.FreeBytesBefore, err = freeBytes(a.conf.Root); err != nil {
 		return report, err
 	}
 	report.FreeBytesAfter = report.FreeBytesBefore
-	v, known, err := a.view()
-	if err != nil || !known {
-		return report, err
-	}
-	defer func() { err = errors.Join(err, v.Close()) }()
-	n, err := v.Node()
+	n, err := a.nodeRecord()
 	if err != nil {
 		return report, err
 	}
@@ -157,9 +157,28 @@ func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 		return report, err
 	}
 	cleaner := &scrub.Cleaner{Engine: docker, RootID: n.RootID, TasksDir: a.tasksDir(), Bin: a.binDir(), Grace: a.conf.Run.StopGrace}
-	gone, kept, err := cleaner.Find(ctx, nil, "", images)
-	report.Removed, report.Kept = append(report.Removed, gone...), append(report.Kept, kept...)
+	found, kept, err := cleaner.Find(ctx, nil, "", images)
+	if err != nil {
+		return report, err
+	}
+	gone, failed, err := cleaner.Foresee(ctx, found)
+	report.Removed, report.Kept, report.Failed = append(report.Removed, gone...), append(report.Kept, kept...), append(report.Failed, failed...)
 	return report, err
+}
+
+// nodeRecord reads what the journal knows of the node; of a lost one it is the
+// root's id alone.
+func (a *app) nodeRecord() (n machine.Node, err error) {
+	v, known, err := a.view()
+	if err != nil {
+		return n, err
+	}
+	if !known {
+		n.RootID, err = journal.RootIDOf(a.journalDir())
+		return n, err
+	}
+	n, err = v.Node()
+	return n, errors.Join(err, v.Close())
 }
 
 // removeItem removes one item and accounts for it. Only the journal and a

@@ -149,7 +149,7 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.Node = a.holdings(ctx, n)
+	s.Node = a.holdings(ctx, n, statusLimit)
 	return s, nil
 }
 

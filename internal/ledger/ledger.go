@@ -170,6 +170,22 @@ func remove(ctx context.Context, e Engine, r machine.ImageRecord, img engine.Ima
 	return img.Size, nil
 }
 
+// Frees is how many bytes Remove says that it freed when it removes an image: none
+// when others have a name of it. Layers that other images share stay all the same.
+func Frees(r machine.ImageRecord, img engine.Image) int64 {
+	for _, tag := range img.Tags {
+		if tag != r.Reference {
+			return 0
+		}
+	}
+	for _, digest := range img.Digests {
+		if repository(digest) != repository(r.Reference) {
+			return 0
+		}
+	}
+	return img.Size
+}
+
 // untag removes a name, if it names that image.
 func untag(ctx context.Context, e Engine, name, imageID string) error {
 	named, err := e.Image(ctx, name)

@@ -87,6 +87,12 @@ func Lock(root string) (*RootLock, error) {
 	return l, nil
 }
 
+// Locked says whether a root was ever locked: then it has the files of a lock.
+func Locked(root string) bool {
+	_, err := os.Lstat(filepath.Join(root, lockFile))
+	return err == nil
+}
+
 // WaitLock is Lock that waits up to wait, or until ctx ends, for another holder to leave.
 func WaitLock(ctx context.Context, root string, wait time.Duration) (*RootLock, error) {
 	deadline := time.Now().Add(wait)

@@ -300,12 +300,20 @@ func (c *Cleaner) removeDir(ctx context.Context, n machine.Notes, base, name str
 			return removed.Bytes, fmt.Errorf("cannot remove %s: %w", filepath.Join(base, name), taken)
 		}
 	}
-	if err == nil && len(removed.Kept) > 0 {
-		first := removed.Kept[0]
-		err = machine.Faultf(machine.NodeFault, "cannot remove %d of what is in %s, such as %s: %s",
-			len(removed.Kept), filepath.Join(base, name), first.Path, first.Why)
+	if err == nil {
+		err = left(removed, base, name)
 	}
 	return removed.Bytes, err
+}
+
+// left is an error that names what of a directory could not go, if any.
+func left(r node.Removed, base, name string) error {
+	if len(r.Kept) == 0 {
+		return nil
+	}
+	first := r.Kept[0]
+	return machine.Faultf(machine.NodeFault, "cannot remove %d of what is in %s, such as %s: %s",
+		r.KeptTotal, filepath.Join(base, name), first.Path, first.Why)
 }
 
 func ours(keep *machine.TaskRef, labels map[string]string) bool {

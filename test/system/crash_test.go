@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -580,7 +581,7 @@ func TestCompleteIsRepeatedAfterARestart(t *testing.T) {
 // `recover`: the root's id lies beside the journal as well.
 func TestLostJournal(t *testing.T) {
 	t.Parallel()
-	for _, by := range []string{"recover", "run"} {
+	for _, by := range []string{"recover", "run", "scrub"} {
 		t.Run(by, func(t *testing.T) {
 			w := NewWorld(t)
 			image := w.Image(t, "task:1", rig.Spec{Volumes: []string{"/data"}})
@@ -594,20 +595,42 @@ func TestLostJournal(t *testing.T) {
 			if err := os.RemoveAll(filepath.Join(w.Root, "journal")); err != nil {
 				t.Fatal(err)
 			}
-			if by == "recover" {
+			switch by {
+			case "scrub":
+				before := entriesOf(t, w.Root)
+				would := w.scrub(t, 0, "--dry-run")
+				if after := entriesOf(t, w.Root); !slices.Equal(before, after) {
+					t.Errorf("a dry scrub has left %q, before were %q", after, before)
+				}
+				did := w.scrub(t, 0)
+				if a, b := names(would.Removed), names(did.Removed); !slices.Equal(a, b) || len(a) < 3 {
+					t.Errorf("a dry scrub says\n %q, a scrub\n %q", a, b)
+				}
+			case "recover":
 				out := w.Deckhand(t, "recover", "--stop-grace", "1s")
 				for _, kind := range []string{"container", "volume", "directory"} {
 					if out.Code != 0 || !strings.Contains(out.Stdout, "removed "+kind+" ") {
 						t.Errorf("recover does not tell of a %s: %+v", kind, out)
 					}
 				}
-			} else {
+			default:
 				w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{{Image: image.Tag, Command: []string{"true"}}}}, "--stop-grace", "1s")
 			}
 			equal(t, "root id", w.RootID(t), id)
 			w.Clean(t)
 		})
 	}
+}
+
+// entriesOf lists what is in a directory.
+func entriesOf(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 // recovery is what recover --json prints.

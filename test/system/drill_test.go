@@ -86,7 +86,10 @@ func TestDiskFullDrill(t *testing.T) {
 	})
 	t.Run("logs without a file", func(t *testing.T) {
 		// Beside its streams, what the container's first process writes goes to Docker.
-		o := run(t, 0, images[0], "echo problem >&2; yes | head -c 200000000; head -c 30000000 /dev/zero >/proc/1/fd/1", nil)
+		o := run(t, 0, images[0], "echo problem >&2; yes | head -c 200000000; head -c 30000000 /dev/zero >/proc/1/fd/1", func(task *tes.Task) {
+			// Its container is there while the next one takes Docker's space.
+			task.Executors = append(task.Executors, Sh(images[0].Tag, "head -c 20000000 /dev/zero >/file"))
+		})
 		got := o.Log(t).Logs[0]
 		if len(got.Stdout) != 10_000 || !strings.HasSuffix(got.Stdout, "y\n") || got.Stderr != "problem\n" {
 			t.Errorf("executor log: %d bytes, and %q", len(got.Stdout), got.Stderr)

@@ -225,8 +225,12 @@ func TestHoldings(t *testing.T) {
 		}
 	}
 	must(t, json.Unmarshal([]byte(r.Stdout), &s))
-	if len(s.Node.Unknown) > 0 {
-		t.Errorf("not counted: %q", s.Node.Unknown)
+	for tries := 0; len(s.Node.Unknown) > 0; tries++ { // a busy node does not count it in the time of status
+		if tries == 20 {
+			t.Fatalf("not counted: %q", s.Node.Unknown)
+		}
+		s.Node.Unknown = nil
+		must(t, json.Unmarshal([]byte(w.Deckhand(t, "status", "first", "--json").Stdout), &s))
 	}
 	for side, kinds := range map[string][]string{
 		"deckhand": {"images", "containers", "volumes", "tasks", "damaged_journals"}, "others": {"containers", "volumes"},

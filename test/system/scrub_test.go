@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -301,6 +302,8 @@ func TestDryScrubIsExact(t *testing.T) {
 		bin := filepath.Join(w.Root, "bin")
 		must(t,
 			os.MkdirAll(filepath.Join(w.Root, "tasks", "old", "1"), 0o755),
+			os.WriteFile(filepath.Join(w.Root, "tasks", "old", "1", "data"), make([]byte, 100_000), 0o644),
+			os.Link(filepath.Join(w.Root, "tasks", "old", "1", "data"), filepath.Join(w.Root, "tasks", "old", "linked")),
 			os.WriteFile(filepath.Join(w.Root, "tasks", "file"), nil, 0o644),
 			os.Symlink("/", filepath.Join(w.Root, "tasks", "link")),
 			os.MkdirAll(bin, 0o700),
@@ -318,6 +321,16 @@ func TestDryScrubIsExact(t *testing.T) {
 		} {
 			if a, b := names(c.would), names(c.did); !slices.Equal(a, b) || len(a) < c.least || len(a) > c.most {
 				t.Errorf("users %v, %s: a dry scrub says\n %q, a scrub\n %q", users, c.what, a, b)
+			}
+		}
+		for _, i := range did.Removed {
+			at := slices.IndexFunc(would.Removed, func(x scrubItem) bool { return x.Kind == i.Kind && x.Name == i.Name })
+			// What the roll-back takes along is not counted when it goes.
+			if rolledBack := strings.Contains(i.Name, "dies-"); at >= 0 && !rolledBack && *would.Removed[at].Bytes != *i.Bytes {
+				t.Errorf("users %v: a dry scrub says %d bytes of %s %s, a scrub %d", users, *would.Removed[at].Bytes, i.Kind, i.Name, *i.Bytes)
+			}
+			if sized := i.Kind == "image" || strings.HasSuffix(i.Name, "/tasks/old"); sized && *i.Bytes < 100_000 {
+				t.Errorf("users %v: %s %s gave back %d bytes", users, i.Kind, i.Name, *i.Bytes)
 			}
 		}
 		for _, kind := range []string{"container", "volume", "network", "directory", "program"} {
@@ -391,6 +404,14 @@ func TestImmutableLeftover(t *testing.T) {
 	if said := strings.Join(o.Log(t).SystemLogs, "\n"); !strings.Contains(said, "warning") || !strings.Contains(said, file) || !strings.Contains(said, "immutable") {
 		t.Errorf("no warning that names the file and the reason: %q", said)
 	}
+	mounted := filepath.Join(w.Root, "tasks", "mounted", "here")
+	must(t, os.MkdirAll(mounted, 0o755), unix.Mount("none", mounted, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH) })
+	would, did := w.scrub(t, 0, "--dry-run"), w.scrub(t, 3)
+	if !reflect.DeepEqual(would.Failed, did.Failed) || len(did.Failed) != 2 || len(would.Removed)+len(did.Removed) > 0 {
+		t.Errorf("a dry scrub says %+v, a scrub %+v", would, did)
+	}
+	must(t, unix.Unmount(mounted, 0), os.RemoveAll(filepath.Dir(mounted)))
 	s := w.scrub(t, 3)
 	if got := names(s.Failed); !slices.Equal(got, []string{"directory " + filepath.Join(w.Root, "tasks", "old")}) || !strings.Contains(s.Failed[0].Why, file) {
 		t.Errorf("failed: %+v", s.Failed)
