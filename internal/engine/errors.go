@@ -49,7 +49,7 @@ func explain(err error, format string, args ...any) error {
 	switch {
 	case isNodeTrouble(said):
 		return machine.Faultf(machine.NodeFault, "cannot %s: %s", doing, said)
-	case cerrdefs.IsNotFound(err):
+	case cerrdefs.IsNotFound(err), going.MatchString(said):
 		return fmt.Errorf("cannot %s: %w: %s", doing, ErrNotFound, said)
 	case cerrdefs.IsConflict(err):
 		return fmt.Errorf("cannot %s: %w: %s", doing, ErrInUse, said)
@@ -72,6 +72,10 @@ func isContext(err error) bool {
 var nodeTrouble = regexp.MustCompile(`(?i)no space left on device|disk quota exceeded|read-only file system|input/output error`)
 
 func isNodeTrouble(said string) bool { return nodeTrouble.MatchString(said) }
+
+// going is how Docker words a container that somebody is removing, or whose removal
+// failed half-way: it is there, and good for nothing any more.
+var going = regexp.MustCompile(`(?i)marked for removal`)
 
 // How runc and crun word a command that cannot be started, or a working directory
 // that cannot be made or entered. Their errors about

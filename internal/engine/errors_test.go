@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 
 	"github.com/deckhand/deckhand/machine"
@@ -44,6 +45,21 @@ func TestStartErrorsOfRuntimes(t *testing.T) {
 		case got.Message != c.said:
 			t.Errorf("message %q, want %q", got.Message, c.said)
 		}
+	}
+}
+
+// A container that is being removed is gone, whatever it is asked for.
+func TestContainersThatGo(t *testing.T) {
+	for _, said := range []string{
+		"can not get logs from container which is dead or marked for removal",
+		"container is marked for removal and cannot be started",
+	} {
+		if err := explain(cerrdefs.ErrConflict.WithMessage(said), "use it"); !errors.Is(err, ErrNotFound) || errors.Is(err, ErrInUse) {
+			t.Errorf("%s\ngives %v", said, err)
+		}
+	}
+	if err := explain(cerrdefs.ErrConflict.WithMessage("image is being used by running container x"), "use it"); !errors.Is(err, ErrInUse) {
+		t.Errorf("an image in use: %v", err)
 	}
 }
 

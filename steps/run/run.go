@@ -98,7 +98,13 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 			return err
 		}
 		if !ended {
-			if r, err = s.execute(ctx, t, n, i, began); err != nil {
+			r, err = s.execute(ctx, t, n, i, began)
+			if errors.Is(err, engine.ErrNotFound) && !errors.Is(err, machine.ErrLost) {
+				// Whatever was asked of the container: a prune can take it before its start
+				// and, its end seen, before its output is read.
+				err = fmt.Errorf("somebody removed the container of executor %d: %w: %w", i, machine.ErrLost, err)
+			}
+			if err != nil {
 				return err
 			}
 		}

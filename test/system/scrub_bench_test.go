@@ -36,7 +36,7 @@ func BenchmarkScrub(b *testing.B) {
 		for round := range each {
 			// ext4 avoids the inodes of what has just been deleted, which makes files slow
 			// to make there: every round has a filesystem of its own.
-			at := rig.Filesystem(b, "ext4", 24<<30)
+			at := rig.Filesystem(b, "ext4", 40<<30)
 			w.Root = filepath.Join(at, "root")
 			if r := w.Deckhand(b, "scrub"); r.Code != 0 { // makes the root
 				b.Fatalf("%+v", r)
