@@ -96,8 +96,13 @@ func Open(name string) (*Reader, error) {
 
 // Next copies what was written since the call before, and says how many bytes of
 // that are not kept any more. A task can write anything into its ring: of no
-// count is more read than fits.
+// count is more read than fits, and nothing of a ring that it has cut off.
 func (r *Reader) Next(to io.Writer) (lost int64, err error) {
+	defer func() {
+		if errors.Is(err, io.EOF) {
+			lost, err = 0, nil
+		}
+	}()
 	end, err := count(r.f)
 	if err != nil || end <= r.at {
 		return 0, err
