@@ -49,7 +49,7 @@ func TestBackendParameters(t *testing.T) {
 		},
 		"time limit": {
 			parameters: parameters{"time_limit": "1s"}, script: "exec sleep 1000", code: 1, kept: parameters{"time_limit": "1s"},
-			says: []string{"executor 0 ended with exit code 137: the time limit of 1s was reached (resources.backend_parameters.time_limit)"},
+			says: []string{"executor 0 ended with exit code 143: the time limit of 1s was reached (resources.backend_parameters.time_limit)"},
 		},
 		"the node's time limit": {
 			parameters: parameters{"time_limit": "2h"}, script: "exec sleep 1000", config: "run: {time_limit: 1s}", code: 1, kept: parameters{"time_limit": "2h"},

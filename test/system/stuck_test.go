@@ -2,6 +2,7 @@ package system
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -67,7 +68,7 @@ var payload = bytes.Repeat([]byte("0123456789abcde\n"), 1<<14)
 
 // newStuck makes a world and the task that gets stuck in state. A trap is what
 // the executor does first, such as a shell trap for SIGTERM: without one its
-// shell, the first process of its container, does not notice a SIGTERM.
+// shell ignores a SIGTERM.
 func newStuck(t *testing.T, state, trap string) *stuck {
 	t.Helper()
 	return newStuckIn(t, NewWorld(t), state, trap)
@@ -93,7 +94,7 @@ func newStuckIn(t *testing.T, w *World, state, trap string) *stuck {
 			{URL: server.URL + "/input", Path: "/in/file"},
 			{URL: s.Write(t, "mode", mode), Path: "/in/mode"},
 		},
-		Executors: []tes.Executor{Sh(image.Digest, trap+`
+		Executors: []tes.Executor{Sh(image.Digest, cmp.Or(trap, "trap '' TERM")+`
 			echo ran >> /data/ran
 			until [ -e /data/go ] || grep -q go /in/mode; do sleep 0.1; done
 			cp /in/file /data/copy`)},

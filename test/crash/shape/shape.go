@@ -156,10 +156,11 @@ func HasBegun(root string) bool {
 	return len(found) > 0
 }
 
-// endless is a task that ends when it is stopped.
+// endless is a task that ends when it is killed: it ignores a SIGTERM, which may come
+// before the SIGKILL has its effect or not.
 func endless(id string) func(Place) tes.Task {
 	return func(p Place) tes.Task {
-		return task(p, id, sh(p.Images["a"].Digest, ": > /data/"+Begun+"; exec sleep 100000"))
+		return task(p, id, sh(p.Images["a"].Digest, "trap '' TERM; : > /data/"+Begun+"; exec sleep 100000"))
 	}
 }
 
