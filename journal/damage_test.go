@@ -189,6 +189,28 @@ func trySnapshot(r readJournal) (map[string][]string, error) {
 	return all, nil
 }
 
+// A file that badger cannot make is an error and not the end of the process, as
+// it is where badger makes it itself.
+func TestDiscardInTheWay(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := openTest(t, dir, Options{})
+	appendTest(t, j, journaltest.Task("task", 1)...)
+	holds := snapshot(t, j)
+	name := filepath.Join(j.generation(), discardFile)
+	closeTest(t, j)
+	if err := errors.Join(os.Remove(name), os.Mkdir(name, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openDatabase(databaseOptions(filepath.Dir(name))); err == nil || !strings.Contains(err.Error(), discardFile) {
+		t.Errorf("the error is %v", err)
+	}
+	j = openTest(t, dir, Options{})
+	defer closeTest(t, j)
+	if got := snapshot(t, j); !slices.Equal(got["task"], holds["task"]) {
+		t.Errorf("the journal holds %v", got)
+	}
+}
+
 // A bit of CURRENT that flips makes it name other directories, or none: it is
 // noticed, and what it named before is not taken for the rest of a compaction.
 func TestDamagedCurrent(t *testing.T) {

@@ -50,6 +50,9 @@ func openDatabase(o badger.Options) (db *badger.DB, err error) {
 	if err := sweepEmpty(o.Dir); err != nil {
 		return nil, err
 	}
+	if err := makeDiscard(o.Dir); err != nil {
+		return nil, databaseError(err)
+	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -61,6 +64,27 @@ func openDatabase(o badger.Options) (db *badger.DB, err error) {
 		return nil, databaseError(err)
 	}
 	return db, nil
+}
+
+// discardFile is where badger counts what it may discard of its value log, which
+// is nothing here.
+const (
+	discardFile = "DISCARD"
+	discardSize = 1 << 20
+)
+
+// makeDiscard makes the file before badger does, which ends the process when it
+// cannot: on a full xfs even an empty file needs a block for its inode.
+func makeDiscard(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, discardFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() == 0 {
+		err = f.Truncate(discardSize) // which takes no blocks
+	}
+	return errors.Join(err, f.Close())
 }
 
 // panicError is the error of a panic inside badger.

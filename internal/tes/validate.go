@@ -31,10 +31,13 @@ func (t *Task) Validate(supported ...Parameter) (warnings []string, err error) {
 		}
 	}
 	v.executors(t.Executors)
-	t.Inputs = v.inputs(t.Inputs)
+	last := v.inputs(t.Inputs)
 	v.outputs(t.Outputs)
-	t.Volumes = v.volumes(t.Volumes, t.Inputs)
-	v.belowFiles(t)
+	v.volumes(t.Volumes)
+	if len(v.errs) == 0 { // else some paths are unusable
+		v.belowFiles(t, last)
+		onePerPath(t, last)
+	}
 	v.resources(&t.Resources, supported)
 	if len(v.errs) > 0 {
 		return v.warnings, v.errs
@@ -96,10 +99,9 @@ func (v *validator) executors(executors []Executor) {
 	}
 }
 
-// inputs checks the inputs and returns them with one for each path: of several,
-// the last.
-func (v *validator) inputs(inputs []Input) []Input {
-	last := map[string]int{}
+// inputs checks the inputs and says which is the last at each path.
+func (v *validator) inputs(inputs []Input) (last map[string]int) {
+	last = map[string]int{}
 	for i := range inputs {
 		in, field := &inputs[i], fmt.Sprintf("inputs[%d]", i)
 		v.fileType(field+".type", &in.Type)
@@ -113,51 +115,81 @@ func (v *validator) inputs(inputs []Input) []Input {
 		}
 		last[in.Path] = i
 	}
-	for i := range inputs {
-		v.notBelowFile(fmt.Sprintf("inputs[%d].path", i), path.Dir(inputs[i].Path), inputs, last)
-	}
-	if len(v.errs) > 0 {
-		return inputs // paths may be unusable as keys
-	}
-	kept := inputs[:0:0]
-	for i := range inputs {
-		if last[inputs[i].Path] == i {
-			kept = append(kept, inputs[i])
-		}
-	}
-	return kept
+	return last
 }
 
-// notBelowFile refuses a path in dir when dir, or a directory above it, is the
-// place of a FILE input; at says which input has which path.
-func (v *validator) notBelowFile(field, dir string, inputs []Input, at map[string]int) {
-	for ; dir != "/" && dir != "."; dir = path.Dir(dir) {
-		if i, ok := at[dir]; ok && inputs[i].Type == File {
-			v.errs.add(field, "must not be at or below %s, which is the path of a FILE, inputs[%d]", dir, i)
-			return
-		}
-	}
-}
-
-// belowFiles refuses outputs and streams below the place of a FILE input.
-func (v *validator) belowFiles(t *Task) {
-	if len(v.errs) > 0 {
-		return // paths may be unusable as keys
-	}
-	at := map[string]int{}
+// onePerPath leaves one input and one volume for each path: of several inputs,
+// the last.
+func onePerPath(t *Task, last map[string]int) {
+	var inputs []Input
 	for i, in := range t.Inputs {
-		at[in.Path] = i
+		if last[in.Path] == i {
+			inputs = append(inputs, in)
+		}
+	}
+	var volumes []string
+	seen := map[string]bool{}
+	for _, dir := range t.Volumes {
+		if !seen[dir] {
+			volumes = append(volumes, dir)
+		}
+		seen[dir] = true
+	}
+	t.Inputs, t.Volumes = inputs, volumes
+}
+
+// belowFiles refuses what is below the place of a file: of an input, or of an
+// executor's stream. At one there may be an output, or another stream, but no
+// directory. Of the inputs at a path only the last counts.
+func (v *validator) belowFiles(t *Task, last map[string]int) {
+	files := map[string]string{} // the field of each path
+	for dst, i := range last {
+		if t.Inputs[i].Type == File {
+			files[dst] = fmt.Sprintf("inputs[%d]", i)
+		}
+	}
+	streams := func(yield func(field, path string) bool) {
+		for i, e := range t.Executors {
+			if !yield(fmt.Sprintf("executors[%d].stdout", i), e.Stdout) || !yield(fmt.Sprintf("executors[%d].stderr", i), e.Stderr) {
+				return
+			}
+		}
+	}
+	for field, stream := range streams {
+		if _, ok := files[stream]; !ok && stream != "" {
+			files[stream] = field
+		}
+	}
+	refuse := func(field, dir string) {
+		for ; dir != "/" && dir != "."; dir = path.Dir(dir) {
+			if file, ok := files[dir]; ok {
+				v.errs.add(field, "must not be at or below %s, which is the path of a FILE, %s", dir, file)
+				return
+			}
+		}
+	}
+	for i, in := range t.Inputs {
+		if last[in.Path] != i {
+			continue
+		}
+		dir := in.Path
+		if in.Type == File {
+			dir = path.Dir(dir)
+		}
+		refuse(fmt.Sprintf("inputs[%d].path", i), dir)
 	}
 	for i, o := range t.Outputs {
 		dir := glob.Unescape(o.Path)
 		if o.Type != Directory {
 			dir = path.Dir(dir)
 		}
-		v.notBelowFile(fmt.Sprintf("outputs[%d].path", i), dir, t.Inputs, at)
+		refuse(fmt.Sprintf("outputs[%d].path", i), dir)
 	}
-	for i, e := range t.Executors {
-		v.notBelowFile(fmt.Sprintf("executors[%d].stdout", i), path.Dir(e.Stdout), t.Inputs, at)
-		v.notBelowFile(fmt.Sprintf("executors[%d].stderr", i), path.Dir(e.Stderr), t.Inputs, at)
+	for i, dir := range t.Volumes {
+		refuse(fmt.Sprintf("volumes[%d]", i), dir)
+	}
+	for field, stream := range streams {
+		refuse(field, path.Dir(stream))
 	}
 }
 
@@ -217,27 +249,13 @@ func (v *validator) outputs(outputs []Output) {
 	}
 }
 
-// volumes checks the volumes and returns them with each path once.
-func (v *validator) volumes(volumes []string, inputs []Input) []string {
-	at := map[string]int{}
-	for i, in := range inputs {
-		at[in.Path] = i
-	}
-	var kept []string
-	seen := map[string]bool{}
-	for i, dir := range volumes {
+func (v *validator) volumes(volumes []string) {
+	for i := range volumes {
 		field := fmt.Sprintf("volumes[%d]", i)
-		if !v.path(field, &dir, Directory) {
-			continue
+		if v.path(field, &volumes[i], Directory) {
+			v.place(field, volumes[i])
 		}
-		v.place(field, dir)
-		v.notBelowFile(field, dir, inputs, at)
-		if !seen[dir] {
-			kept = append(kept, dir)
-		}
-		seen[dir] = true
 	}
-	return kept
 }
 
 func (v *validator) resources(r *Resources, supported []Parameter) {
