@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"maps"
 	"os"
@@ -36,8 +39,55 @@ var tesStates = map[machine.State]tes.State{
 	machine.Canceled:      tes.Canceled,
 }
 
-// finalTask is the task document with what became of it. It is made from the
-// journal alone, so that it is the same whenever it is asked for.
+// writeFinal writes the task document with what became of it. It is made from the
+// journal alone, so that it is the same whenever it is asked for. The outputs, which
+// may be a million, are read from there as they are written.
+func writeFinal(w io.Writer, doc *tes.Task, head machine.Head, records iter.Seq2[machine.Record, error]) error {
+	final, err := finalTask(doc, head, records)
+	if err != nil {
+		return err
+	}
+	text, err := encodeTask(final)
+	if err != nil {
+		return err
+	}
+	place, err := encodeOutput(tes.OutputFileLog{})
+	if err != nil {
+		return err
+	}
+	// No string has a line break in JSON, so only the place of outputs looks like one.
+	pieces := bytes.Split(text, place)
+	out := bufio.NewWriterSize(w, 64<<10) // its errors stay until Flush
+	attempt := 0
+	for r, err := range records {
+		if err != nil {
+			return err
+		}
+		files, err := publishedBy(r)
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			if r.Attempt != attempt {
+				attempt = r.Attempt
+				_, _ = out.Write(pieces[0])
+				pieces = pieces[1:]
+			} else {
+				_, _ = out.WriteString(",\n" + outputIndent)
+			}
+			text, err := encodeOutput(f.OutputFileLog)
+			if err != nil {
+				return err
+			}
+			_, _ = out.Write(text)
+		}
+	}
+	_, _ = out.Write(bytes.Join(pieces, place))
+	return out.Flush()
+}
+
+// finalTask is the document without its outputs: in place of those of an attempt that
+// has any there is an empty one.
 func finalTask(doc *tes.Task, head machine.Head, records iter.Seq2[machine.Record, error]) (*tes.Task, error) {
 	final := *doc
 	final.State = tesStates[head.State]
@@ -52,6 +102,22 @@ func finalTask(doc *tes.Task, head machine.Head, records iter.Seq2[machine.Recor
 		final.Logs = append(final.Logs, a.taskLog(doc))
 	}
 	return &final, nil
+}
+
+// publishedBy returns the outputs of which a record says that they are published.
+func publishedBy(r machine.Record) ([]upload.Published, error) {
+	if r.Kind != machine.KindDone {
+		return nil, nil
+	}
+	var fact struct {
+		What string `json:"what"`
+		batch.Files[upload.Published]
+	}
+	err := json.Unmarshal(r.Detail, &fact)
+	if err != nil || fact.What != upload.WhatOutputs {
+		return nil, err
+	}
+	return fact.Files.Files, nil
 }
 
 // opening is what the journal keeps of the circumstances of an attempt: by the
@@ -81,7 +147,8 @@ type account struct {
 	entered    time.Time // the present state
 	seconds    map[machine.State]float64
 	executors  []run.Result
-	outputs    []tes.OutputFileLog
+	published  bool // there are outputs
+	bytesOut   int64
 	images     map[string]imagecheck.Image // by reference, as they came last
 	bytesIn    int64
 	system     []string
@@ -204,12 +271,13 @@ func (a *account) done(r machine.Record) error {
 			a.bytesIn += f.Bytes
 		}
 	case upload.WhatOutputs:
-		var published batch.Files[upload.Published]
-		if err := json.Unmarshal(r.Detail, &published); err != nil {
+		files, err := publishedBy(r)
+		if err != nil {
 			return err
 		}
-		for _, f := range published.Files {
-			a.outputs = append(a.outputs, f.OutputFileLog)
+		for _, f := range files {
+			a.published = true
+			a.bytesOut += f.SizeBytes
 		}
 	}
 	return nil
@@ -230,15 +298,18 @@ func (a *account) said(reason string) bool {
 
 func (a *account) taskLog(doc *tes.Task) tes.TaskLog {
 	log := tes.TaskLog{
-		StartTime: a.start, EndTime: a.end, Outputs: a.outputs, SystemLogs: a.system,
+		StartTime: a.start, EndTime: a.end, SystemLogs: a.system,
 		Metadata: map[string]string{
 			"deckhand.bytes_in":  strconv.FormatInt(a.bytesIn, 10),
-			"deckhand.bytes_out": strconv.FormatInt(sum(a.outputs), 10),
+			"deckhand.bytes_out": strconv.FormatInt(a.bytesOut, 10),
 			"deckhand.resumed":   strconv.Itoa(a.resumed),
 
 			"deckhand.removed":     strconv.Itoa(a.removed),
 			"deckhand.bytes_freed": strconv.FormatInt(a.bytesFreed, 10),
 		},
+	}
+	if a.published {
+		log.Outputs = make([]tes.OutputFileLog, 1)
 	}
 	maps.Copy(log.Metadata, a.Metadata)
 	slices.SortStableFunc(a.executors, func(x, y run.Result) int { return x.Executor - y.Executor })
@@ -287,13 +358,6 @@ func pulls(images map[string]imagecheck.Image) string {
 	return word
 }
 
-func sum(outputs []tes.OutputFileLog) (bytes int64) {
-	for _, o := range outputs {
-		bytes += o.SizeBytes
-	}
-	return bytes
-}
-
 func hostname() string {
 	name, err := os.Hostname()
 	if err != nil {
@@ -305,13 +369,29 @@ func hostname() string {
 // encodeTask is the final document's text.
 func encodeTask(t *tes.Task) ([]byte, error) {
 	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(t); err != nil {
+	if err := resultEncoder(&b, "").Encode(t); err != nil {
 		return nil, fmt.Errorf("cannot encode the result: %w", err)
 	}
 	return b.Bytes(), nil
+}
+
+// outputIndent stands before an output in the document.
+const outputIndent = "        "
+
+// encodeOutput is the text of one output in the document.
+func encodeOutput(o tes.OutputFileLog) ([]byte, error) {
+	var b bytes.Buffer
+	if err := resultEncoder(&b, outputIndent).Encode(o); err != nil {
+		return nil, fmt.Errorf("cannot encode output %s: %w", o.Path, err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+func resultEncoder(w io.Writer, prefix string) *json.Encoder {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent(prefix, "  ")
+	return enc
 }
 
 // checkResult refuses, before anything runs, a place that a result cannot be
@@ -337,9 +417,13 @@ func checkResult(name string) error {
 
 // replaceFile writes a whole file or leaves the old one. A file that is no
 // regular one (a pipe, /dev/stderr) is written as it is.
-func replaceFile(name string, data []byte) error {
+func replaceFile(name string, write func(io.Writer) error) error {
 	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
-		return os.WriteFile(name, data, 0o644)
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
 	}
-	return node.ReplaceFile(name, data, 0o644)
+	return node.ReplaceFileBy(name, 0o644, write)
 }

@@ -80,12 +80,11 @@ func (a *app) connect(ctx context.Context) (*engine.Docker, error) {
 }
 
 // writeTo writes a whole file or nothing; "-" is standard output.
-func (a *app) writeTo(name string, data []byte) error {
+func (a *app) writeTo(name string, write func(io.Writer) error) error {
 	if name == "-" {
-		_, err := a.stdout.Write(data)
-		return err
+		return write(a.stdout)
 	}
-	if err := replaceFile(name, data); err != nil {
+	if err := replaceFile(name, write); err != nil {
 		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	return nil

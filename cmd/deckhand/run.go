@@ -209,19 +209,7 @@ func (a *app) report(d *document, o runOptions, head machine.Head, records iter.
 	if o.result == "" || head.State == machine.Interrupted {
 		return nil
 	}
-	final, err := finalTask(d.task, head, records)
-	if err != nil {
-		return err
-	}
-	return a.writeResult(o.result, final)
-}
-
-func (a *app) writeResult(name string, t *tes.Task) error {
-	text, err := encodeTask(t)
-	if err != nil {
-		return err
-	}
-	return a.writeTo(name, text)
+	return a.writeTo(o.result, func(w io.Writer) error { return writeFinal(w, d.task, head, records) })
 }
 
 // unstarted ends a run that could not bring its attempt to an end. A front end
@@ -239,7 +227,14 @@ func (a *app) unstarted(d *document, o runOptions, err error) error {
 		StartTime: now, EndTime: now, SystemLogs: []string{message(err)},
 		Metadata: map[string]string{"host": hostname()},
 	}}
-	if writeErr := a.writeResult(o.result, &final); writeErr != nil {
+	text, writeErr := encodeTask(&final)
+	if writeErr == nil {
+		writeErr = a.writeTo(o.result, func(w io.Writer) error {
+			_, err := w.Write(text)
+			return err
+		})
+	}
+	if writeErr != nil {
 		a.log.Error("cannot write the result", "error", writeErr)
 	}
 	return err

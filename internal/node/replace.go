@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,6 +23,15 @@ const NewSuffix = ".deckhand-new"
 // what a killed process has left is taken up by whoever writes the same file
 // next. Several processes may write one file; each of them writes it whole.
 func ReplaceFile(name string, data []byte, mode fs.FileMode) error {
+	return ReplaceFileBy(name, mode, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// ReplaceFileBy is ReplaceFile with content that need not be in memory: after an error of
+// write the file is as it was.
+func ReplaceFileBy(name string, mode fs.FileMode, write func(io.Writer) error) error {
 	if info, err := os.Stat(name); err == nil {
 		mode = info.Mode().Perm()
 	}
@@ -34,7 +44,7 @@ func ReplaceFile(name string, data []byte, mode fs.FileMode) error {
 	defer func() { _ = f.Close() }()
 	err = f.Truncate(0)
 	if err == nil {
-		_, err = f.Write(data)
+		err = write(f)
 	}
 	if err == nil {
 		err = f.Chmod(mode)

@@ -128,7 +128,7 @@ func seen(tree *Tree, p string) string {
 	case err != nil:
 		return "nothing"
 	case info.IsDir():
-		entries, err := tree.Reader(1000).ReadDir(p)
+		entries, err := list(tree.Reader(1000).ReadDir(p))
 		return listing(entries, err)
 	}
 	f, _, err := tree.OpenFile(p)

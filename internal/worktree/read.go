@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"slices"
 	"strings"
@@ -76,58 +77,82 @@ func (e *Entry) Type() fs.FileMode { return e.mode.Type() }
 // Info implements fs.DirEntry; it tells nothing.
 func (e *Entry) Info() (fs.FileInfo, error) { return nil, errors.ErrUnsupported }
 
-// ReadDir lists a directory, following links inside the tree, sorted by name.
-func (r *Reader) ReadDir(container string) ([]fs.DirEntry, error) {
-	physical, _, err := r.Resolve(container)
-	if err != nil {
-		return nil, err
+// ReadDir lists a directory, following links inside the tree.
+func (r *Reader) ReadDir(container string) iter.Seq2[fs.DirEntry, error] {
+	return func(yield func(fs.DirEntry, error) bool) {
+		physical, _, err := r.Resolve(container)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for e, err := range r.List(physical) {
+			if !yield(&e, err) {
+				return
+			}
+		}
 	}
-	entries, err := r.List(physical)
-	list := make([]fs.DirEntry, len(entries))
-	for i := range entries {
-		list[i] = &entries[i]
-	}
-	return list, err
 }
 
-// listed is how many names are read at a time.
+// listed is how many entries of a directory are in memory at a time; fewer come in the
+// order of their names.
 const listed = 1024
 
-// List lists a directory in whose container path there are no links, sorted by
-// name.
-func (r *Reader) List(physical string) ([]Entry, error) {
-	// Without O_DIRECTORY a FIFO would be waited for.
-	dir, err := r.tree.open(physical, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, err
+// List lists a directory in whose container path there are no links. It ends after
+// the first error.
+func (r *Reader) List(physical string) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		// Without O_DIRECTORY a FIFO would be waited for.
+		dir, err := r.tree.open(physical, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		defer func() { _ = dir.Close() }() // read-only
+		for more := true; more; {
+			var entries []Entry
+			if entries, more, err = r.some(dir, physical); err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			if !more {
+				_ = dir.Close() // directories may be nested deeper than files may be open
+			}
+			for _, e := range entries {
+				if !yield(e, nil) {
+					return
+				}
+			}
+		}
 	}
-	defer func() { _ = dir.Close() }() // read-only
-	var all []Entry
-	for {
-		names, err := dir.Readdirnames(listed)
-		if errors.Is(err, io.EOF) {
-			break
+}
+
+// some reads entries of an open directory and says whether there may be more.
+func (r *Reader) some(dir *os.File, physical string) (entries []Entry, more bool, err error) {
+	for len(entries) < listed {
+		names, err := dir.Readdirnames(listed - len(entries))
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, false, err
 		}
 		if err != nil {
-			return nil, err
+			slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.name, b.name) })
+			return entries, false, nil
 		}
 		for _, name := range names {
 			r.entries--
 			if r.bytes -= len(physical) + 1 + len(name); r.entries < 0 || r.bytes < 0 {
-				return nil, fmt.Errorf("cannot list %.200s: %w", physical, ErrTooMuch)
+				return nil, false, fmt.Errorf("cannot list %.200s: %w", physical, ErrTooMuch)
 			}
 			e, err := r.entry(dir, physical, name)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
 			if err != nil {
-				return nil, fmt.Errorf("cannot look at %.200s in %.200s: %w", name, physical, err)
+				return nil, false, fmt.Errorf("cannot look at %.200s in %.200s: %w", name, physical, err)
 			}
-			all = append(all, e)
+			entries = append(entries, e)
 		}
 	}
-	slices.SortFunc(all, func(a, b Entry) int { return strings.Compare(a.name, b.name) })
-	return all, nil
+	return entries, true, nil
 }
 
 // entry looks at one entry of an open directory. In place of a mount there is

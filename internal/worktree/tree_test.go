@@ -118,7 +118,7 @@ func TestReadDir(t *testing.T) {
 	for path, want := range map[string]string{
 		"/data/dir": "deep", "/data/directory": "deep", "/": "data etc out root", "/etc": "0", "/data/slash/root": "x", "/out": "",
 	} {
-		entries, err := tree.Reader(1000).ReadDir(path)
+		entries, err := list(tree.Reader(1000).ReadDir(path))
 		var names []string
 		for _, e := range entries {
 			names = append(names, e.Name())
@@ -128,7 +128,7 @@ func TestReadDir(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/none", "/data/leak", "/data/file", "/data/fifo", "/data/loop"} {
-		if entries, err := tree.Reader(1000).ReadDir(path); err == nil {
+		if entries, err := list(tree.Reader(1000).ReadDir(path)); err == nil {
 			t.Errorf("%s holds %v", path, entries)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -57,40 +58,26 @@ func (s *numbered) look() {
 	s.heap.Store(max(s.heap.Load(), m.HeapAlloc))
 }
 
-// sieve is a journal that keeps nothing of what is appended. It has records, made as they are
-// read, that say that so many files of a numbered storage are staged.
-type sieve struct {
-	staged int64
-	head   machine.Head
-}
-
-func (j *sieve) Append(_ context.Context, e machine.Entry) (machine.Head, error) {
-	seq := j.head.Seq
-	j.head = e.Head
-	j.head.Seq = seq + 1
-	return j.head, nil
-}
-
-func (j *sieve) Head(string) (machine.Head, bool, error) { return j.head, j.head.Task != "", nil }
-func (j *sieve) Node() (machine.Node, error)             { return machine.Node{}, nil }
-
-func (j *sieve) Records(string) iter.Seq2[machine.Record, error] {
-	return func(yield func(machine.Record, error) bool) {
-		const together = 400
-		for i := int64(0); i < j.staged; i += together {
-			var b struct {
-				batch.Files[File]
-				Step machine.State `json:"step"`
-				What string        `json:"what"`
-				Name string        `json:"name"`
-			}
-			b.Step, b.What = machine.Scrub, WhatInputs
-			for k := i; k < min(i+together, j.staged); k++ {
-				b.Files.Files = append(b.Files.Files, File{"/in/" + new(numbered).object(k).Name, 1 << 10})
-			}
-			raw, err := json.Marshal(b)
-			if !yield(machine.Record{Kind: machine.KindDone, Attempt: j.head.Attempt, Seq: uint64(i) + 1, Detail: raw, Time: time.Now()}, err) {
-				return
+// staged makes the records that say that so many files of a numbered storage are staged.
+func staged(files int64) func(attempt int) iter.Seq2[machine.Record, error] {
+	return func(attempt int) iter.Seq2[machine.Record, error] {
+		return func(yield func(machine.Record, error) bool) {
+			const together = 400
+			for i := int64(0); i < files; i += together {
+				var b struct {
+					batch.Files[File]
+					Step machine.State `json:"step"`
+					What string        `json:"what"`
+					Name string        `json:"name"`
+				}
+				b.Step, b.What = machine.Scrub, WhatInputs
+				for k := i; k < min(i+together, files); k++ {
+					b.Files.Files = append(b.Files.Files, File{"/in/" + new(numbered).object(k).Name, 1 << 10})
+				}
+				raw, err := json.Marshal(b)
+				if !yield(machine.Record{Kind: machine.KindDone, Attempt: attempt, Seq: uint64(i) + 1, Detail: raw, Time: time.Now()}, err) {
+					return
+				}
 			}
 		}
 	}
@@ -98,12 +85,12 @@ func (j *sieve) Records(string) iter.Seq2[machine.Record, error] {
 
 // heapOf stages so many files, as many of which are journaled as staged and yet not in place,
 // and returns the most that was reachable meanwhile, in bytes.
-func heapOf(t testing.TB, files, staged int64) uint64 {
+func heapOf(t testing.TB, files, there int64) uint64 {
 	t.Helper()
 	f := newFixture(t, tes.Input{Path: "/in", URL: "s3://some-bucket/and/a/prefix", Type: tes.Directory})
 	source := &numbered{Storage: f.step.Storage, files: files}
 	f.step.Storage = source
-	notes, err := machine.NodeNotes(&sieve{staged: staged})
+	notes, err := machine.NodeNotes(&journaltest.Sieve{Past: staged(there)})
 	if err != nil {
 		t.Fatal(err)
 	}

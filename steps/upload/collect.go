@@ -236,14 +236,13 @@ func (f *finder) directory(p place) error {
 			return nil
 		}
 	}
-	entries, err := f.reader.List(p.physical)
-	if errors.Is(err, worktree.ErrTooMuch) {
-		return err
-	}
-	if err != nil {
-		return machine.Faultf(machine.NodeFault, "cannot list output %s: %w", p.path, err)
-	}
-	for _, e := range entries {
+	for e, err := range f.reader.List(p.physical) {
+		if errors.Is(err, worktree.ErrTooMuch) {
+			return err
+		}
+		if err != nil {
+			return machine.Faultf(machine.NodeFault, "cannot list output %s: %w", p.path, err)
+		}
 		child := p.in(e.Name())
 		if e.Type()&fs.ModeSymlink != 0 {
 			err = f.follow(child, "")

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"iter"
 	"path"
-	"slices"
 	"strings"
 	"syscall"
 )
@@ -17,11 +16,12 @@ type Directories interface {
 	// symbolic links is its own affair. It must not wait when dir is no
 	// directory (a FIFO), and it is where a caller ends an expansion that takes
 	// too long: links that lead back up can make one endless for all that matters.
-	ReadDir(dir string) ([]fs.DirEntry, error)
+	// It ends after the first error.
+	ReadDir(dir string) iter.Seq2[fs.DirEntry, error]
 }
 
 // Expand yields the absolute paths that an absolute pattern matches, in the
-// order of their names. Only directories that can hold a match are read. One
+// order in which directories are listed. Only directories that can hold a match are read. One
 // that does not exist, or is no directory, holds none; any other error is
 // yielded, and the expansion ends with it.
 func Expand(d Directories, pattern string) iter.Seq2[string, error] {
@@ -48,17 +48,14 @@ func expand(d Directories, dir string, components []component, yield func(string
 		}
 		dir, components = path.Join(dir, name), components[1:]
 	}
-	entries, err := d.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
-		return true
-	case err != nil:
-		yield("", fmt.Errorf("cannot look for outputs in %s: %w", dir, err))
-		return false
-	}
-	entries = slices.Clone(entries)
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	for _, e := range entries {
+	for e, err := range d.ReadDir(dir) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
+			return true
+		case err != nil:
+			yield("", fmt.Errorf("cannot look for outputs in %s: %w", dir, err))
+			return false
+		}
 		if !components[0].match(e.Name()) {
 			continue
 		}

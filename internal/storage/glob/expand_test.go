@@ -1,8 +1,10 @@
 package glob
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -20,14 +22,20 @@ type tree struct {
 	fail map[string]error
 }
 
-func (d *tree) ReadDir(dir string) ([]fs.DirEntry, error) {
-	d.read = append(d.read, dir)
-	if err := d.fail[dir]; err != nil {
-		return nil, err
+func (d *tree) ReadDir(dir string) iter.Seq2[fs.DirEntry, error] {
+	return func(yield func(fs.DirEntry, error) bool) {
+		d.read = append(d.read, dir)
+		entries, err := os.ReadDir(filepath.Join(d.root, dir))
+		if err = cmp.Or(d.fail[dir], err); err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, e := range entries {
+			if !yield(e, nil) {
+				return
+			}
+		}
 	}
-	entries, err := os.ReadDir(filepath.Join(d.root, dir))
-	slices.Reverse(entries) // a directory has no order
-	return entries, err
 }
 
 func newTree(t testing.TB, files ...string) *tree {
