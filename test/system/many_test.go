@@ -1,10 +1,14 @@
 package system
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -13,12 +17,23 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
+// manyFiles is how many files are many: DECKHAND_TEST_FILES, or 10,000.
+func manyFiles(t *testing.T) int {
+	t.Helper()
+	text := cmp.Or(os.Getenv("DECKHAND_TEST_FILES"), "10000")
+	files, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("DECKHAND_TEST_FILES: %v", err)
+	}
+	return files
+}
+
 // Of many outputs whose upload is killed half-way, those are sent again that
-// the journal does not have, and it takes few records for them.
+// the journal does not have, and it takes few records for them, and for as many inputs.
 func TestManyOutputs(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
-	const files = 10_000
+	files := manyFiles(t)
 	var mu sync.Mutex
 	sent := map[string]int{}
 	half := make(chan struct{})
@@ -38,8 +53,17 @@ func TestManyOutputs(t *testing.T) {
 	}))
 	defer server.Close()
 	image := w.Image(t, "a", rig.Spec{Marker: "outputs"}).Tag
+	source := filepath.Join(w.Dir, "source")
+	for i := range files {
+		name := filepath.Join(source, fmt.Sprint(i%100), fmt.Sprint(i))
+		if i < 100 {
+			must(t, os.MkdirAll(filepath.Dir(name), 0o755))
+		}
+		must(t, os.WriteFile(name, []byte("x"), 0o644))
+	}
 	task := tes.Task{
 		ID:      "many",
+		Inputs:  []tes.Input{{URL: source, Path: "/in", Type: tes.Directory}},
 		Outputs: []tes.Output{{URL: server.URL, Path: "/out/*/*", PathPrefix: "/out"}},
 		Executors: []tes.Executor{Sh(image, fmt.Sprintf(
 			"i=0; while [ $i -lt %d ]; do d=/out/$((i %% 100)); [ -d $d ] || mkdir -p $d; echo $i > $d/$i; i=$((i + 1)); done", files))},
@@ -80,16 +104,22 @@ func TestManyOutputs(t *testing.T) {
 	if len(sent) != files || published == 0 || again != before-published {
 		t.Errorf("%d of %d files were sent, %d of them twice; before the kill %d were, and %d journaled", len(sent), files, again, before, published)
 	}
-	records, bytes := 0, 0
+	type sum struct{ records, bytes int }
+	told := map[string]sum{}
 	for _, line := range strings.Split(w.Deckhand(t, "journal", "inspect", "many", "--json").Stdout, "\n") {
-		if strings.Contains(line, `"outputs"`) {
-			records++
-			bytes += len(line)
+		for _, what := range []string{"inputs", "outputs"} {
+			if strings.Contains(line, fmt.Sprintf(`"what":%q`, what)) {
+				told[what] = sum{told[what].records + 1, told[what].bytes + len(line)}
+			}
 		}
 	}
-	t.Logf("%d files were sent twice; %d records with %d bytes tell of all", again, records, bytes)
-	if records > files/100 {
-		t.Errorf("%d records tell of %d files", records, files)
+	t.Logf("%d files were sent twice", again)
+	for what, bytes := range map[string]int{"inputs": 64, "outputs": 300} {
+		got := told[what]
+		t.Logf("%d records with %d bytes tell of %d %s", got.records, got.bytes, files, what)
+		if got.records == 0 || got.records > files/100 || got.bytes > bytes*files {
+			t.Errorf("%d records with %d bytes tell of %d %s", got.records, got.bytes, files, what)
+		}
 	}
 	w.Clean(t)
 }
