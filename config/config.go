@@ -87,7 +87,7 @@ type Run struct {
 	MaxAttempts     int
 	StopGrace       time.Duration
 	TimeLimit       time.Duration // 0 for no limit
-	CgroupParent    string        // empty for Docker's own
+	CgroupParent    string        // empty for Docker's own, auto for the job's
 	User            string        // image, caller
 	ClearEntrypoint bool
 	ShellCommands   bool

@@ -25,7 +25,7 @@ func setup(t *testing.T) string {
 	for _, pair := range os.Environ() {
 		name, _, _ := strings.Cut(pair, "=")
 		if strings.HasPrefix(name, prefix) || slices.Contains([]string{"XDG_CONFIG_HOME", "AZ_BATCH_NODE_SHARED_DIR", "STATE_DIRECTORY", "DOCKER_HOST",
-			"SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}, name) {
+			"SLURM_JOB_ID", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}, name) {
 			t.Setenv(name, "") // restored in the end
 			os.Unsetenv(name)
 		}
@@ -128,7 +128,7 @@ var samples = map[string][3]string{
 	"run.max_attempts":      {"1", "2", "4"},
 	"run.stop_grace":        {"1s", "2s", "3s"},
 	"run.time_limit":        {"1h", "2h", "3h"},
-	"run.cgroup_parent":     {"/a", "/b", "/c"},
+	"run.cgroup_parent":     {"/a", "b.slice", "auto"},
 	"run.user":              {"caller", "image", "caller"},
 	"run.clear_entrypoint":  {"true", "false", "true"},
 	"run.shell_commands":    {"true", "false", "true"},
@@ -300,6 +300,7 @@ func TestRefusals(t *testing.T) {
 		{name: "devices elsewhere", file: "run: {devices: /etc/passwd}", want: []string{"run.devices", "paths in /dev"}},
 		{name: "devices that climb", file: "run: {devices: '/dev/fuse,/dev/../etc/passwd'}", want: []string{"run.devices"}},
 		{name: "no device between commas", file: "run: {devices: '/dev/fuse,,/dev/kfd'}", want: []string{"run.devices"}},
+		{name: "relative cgroup", file: "run: {cgroup_parent: batch}", want: []string{"run.cgroup_parent", "auto", "none"}},
 		{name: "docker host inherited", env: map[string]string{"DOCKER_HOST": "ssh://me@there"}, want: []string{"docker.host", "environment DOCKER_HOST"}},
 		{name: "secret in a refused value", args: []string{"--docker-host", "ftp://me:hunter2@there"}, want: []string{"docker.host"}},
 		{name: "unknown variable", env: map[string]string{"DECKHAND_RUN_MAX_ATTEMPT": "3"}, want: []string{"DECKHAND_RUN_MAX_ATTEMPT ", "did you mean DECKHAND_RUN_MAX_ATTEMPTS?"}},
@@ -372,6 +373,28 @@ func TestGPUs(t *testing.T) {
 	check("3", "environment SLURM_STEP_GPUS")
 	write(t, systemFile, "run: {gpus: 1}")
 	check("1", "file "+systemFile)
+}
+
+// Without a value the containers go below the job's group where Slurm has started
+// the process, and only there.
+func TestCgroupParent(t *testing.T) {
+	setup(t)
+	for _, test := range []struct{ job, file, want string }{
+		{"", "", ""},
+		{"7", "", "auto"},
+		{"7", "run: {cgroup_parent: none}", ""},
+		{"7", "run: {cgroup_parent: /site}", "/site"},
+	} {
+		t.Setenv("SLURM_JOB_ID", test.job)
+		write(t, systemFile, test.file)
+		l, err := load(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := l.Run.CgroupParent; got != test.want {
+			t.Errorf("job %q, file %q: %q, want %q", test.job, test.file, got, test.want)
+		}
+	}
 }
 
 func TestRoot(t *testing.T) {

@@ -104,9 +104,9 @@ var keys = []key{
 	{name: "run.time_limit", fallback: "none",
 		kind: durationOrNone(func(c *Config) *time.Duration { return &c.Run.TimeLimit }),
 		doc:  "Longest time that the executors of a task may take together."},
-	{name: "run.cgroup_parent", fallback: "",
-		kind: text(func(c *Config) *string { return &c.Run.CgroupParent }),
-		doc:  "Parent cgroup of the task's containers, so that a batch engine's limits bind them. Empty: Docker's own."},
+	{name: "run.cgroup_parent", fallback: "none", inherit: inheritCgroupParent,
+		kind: cgroupParent(func(c *Config) *string { return &c.Run.CgroupParent }),
+		doc:  "Parent cgroup of the task's containers, so that a batch engine's limits bind them. `auto`: that of the job, where Docker can take it, else a warning. `none`: Docker's own. Without a value: `auto` where `$SLURM_JOB_ID` is set, then the default."},
 	{name: "run.user", fallback: "image",
 		kind: oneOf(func(c *Config) *string { return &c.Run.User }, "image", "caller"),
 		doc:  "Who executors run as: the user that their image names, or the user and group that deckhand runs as."},
@@ -209,6 +209,15 @@ func inheritGPUs() (string, string) {
 		}
 	}
 	return "", ""
+}
+
+// inheritCgroupParent asks whether an engine that puts its jobs into control groups
+// has started this process.
+func inheritCgroupParent() (string, string) {
+	if os.Getenv("SLURM_JOB_ID") == "" {
+		return "", ""
+	}
+	return "auto", "SLURM_JOB_ID"
 }
 
 func inheritDockerHost() (string, string) {

@@ -49,6 +49,19 @@ func path(field func(*Config) *string) kind {
 	}}
 }
 
+// cgroupParent is a name that Docker's cgroupfs driver takes, or its systemd driver.
+func cgroupParent(field func(*Config) *string) kind {
+	k := kind{"", "cgroup", func(c *Config, s string) error {
+		absolute := filepath.IsAbs(s) && filepath.Clean(s) == s && s != "/"
+		if s != "auto" && !absolute && !strings.HasSuffix(s, ".slice") {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+	return orNone(k, "auto, an absolute path, the name of a slice", func(c *Config) { *field(c) = "" })
+}
+
 func gpus(field func(*Config) *string) kind {
 	allowed := regexp.MustCompile(`^[^,\s]+(,[^,\s]+)*$`) // whatever their driver names them
 	return kind{"all, none, or the numbers or UUIDs of GPUs with commas between", "gpus", func(c *Config, s string) error {

@@ -170,6 +170,7 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 	if err := s.rollBackOther(ctx, d.id, "rolled back for task "+d.id); err != nil {
 		return machine.Head{}, err
 	}
+	s.bounds = s.limits(ctx)
 	m, err := s.machine(d.id, d.task)
 	if err != nil {
 		return machine.Head{}, err

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -41,6 +40,7 @@ type session struct {
 	docker  docker
 	boot    string
 	meter   *progress.Meter
+	bounds  run.Limits                   // of the containers of the task that is run
 	partial []helper.File                // what was removed when the root was taken
 	head    atomic.Pointer[machine.Head] // of the task that is being worked on
 }
@@ -70,10 +70,11 @@ func (a *app) enter(ctx context.Context, task, document string, take func(contex
 	if err := a.checkRoot(); err != nil {
 		return nil, err
 	}
-	docker, err := a.connect(ctx)
+	client, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
+	docker := grouped{client, a.log}
 	if err := node.PrepareRoot(a.conf.Root); err != nil {
 		return nil, errors.Join(err, docker.Close())
 	}
@@ -272,7 +273,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	containers := &run.Containers{
 		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Bin: s.app.binDir(), Tree: tree,
 		User: containerUser(conf.Run.User), ClearEntrypoint: conf.Run.ClearEntrypoint, ShellCommands: conf.Run.ShellCommands,
-		Grants: s.app.grants(), Limits: run.Limits{CPUs: runtime.NumCPU(), CgroupParent: conf.Run.CgroupParent},
+		Grants: s.app.grants(), Limits: s.bounds,
 		Hardening: hardening(conf.Run),
 	}
 	inputs := &download.Step{Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log}

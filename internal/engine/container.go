@@ -124,6 +124,8 @@ type Container struct {
 	ResolvConf string
 	// Network is Docker's network mode, as the engine has understood it.
 	Network string
+	// CgroupParent is what its Spec said.
+	CgroupParent string
 }
 
 // shortLog keeps the end of what a container writes to Docker, so that no
@@ -247,6 +249,7 @@ func (d *Docker) inspect(ctx context.Context, nameOrID string) (Container, error
 	}
 	if i.HostConfig != nil {
 		c.Network = string(i.HostConfig.NetworkMode)
+		c.CgroupParent = i.HostConfig.CgroupParent
 	}
 	for _, m := range i.Mounts {
 		if m.Type == mount.TypeBind {

@@ -27,6 +27,8 @@ const (
 	LabelTask     = "deckhand.task"     // id of the task
 	LabelAttempt  = "deckhand.attempt"  // number of the attempt
 	LabelExecutor = "deckhand.executor" // index of the executor
+	// LabelCgroup is on a container below the group of a batch engine's job: that group.
+	LabelCgroup = "deckhand.cgroup"
 )
 
 // RootPrefix begins the name of every container and volume that is made for the

@@ -59,7 +59,8 @@ const (
 // Limits are the node's own bounds on a container.
 type Limits struct {
 	CPUs         int    // that this process may use; no container gets more
-	CgroupParent string // so that the engine's limits bind the container; may be empty
+	CgroupParent string // of the site, empty for Docker's own
+	JobCgroup    string // of the batch engine's job, in place of the site's; may be empty
 }
 
 // Hardening is what keeps a task's containers from the node. The zero value
@@ -180,6 +181,9 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 		Name: name, Image: img.ID, Command: e.Command, Env: e.Env, Workdir: e.Workdir, User: c.User, Labels: labels,
 		CPUs: c.Task.Resources.CPUCores, MemoryBytes: c.Task.Resources.RAMBytes(), PidsLimit: c.Hardening.PidsLimit,
 		CgroupParent: c.Limits.CgroupParent, NoNewPrivileges: c.Hardening.NoNewPrivileges, CapAdd: c.Hardening.CapAdd, CapDrop: c.Hardening.CapDrop,
+	}
+	if c.Limits.JobCgroup != "" {
+		s.CgroupParent, labels[engine.LabelCgroup] = c.Limits.JobCgroup, c.Limits.JobCgroup
 	}
 	if c.Limits.CPUs > 0 {
 		s.CPUs = min(s.CPUs, float64(c.Limits.CPUs))

@@ -135,7 +135,7 @@ func TestSpec(t *testing.T) {
 		Executors: []tes.Executor{{}, {Command: []string{"a", ""}, Env: map[string]string{"K": "v"}, Workdir: "/w"}},
 	})
 	f.containers.Hardening = Hardening{NoNewPrivileges: true, PidsLimit: 7, CapAdd: []string{"SYS_NICE"}, CapDrop: []string{"NET_RAW"}}
-	f.containers.Limits = Limits{CPUs: 4, CgroupParent: "/engine/job"}
+	f.containers.Limits = Limits{CPUs: 4, CgroupParent: "/site", JobCgroup: "/engine/job"}
 	got := f.create(t, 1, engine.Image{ID: "sha256:1", Entrypoint: []string{"entry"}, Volumes: []string{"/own/", "/vol", "/more"}})
 	withoutOwnDir(t, &got)
 	got.Mounts = slices.DeleteFunc(got.Mounts, func(m engine.Mount) bool { return strings.HasPrefix(m.Target, "/.deckhand/") })
@@ -145,7 +145,7 @@ func TestSpec(t *testing.T) {
 		Entrypoint: []string{execTarget},
 		Command:    []string{StdioCommand, "", failedTarget, "", ringMark + stdoutTarget, ringMark + stderrTarget, "entry", "a", ""},
 		Labels: map[string]string{
-			"deckhand.root": "r", "deckhand.task": "a/b", "deckhand.attempt": "2", "deckhand.executor": "1",
+			"deckhand.root": "r", "deckhand.task": "a/b", "deckhand.attempt": "2", "deckhand.executor": "1", "deckhand.cgroup": "/engine/job",
 		},
 		Mounts: []engine.Mount{
 			{Kind: engine.BindMount, Source: f.dir + "/dirs/0", Target: "/vol"},

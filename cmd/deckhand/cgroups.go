@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"strings"
+
+	"github.com/deckhand/deckhand/internal/cgroup"
+	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/steps/run"
+)
+
+// limits are the node's bounds on the containers of a task.
+func (s *session) limits(ctx context.Context) run.Limits {
+	conf := s.app.conf
+	l := run.Limits{CPUs: runtime.NumCPU()}
+	if conf.Run.CgroupParent != "auto" {
+		l.CgroupParent = conf.Run.CgroupParent
+		return l
+	}
+	job, err := func() (string, error) {
+		if !strings.HasPrefix(conf.Docker.Host, "unix://") {
+			return "", errors.New("the Docker Engine is on another machine")
+		}
+		info, err := s.docker.Info(ctx)
+		if err != nil {
+			return "", err
+		}
+		return cgroup.Host{}.Parent(info.CgroupDriver, info.CgroupVersion)
+	}()
+	if err != nil {
+		s.app.log.Warn("the limits of the job do not hold for the containers of the task", "reason", err)
+		return l
+	}
+	l.JobCgroup = job
+	return l
+}
+
+// grouped is an engine whose containers leave no control group of a job behind.
+type grouped struct {
+	*engine.Docker
+	log *slog.Logger
+}
+
+// Remove removes a container, and then what is empty of the job's group.
+func (g grouped) Remove(ctx context.Context, id string) error {
+	c, err := g.Container(ctx, id)
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := g.Docker.Remove(ctx, id); err != nil {
+		return err
+	}
+	// A label alone may come from the image.
+	if job := c.Labels[engine.LabelCgroup]; job != "" && job == c.CgroupParent {
+		if err := (cgroup.Host{}).Prune(job); err != nil {
+			g.log.Warn("cannot remove the empty control groups of a container", "container", c.Name, "error", err)
+		}
+	}
+	return nil
+}
