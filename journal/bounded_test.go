@@ -123,12 +123,14 @@ func fillHistory(t testing.TB, dir string, n int) {
 				t.Fatal(err)
 			}
 		}
-		p := pack{head: storedHead{Head: head, Number: uint64(i) + 1, At: time.Now()}}
-		for r := range mem.Records(task) {
-			p.records = append(p.records, mustJSON(t, r))
-		}
+		raw, err := encodePack(storedHead{Head: head, Number: uint64(i) + 1, At: time.Now()}, func(yield func(storedRecord, error) bool) {
+			for r, err := range mem.Records(task) {
+				if !yield(storedRecord{r.Seq, mustJSON(t, r)}, err) {
+					return
+				}
+			}
+		})
 		mem.Forget(task)
-		raw, err := p.encode()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -251,14 +251,7 @@ func (r *reader) finished() (*finished, error) {
 			delete(f.info, h.Task) // it has begun anew: its past is not touched
 			continue
 		}
-		p := pack{head: h}
-		for s, err := range r.records(h.Task) {
-			if err != nil {
-				return nil, err
-			}
-			p.records = append(p.records, s.raw)
-		}
-		if f.fresh[h.Task], err = p.encode(); err != nil {
+		if f.fresh[h.Task], err = encodePack(h, r.records(h.Task)); err != nil {
 			return nil, err
 		}
 		if f.info[h.Task], err = decodePackInfo(f.fresh[h.Task]); err != nil {

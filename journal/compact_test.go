@@ -64,25 +64,40 @@ func compacted(t testing.TB, j *Journal) *Journal {
 }
 
 func TestPack(t *testing.T) {
-	p := pack{
-		head:    storedHead{Head: machine.Head{Task: "t1", Seq: 4}, Number: 9, At: time.Unix(0, 12345).UTC()},
-		records: [][]byte{[]byte(`{"a":"1","prev":""}`)},
-	}
-	p.records = append(p.records,
-		[]byte(`{"a":"2","prev":"`+hashOf(p.records[0])+`"}`),
+	head := storedHead{Head: machine.Head{Task: "t1", Seq: 4}, Number: 9, At: time.Unix(0, 12345).UTC()}
+	records := [][]byte{[]byte(`{"a":"1","prev":""}`)}
+	records = append(records,
+		[]byte(`{"a":"2","prev":"`+hashOf(records[0])+`"}`),
 		[]byte(`{"a":"3","prev":"altered"}`), // kept as it is
 		[]byte(`{"later":"fields","prev":"x","after":1}`),
 	)
-	raw, err := p.encode()
+	raw, err := encodePack(head, func(yield func(storedRecord, error) bool) {
+		for i, r := range records {
+			if !yield(storedRecord{uint64(i) + 1, r}, nil) {
+				return
+			}
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := decodePack(raw)
+	decode := func(raw []byte) (got [][]byte, err error) {
+		for s, err := range packRecords(raw) {
+			if err != nil {
+				return got, err
+			}
+			if got = append(got, s.raw); s.seq != uint64(len(got)) {
+				t.Errorf("record %d has number %d", len(got), s.seq)
+			}
+		}
+		return got, nil
+	}
+	got, err := decode(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.EqualFunc(got.records, p.records, slices.Equal) || got.head != p.head {
-		t.Errorf("%s came back as %s", p.records, got.records)
+	if gotHead, err := decodePackHead(raw); !slices.EqualFunc(got, records, slices.Equal) || gotHead != head || err != nil {
+		t.Errorf("%s came back as %s, %v", records, got, err)
 	}
 	info, err := decodePackInfo(raw)
 	if err != nil || info.number != 9 || info.records != 4 || info.at.UnixNano() != 12345 || info.bytes != int64(len(raw)) {
@@ -91,12 +106,12 @@ func TestPack(t *testing.T) {
 	for i := range raw {
 		broken := slices.Clone(raw)
 		broken[i] ^= 0x10
-		if _, err := decodePack(broken); err == nil {
+		if _, err := decode(broken); err == nil {
 			t.Errorf("byte %d altered and not noticed", i)
 		}
 	}
 	for n := range raw {
-		if _, err := decodePack(raw[:n]); err == nil {
+		if _, err := decode(raw[:n]); err == nil {
 			t.Errorf("cut to %d bytes and not noticed", n)
 		}
 	}

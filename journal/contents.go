@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/klauspost/compress/s2"
 )
 
 // source is where a generation is read from: the open database, or its files.
@@ -31,27 +32,51 @@ type contents struct {
 	values map[string]versioned
 	sorted []string // the keys, once they were asked for
 
-	tabled versioned   // the newest tip in the tables
-	logged [][2][]byte // the first and the last tip of each log that has one
+	tabled  versioned   // the newest tip in the tables
+	logged  [][2][]byte // the first and the last tip of each log that has one
+	scratch []byte      // for compression
 }
 
 type versioned struct {
 	version uint64
 	value   []byte // nil when the key was deleted
+	// size is that of a value which is compressed here, in bytes; 0 for one that is
+	// as it was stored.
+	size int
 }
 
+// compressFrom is the size in bytes from which a value is compressed in memory. It is
+// the records of many files that are so large, and their paths have much in common.
+const compressFrom = 4 << 10
+
+// put keeps no part of what the entry is in: a table would stay in memory for a
+// value of a few bytes.
 func (c *contents) put(e tableEntry) {
 	if was, ok := c.values[string(e.key)]; ok && was.version > e.version {
 		return
 	}
-	if e.deleted {
-		e.value = nil
+	v := versioned{version: e.version}
+	switch {
+	case e.deleted:
+	case len(e.value) < compressFrom:
+		v.value = append([]byte{}, e.value...) // not nil
+	default:
+		c.scratch = s2.Encode(c.scratch[:cap(c.scratch)], e.value)
+		v.value, v.size = bytes.Clone(c.scratch), len(e.value)
 	}
-	c.values[string(e.key)] = versioned{e.version, e.value}
+	c.values[string(e.key)] = v
 	c.sorted = nil
 }
 
-func (c *contents) get(key []byte) ([]byte, error) { return c.values[string(key)].value, nil }
+// stored returns the value as it was stored.
+func (v versioned) stored() ([]byte, error) {
+	if v.size == 0 {
+		return v.value, nil
+	}
+	return s2.Decode(nil, v.value)
+}
+
+func (c *contents) get(key []byte) ([]byte, error) { return c.values[string(key)].stored() }
 
 func (c *contents) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func([]byte, []byte) bool) {
@@ -63,17 +88,21 @@ func (c *contents) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
 			if !strings.HasPrefix(key, string(prefix)) {
 				return
 			}
-			if v := c.values[key].value; v != nil && !yield([]byte(key), v) {
+			v, err := c.values[key].stored()
+			if err != nil {
+				panic(fmt.Sprintf("memory holds %q otherwise than it was compressed: %v", key, err))
+			}
+			if v != nil && !yield([]byte(key), v) {
 				return
 			}
 		}
 	}
 }
 
-// size is what the keys and values take, in bytes.
+// size is what the keys and values take on disk, in bytes.
 func (c *contents) size() (n int64) {
 	for key, v := range c.values {
-		n += int64(len(key) + len(v.value))
+		n += int64(len(key) + max(v.size, len(v.value)))
 	}
 	return n
 }
@@ -151,7 +180,7 @@ func (c *contents) readTable(name string) error {
 	for e := range t.from(nil) {
 		c.put(e)
 		if bytes.Equal(e.key, tipKey) && e.version >= c.tabled.version {
-			c.tabled = versioned{e.version, e.value}
+			c.tabled = versioned{version: e.version, value: bytes.Clone(e.value)}
 		}
 	}
 	return nil

@@ -1,24 +1,22 @@
 package journal
 
 import (
+	"bufio"
 	"bytes"
 	"compress/flate"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"strings"
+	"iter"
 	"sync"
 	"time"
 )
 
-// pack is the whole of a finished task as it is kept in the history: its head
-// and its records, compressed.
-type pack struct {
-	head    storedHead
-	records [][]byte // as they were stored, byte for byte
-}
+// A pack is the whole of a finished task as it is kept in the history: its head
+// and its records as they were stored, byte for byte, compressed.
 
 // packInfo is what retention has to know of a pack. It stands uncompressed at
 // the front of the pack.
@@ -48,39 +46,42 @@ var deflaters = sync.Pool{New: func() any {
 	return w
 }}
 
-func (p pack) encode() ([]byte, error) {
+// encodePack makes the pack of a task, whose records are not in memory together.
+func encodePack(h storedHead, records iter.Seq2[storedRecord, error]) ([]byte, error) {
 	var out bytes.Buffer
 	out.Write(make([]byte, packHeader))
 	w := deflaters.Get().(*flate.Writer)
 	defer deflaters.Put(w)
 	w.Reset(&out)
-	head, err := json.Marshal(p.head)
+	lines := bufio.NewWriter(w) // its errors stay until Flush
+	head, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
 	}
-	lines := bytes.NewBuffer(append(head, '\n'))
+	_, _ = lines.Write(append(head, '\n'))
 	hash := ""
-	for _, raw := range p.records {
-		if rest, ok := bytes.CutSuffix(raw, prevSuffix(hash)); ok {
-			lines.WriteByte(lineChained)
-			lines.Write(rest)
-		} else {
-			lines.WriteByte(lineWhole)
-			lines.Write(raw)
+	count := uint64(0)
+	for s, err := range records {
+		if err != nil {
+			return nil, err
 		}
-		lines.WriteByte('\n')
-		hash = hashOf(raw)
+		kind, line := byte(lineWhole), s.raw
+		if rest, ok := bytes.CutSuffix(s.raw, prevSuffix(hash)); ok {
+			kind, line = lineChained, rest
+		}
+		_ = lines.WriteByte(kind)
+		_, _ = lines.Write(line)
+		_ = lines.WriteByte('\n')
+		hash = hashOf(s.raw)
+		count++
 	}
-	if _, err := w.Write(lines.Bytes()); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
+	if err := errors.Join(lines.Flush(), w.Close()); err != nil {
 		return nil, err
 	}
 	b := out.Bytes()
-	binary.BigEndian.PutUint64(b[0:], p.head.Number)
-	binary.BigEndian.PutUint64(b[8:], uint64(p.head.At.UnixNano()))
-	binary.BigEndian.PutUint64(b[16:], uint64(len(p.records)))
+	binary.BigEndian.PutUint64(b[0:], h.Number)
+	binary.BigEndian.PutUint64(b[8:], uint64(h.At.UnixNano()))
+	binary.BigEndian.PutUint64(b[16:], count)
 	binary.BigEndian.PutUint32(b[24:], packSum(b))
 	return b, nil
 }
@@ -116,30 +117,40 @@ func decodePackHead(b []byte) (h storedHead, err error) {
 	return h, nil
 }
 
-func decodePack(b []byte) (pack, error) {
-	lines, err := packLines(b)
-	if err != nil {
-		return pack{}, err
-	}
-	text, err := io.ReadAll(lines)
-	if err != nil {
-		return pack{}, fmt.Errorf("%w: a pack: %w", ErrDamaged, err)
-	}
-	head, rest, _ := bytes.Cut(text, []byte("\n"))
-	var p pack
-	if err := json.Unmarshal(head, &p.head); err != nil {
-		return pack{}, fmt.Errorf("%w: a pack's head: %w", ErrDamaged, err)
-	}
-	hash := ""
-	for line := range strings.Lines(string(rest)) {
-		raw := []byte(strings.TrimSuffix(line[1:], "\n"))
-		if line[0] == lineChained {
-			raw = append(raw, prevSuffix(hash)...)
+// packRecords yields the records of a pack. It ends after the first error.
+func packRecords(b []byte) iter.Seq2[storedRecord, error] {
+	return func(yield func(storedRecord, error) bool) {
+		fail := func(err error) { yield(storedRecord{}, fmt.Errorf("%w: a pack: %w", ErrDamaged, err)) }
+		in, err := packLines(b)
+		if err != nil {
+			yield(storedRecord{}, err)
+			return
 		}
-		p.records = append(p.records, raw)
-		hash = hashOf(raw)
+		lines := bufio.NewReader(in)
+		if _, err := lines.ReadBytes('\n'); err != nil { // the head
+			fail(err)
+			return
+		}
+		hash := ""
+		for seq := uint64(1); ; seq++ {
+			line, err := lines.ReadBytes('\n')
+			if errors.Is(err, io.EOF) && len(line) == 0 {
+				return
+			}
+			if err != nil {
+				fail(err)
+				return
+			}
+			raw := line[1 : len(line)-1]
+			if line[0] == lineChained {
+				raw = append(raw, prevSuffix(hash)...)
+			}
+			hash = hashOf(raw)
+			if !yield(storedRecord{seq, raw}, nil) {
+				return
+			}
+		}
 	}
-	return p, nil
 }
 
 func packLines(b []byte) (io.Reader, error) {

@@ -127,10 +127,8 @@ func (r *reader) records(task string) iter.Seq2[storedRecord, error] {
 	return func(yield func(storedRecord, error) bool) {
 		raw, err := r.past.pack(task)
 		if err == nil && raw != nil {
-			var p pack
-			p, err = decodePack(raw)
-			for i, raw := range p.records {
-				if !yield(storedRecord{uint64(i) + 1, raw}, nil) {
+			for s, err := range packRecords(raw) {
+				if !yield(s, err) || err != nil {
 					return
 				}
 			}

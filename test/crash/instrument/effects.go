@@ -25,12 +25,12 @@ var readers = map[string][]string{
 		"Root.Close", "Root.FS", "Root.Lstat", "Root.Name", "Root.Open", "Root.OpenRoot", "Root.Readlink", "Root.Stat",
 	},
 	"golang.org/x/sys/unix": {
-		"Access", "ByteSliceFromString", "Close", "Dup2", "Exec", "Faccessat", "FcntlFlock", "Flock", "Fstat", "Fstatat", "Fstatfs", "Getdents", "Lstat",
-		"Openat2", "PidfdOpen", "Poll", "ReadDirent", "Readlinkat", "Seek", "SignalName", "Stat", "Statfs", "Statx", "Uname", "Wait4", "Wgetpgrp", "IoctlGetTermios",
+		"Access", "ByteSliceFromString", "Close", "Dup2", "Exec", "Faccessat", "FcntlFlock", "FcntlInt", "Flock", "Fstat", "Fstatat", "Fstatfs", "Getdents", "Lstat",
+		"Openat2", "PidfdOpen", "Pipe2", "Poll", "Read", "ReadDirent", "Readlinkat", "Seek", "SignalName", "Stat", "Statfs", "Statx", "Uname", "Wait4", "Wgetpgrp", "IoctlGetTermios",
 	},
 	"syscall": {"ForkExec"}, // of the command inside a container
 	"os/exec": {"Command", "CommandContext"},
-	"net":     {"Dialer.DialContext", "JoinHostPort", "SplitHostPort", "UnixListener.Accept", "UnixListener.Addr", "UnixListener.Close", "UnixListener.SetUnlinkOnClose", "Conn.Close"},
+	"net":     {"Dialer.DialContext", "JoinHostPort", "SplitHostPort", "TCPConn.Read", "TCPConn.SyscallConn", "UnixListener.Accept", "UnixListener.Addr", "UnixListener.Close", "UnixListener.SetUnlinkOnClose", "Conn.Close"},
 }
 
 // effects are the functions of packages with few of them.
@@ -74,7 +74,7 @@ var harmless = []string{
 	"archive/", "bufio", "bytes", "cmp", "compress/", "container/", "context", "crypto/", "debug/", "encoding/", "errors", "fmt", "hash", "hash/", "html", "io/", "iter", "log/", "maps", "math",
 	"mime", "net/netip", "net/textproto", "net/url", "os/signal", "path", "reflect", "regexp", "runtime", "slices", "sort", "strconv", "strings", "sync", "text/", "time", "unicode", "unsafe", "embed",
 	"github.com/aws/aws-sdk-go-v2/aws", "github.com/aws/aws-sdk-go-v2/config", "github.com/aws/smithy-go",
-	"github.com/cenkalti/backoff/", "github.com/dgraph-io/badger/v4/", "github.com/dgraph-io/ristretto/", "github.com/distribution/reference", "github.com/docker/go-units", "github.com/google/flatbuffers/", "github.com/google/nftables/",
+	"github.com/cenkalti/backoff/", "github.com/dgraph-io/badger/v4/", "github.com/dgraph-io/ristretto/", "github.com/distribution/reference", "github.com/docker/go-units", "github.com/google/flatbuffers/", "github.com/google/nftables/", "github.com/klauspost/compress/",
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/Azure/azure-sdk-for-go/sdk/azidentity",
 	"github.com/looplab/fsm", "github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/oauth2", "golang.org/x/sync/", "golang.org/x/term", "golang.org/x/time/", "google.golang.org/protobuf/",
 	"github.com/google/go-containerregistry/", "github.com/opencontainers/",
