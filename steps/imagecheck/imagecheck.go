@@ -399,14 +399,20 @@ func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want, keep l
 
 // provide brings one image and makes the containers that use it.
 func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w *want) error {
-	// Somebody else, another root perhaps, may delete the image between the pull
-	// and the creation.
+	// Somebody else, another root perhaps, may delete the image until Docker knows
+	// of the container.
 	const tries = 3
 	for try := 1; ; try++ {
 		err := s.bring(ctx, t, n, w)
 		brought := err == nil
 		if brought {
 			err = s.create(ctx, t, n, w.ref, w.local)
+		}
+		if err == nil && s.Policy != Never {
+			// Docker deletes an image whose container it is making, if it looked for
+			// containers just before it knew of this one (ADR 17). The container has
+			// its layers all the same.
+			_, err = s.Engine.Image(ctx, w.local.ID)
 		}
 		switch {
 		case !errors.Is(err, engine.ErrNotFound), try == tries:
@@ -420,7 +426,7 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 				return errors.Join(err, there)
 			}
 		}
-		s.Log.Warn("the image went away before its container was made; pulling again", "image", w.ref)
+		s.Log.Warn("the image went away while its container was made; pulling again", "image", w.ref)
 		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
 		w.local, w.pull, w.came = engine.Image{}, true, false
 		images := ledger.Without(n.Images(), gone)

@@ -544,6 +544,42 @@ func TestImageGoesAway(t *testing.T) {
 	}
 }
 
+// late has an image go away while Docker makes its container, once.
+type late struct {
+	*node
+	image string
+}
+
+func (l *late) Create(ctx context.Context, t *machine.Task, n machine.Notes, executor int, img engine.Image) error {
+	if err := l.node.Create(ctx, t, n, executor, img); err != nil || l.image == "" {
+		return err
+	}
+	gone := l.image
+	l.image = ""
+	return l.RemoveImage(ctx, gone)
+}
+
+// Docker looks for containers before it deletes an image, and may not know yet of
+// the one that it makes. The container is as good as any, so what nobody may pull
+// is not missed.
+func TestImageGoesAwayUnderItsContainer(t *testing.T) {
+	for _, policy := range []imagecheck.Policy{imagecheck.Auto, imagecheck.Never} {
+		w := newWorld()
+		w.policy = policy
+		w.registry[a] = "x"
+		w.Load(a, "x")
+		k := w.task(t, a)
+		k.step.Containers = &late{w.node, a}
+		if err := k.do(); err != nil {
+			t.Errorf("%s: %v", policy, err)
+		}
+		if policy == imagecheck.Auto {
+			want(t, "came", k.came(t), "pulled")
+			w.wantLedger(t, a+" present ours last")
+		}
+	}
+}
+
 var errKilled = errors.New("killed")
 
 // kill makes the journal fail at its nth write from now, as if the process had

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -122,8 +123,8 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	if err != nil {
 		return err
 	}
-	fact := machine.Fact{What: "container", Name: spec.Name, Detail: map[string]any{"executor": executor, "image_id": img.ID}}
-	if note, ok := n.Get(fact.What, fact.Name); !ok || note.Kind != machine.KindIntent {
+	if announced(n, spec.Name) != img.ID {
+		fact := machine.Fact{What: "container", Name: spec.Name, Detail: map[string]any{"executor": executor, "image_id": img.ID}}
 		if err := n.Intent(ctx, fact); err != nil {
 			return err
 		}
@@ -145,6 +146,17 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	return nil
 }
 
+// announced is the image of a container that was to be made, "" when none was.
+func announced(n machine.Notes, name string) string {
+	var made struct {
+		ImageID string `json:"image_id"`
+	}
+	if note, ok := n.Get("container", name); !ok || json.Unmarshal(note.Detail, &made) != nil { // it is this package's own
+		return ""
+	}
+	return made.ImageID
+}
+
 // prepared makes the directories that are mounted since Settle has decided so, also
 // when a power cut took them away again.
 func prepared(tree *worktree.Tree) error {
@@ -156,7 +168,8 @@ func prepared(tree *worktree.Tree) error {
 	return nil
 }
 
-// adopt checks that a container that has the name is the one to be made.
+// adopt checks that a container that has the name is the one to be made. One of
+// another image is made anew: its image had gone, and the tag names this one now.
 func (c *Containers) adopt(ctx context.Context, spec engine.Spec) error {
 	have, err := c.Engine.Container(ctx, spec.Name)
 	if err != nil {
@@ -168,7 +181,14 @@ func (c *Containers) adopt(ctx context.Context, spec engine.Spec) error {
 				"a container named %s exists that is not deckhand's (its label %s is %q); remove it", spec.Name, k, have.Labels[k])
 		}
 	}
-	return nil
+	if have.ImageID == spec.Image {
+		return nil
+	}
+	if err := c.Engine.Remove(ctx, have.ID); err != nil {
+		return err
+	}
+	_, err = c.Engine.Create(ctx, spec)
+	return err
 }
 
 func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img engine.Image) (engine.Spec, error) {

@@ -49,7 +49,7 @@ func (d *docker) Container(_ context.Context, name string) (engine.Container, er
 	if !ok {
 		return engine.Container{}, engine.ErrNotFound
 	}
-	return engine.Container{ID: "id of " + name, Name: name, Labels: s.Labels}, nil
+	return engine.Container{ID: "id of " + name, Name: name, ImageID: s.Image, Labels: s.Labels}, nil
 }
 
 func (d *docker) Containers(_ context.Context, labels map[string]string) (found []engine.Container, err error) {
@@ -231,8 +231,8 @@ func TestShellCommands(t *testing.T) {
 	}
 }
 
-// A container is announced before it is made, found again, and never taken from
-// somebody else.
+// A container is announced before it is made, found again, made anew when its image
+// is another one now, and never taken from somebody else.
 func TestCreateAgain(t *testing.T) {
 	f := newFixture(t, tes.Task{Executors: []tes.Executor{{Command: []string{"x"}}}})
 	for range 2 {
@@ -242,8 +242,12 @@ func TestCreateAgain(t *testing.T) {
 		t.Errorf("%d containers are announced", got)
 	}
 	name := f.containers.Name(f.task, 0)
+	f.create(t, 0, engine.Image{ID: "j"})
+	if got := f.docker.specs[name].Image; got != "j" || announced(f.notes, name) != "j" {
+		t.Errorf("the container has image %q and is announced with %q", got, announced(f.notes, name))
+	}
 	f.docker.specs[name].Labels["deckhand.root"] = "another"
-	err := f.containers.Create(t.Context(), f.task, f.notes, 0, engine.Image{ID: "i"})
+	err := f.containers.Create(t.Context(), f.task, f.notes, 0, engine.Image{ID: "j"})
 	if machine.FaultOf(err) != machine.NodeFault || !strings.Contains(err.Error(), name) {
 		t.Errorf("a foreign container of the name gives %v", err)
 	}

@@ -129,14 +129,11 @@ func look(ctx context.Context, e copier, container, p string) (kind byte, entrie
 // tree is planned now.
 func (c *Containers) Renew(ctx context.Context, t *machine.Task, n machine.Notes, executor int) error {
 	name := c.Name(t, executor)
-	note, ok := n.Of(machine.ImageCheck).Get("container", name)
-	var made struct {
-		ImageID string `json:"image_id"`
-	}
-	if !ok || json.Unmarshal(note.Detail, &made) != nil {
+	imageID := announced(n.Of(machine.ImageCheck), name)
+	if imageID == "" {
 		return fmt.Errorf("the journal does not say which image container %s has: %w", name, machine.ErrLost)
 	}
-	img, err := c.Engine.Image(ctx, made.ImageID)
+	img, err := c.Engine.Image(ctx, imageID)
 	if err == nil {
 		if err := c.Engine.Remove(context.WithoutCancel(ctx), name); err != nil {
 			return err
