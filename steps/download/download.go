@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/docker/go-units"
 
@@ -31,6 +32,7 @@ type Storage interface {
 	Stat(ctx context.Context, url string) (storage.Object, error)
 	List(ctx context.Context, url string) iter.Seq2[storage.Object, error]
 	Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fetched, error)
+	Join(url, name string) string
 }
 
 // WhatInputs is the kind of fact that says which inputs are staged; its detail
@@ -166,11 +168,11 @@ func (s *Step) list(ctx context.Context, n machine.Notes, list *sorted.List) err
 		case in.Content != nil:
 			err = add(entry{path: p, item: item{size: int64(len(*in.Content)), input: i + 1}})
 		case in.Type == tes.Directory:
-			err = s.directory(ctx, add, in.URL, p)
+			err = s.directory(ctx, add, i, p)
 		default:
 			var o storage.Object
 			if o, err = s.stat(ctx, in.URL); err == nil {
-				err = add(entry{path: p, item: item{size: o.Size, url: in.URL, version: o.Version}})
+				err = add(entry{path: p, item: item{size: o.Size, input: i + 1, version: o.Version}})
 			}
 		}
 		if err != nil {
@@ -180,8 +182,9 @@ func (s *Step) list(ctx context.Context, n machine.Notes, list *sorted.List) err
 	return nil
 }
 
-// directory adds what an input directory holds.
-func (s *Step) directory(ctx context.Context, add func(entry) error, url, p string) error {
+// directory adds what an input directory holds, whose path is p.
+func (s *Step) directory(ctx context.Context, add func(entry) error, input int, p string) error {
+	url := s.Task.Inputs[input].URL
 	if err := add(entry{path: p, kind: dirEntry}); err != nil {
 		return err
 	}
@@ -189,7 +192,10 @@ func (s *Step) directory(ctx context.Context, add func(entry) error, url, p stri
 		if err != nil {
 			return err
 		}
-		x := entry{path: path.Join(p, o.Name), item: item{size: o.Size, url: o.URL, version: o.Version}}
+		x := entry{path: path.Join(p, o.Name), item: item{size: o.Size, input: input + 1, url: o.URL, version: o.Version}}
+		if s.Storage.Join(url, o.Name) == o.URL {
+			x.url = ""
+		}
 		if o.Mode.IsDir() {
 			x = entry{path: x.path, kind: dirEntry}
 		}
@@ -254,8 +260,8 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, p place) (File, e
 		return File{}, fmt.Errorf("input %s: %w", p.path, err)
 	}
 	defer func() { _ = dir.Close() }() // it was only looked into
-	if p.input > 0 {
-		content := *s.Task.Inputs[p.input-1].Content
+	if in := s.Task.Inputs[p.input-1]; in.Content != nil {
+		content := *in.Content
 		if err := writeContent(dir, name, content); err != nil {
 			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", p.path, err)
 		}
@@ -263,12 +269,24 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, p place) (File, e
 		return File{p.path, int64(len(content))}, nil
 	}
 	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
-		URL: p.url, Dir: dir, Name: name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
+		URL: s.url(p), Dir: dir, Name: name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
 	})
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", p.path, err)
 	}
 	return File{p.path, got.Bytes}, nil
+}
+
+// url is where a file is fetched from.
+func (s *Step) url(p place) string {
+	in := s.Task.Inputs[p.input-1]
+	switch {
+	case p.url != "":
+		return p.url
+	case in.Type == tes.Directory:
+		return s.Storage.Join(in.URL, strings.TrimPrefix(strings.TrimPrefix(p.path, path.Clean(in.Path)), "/"))
+	}
+	return in.URL
 }
 
 // writeContent writes a file under its final name only when it is whole.

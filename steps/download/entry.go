@@ -28,8 +28,10 @@ const (
 // item is a file to be staged.
 type item struct {
 	size int64 // -1 when the source does not tell
-	// input is the number of the input whose content it is, from 1; 0 for one that is fetched.
-	input        int
+	// input is the number of the input that it is of, from 1.
+	input int
+	// url is where it is, when that does not follow from the input's URL and the path:
+	// an input's URL may be signed, and the list may go to the disk.
 	url, version string
 }
 
