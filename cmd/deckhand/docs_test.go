@@ -3,10 +3,15 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -148,7 +153,11 @@ func documents(t *testing.T) []string {
 	if err != nil || len(files) == 0 {
 		t.Fatal("no documentation: ", err)
 	}
-	return append(files, "../../README.md")
+	engines, err := filepath.Glob("../../docs/engines/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(slices.Concat(files, engines), "../../README.md")
 }
 
 var (
@@ -206,4 +215,63 @@ func knows(words []string) error {
 		return cmd.Args(cmd, rest)
 	}
 	return nil
+}
+
+// Every message of docs/troubleshooting.md is one that the code has; … stands in
+// it for what differs.
+func TestDocumentedMessages(t *testing.T) {
+	text, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := productStrings(t)
+	rows := regexp.MustCompile("(?m)^\\| `(.*?)` \\|").FindAllStringSubmatch(string(text), -1)
+	if len(rows) < 25 {
+		t.Errorf("only %d messages were found", len(rows))
+	}
+	for _, row := range rows {
+		for _, part := range strings.Split(row[1], "…") {
+			if part = strings.TrimSpace(part); !strings.Contains(code, part) {
+				t.Errorf("no message has %q of %q", part, row[1])
+			}
+		}
+	}
+	codes := regexp.MustCompile(`(?m)^ {4,}(\d+)  `).FindAllStringSubmatch(exitCodesHelp, -1)
+	for _, m := range codes {
+		if m[1] != "0" && m[1] != "4" && !strings.Contains(string(text), "\n## "+m[1]+": ") {
+			t.Errorf("exit code %s has no section", m[1])
+		}
+	}
+}
+
+// productStrings are the texts in the code of the product, one a line.
+func productStrings(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	for _, dir := range []string{"cmd", "machine", "journal", "steps", "config", "internal"} {
+		err := filepath.WalkDir(filepath.Join("../..", dir), func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+				return err
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+			if err != nil {
+				return err
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				if l, ok := n.(*ast.BasicLit); ok && l.Kind == token.STRING {
+					s, err := strconv.Unquote(l.Value)
+					if err != nil {
+						t.Error(err)
+					}
+					all.WriteString(s + "\n")
+				}
+				return true
+			})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all.String()
 }
