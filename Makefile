@@ -4,12 +4,19 @@
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-# The date of the commit, so that the same source gives the same binary.
-DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+# The time of the commit, so that the same source gives the same bytes.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+DATE    ?= $(shell date -u -d '@$(SOURCE_DATE_EPOCH)' +%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
 GOLANGCI_LINT_VERSION = v2.15.0
 GOLANGCI_LINT         = .tools/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# What makes packages, and where they go.
+NFPM      = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+DIST     ?= bin/dist
+ARCHES   ?= amd64 arm64
 
 # Servers that tests of storage talk to, by program: module and version.
 VERSITYGW = github.com/versity/versitygw/cmd/versitygw@v1.8.0
@@ -26,10 +33,10 @@ CUTS ?= 10
 # New inputs for each fuzz target.
 FUZZ ?= 2000
 
-.PHONY: build test test-crash test-power fuzz lint bench demo deps packages rig-down clean
+.PHONY: build test test-crash test-power fuzz lint bench demo package dist image deps packages rig-down clean
 
 build: ## the static program, bin/deckhand
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/deckhand ./cmd/deckhand
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/deckhand ./cmd/deckhand
 
 test: deps build ## every test, the whole-system ones included
 	go vet ./...
@@ -61,7 +68,15 @@ bench: deps ## benchmarks, each beside its peer
 demo: packages build ## one real job on a real engine, told step by step
 	go run ./test/demo
 
-deps: packages .tools/bin/versitygw .tools/bin/fake-gcs-server .tools/azurite/installed ## what the tests need of the machine
+dist: .tools/bin/nfpm .tools/bin/cyclonedx-gomod ## packages, programs, bills of materials and checksums, in DIST
+	CGO_ENABLED=0 VERSION='$(VERSION)' LDFLAGS='$(LDFLAGS)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' internal/packaging/package.sh $(DIST) $(ARCHES)
+
+package: dist
+
+image: dist ## the container image deckhand:VERSION, of this machine's architecture
+	docker build -q -f internal/packaging/Dockerfile -t deckhand:$(VERSION) $(DIST)/image/$$(go env GOHOSTARCH)
+
+deps: packages .tools/bin/versitygw .tools/bin/fake-gcs-server .tools/bin/nfpm .tools/bin/cyclonedx-gomod .tools/azurite/installed ## what the tests need of the machine
 
 packages: ## what the tests and the demo need of Debian
 	test/deps.sh
@@ -73,6 +88,14 @@ packages: ## what the tests and the demo need of Debian
 
 .tools/bin/fake-gcs-server: Makefile
 	GOBIN=$(CURDIR)/.tools/bin go install $(FAKE_GCS)
+	touch $@
+
+.tools/bin/nfpm: Makefile
+	GOBIN=$(CURDIR)/.tools/bin go install $(NFPM)
+	touch $@
+
+.tools/bin/cyclonedx-gomod: Makefile
+	GOBIN=$(CURDIR)/.tools/bin go install $(CYCLONEDX)
 	touch $@
 
 .tools/azurite/installed: Makefile | packages # which has npm

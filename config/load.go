@@ -30,7 +30,9 @@ var systemFile = "/etc/deckhand/config.yaml"
 // otherVariables are ours but no settings.
 var otherVariables = []string{
 	fileVariable,
-	prefix + "LONG", // the long form of the test suite
+	prefix + "LONG",                    // the long form of the test suite
+	prefix + "ACTIVE_HELP",             // set by the completion of fish
+	prefix + "COMPLETION_DESCRIPTIONS", // read by every completion
 }
 
 // Kubernetes puts such variables into every container of a namespace that has

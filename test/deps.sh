@@ -25,6 +25,12 @@ need nginx nginx-light
 need node nodejs
 need npm npm
 need systemd-analyze systemd
+need man man-db
+need rpm rpm
+need zsh zsh
+need fish fish
+[ -e /usr/share/bash-completion/bash_completion ] || packages="$packages bash-completion"
+[ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs
