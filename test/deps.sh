@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
-# Engine and its command line, a registry, a static busybox for the images,
+# Engine and its command line, Podman, a registry, a static busybox for the images,
 # servers and filesystems, and a virtual machine with a kernel to boot in it.
 # With the argument "bench" also the tools that benchmarks run beside deckhand.
 set -eu
@@ -19,6 +19,7 @@ if [ -z "${DECKHAND_TEST_DOCKER_HOST:-}${DOCKER_HOST:-}" ] && [ ! -S /var/run/do
 	need iptables iptables
 fi
 need docker docker.io
+need podman "podman runc netavark iptables" # crun takes no hybrid cgroups
 need docker-registry docker-registry
 need ip iproute2
 need nginx nginx-light

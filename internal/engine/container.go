@@ -168,11 +168,17 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 			Type: mount.Type(m.Kind), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly,
 		})
 	}
+	if err := d.forPodman(ctx, host); err != nil {
+		return "", explain(err, "create container %s", s.Name)
+	}
 	config := &container.Config{
 		Image: s.Image, Entrypoint: s.Entrypoint, Cmd: s.Command, Env: env,
 		WorkingDir: s.Workdir, User: s.User, Labels: s.Labels,
 		// An image's health check would run beside the command, and before it may begin.
 		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+	}
+	if s.Entrypoint != nil && len(s.Entrypoint) == 0 {
+		config.Entrypoint = []string{""} // as docker create --entrypoint "" has it; Podman takes an empty list for the image's
 	}
 	var made container.CreateResponse
 	create := func() error {
@@ -182,9 +188,12 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 		})
 	}
 	err := create()
+	taken := func(err error) bool {
+		return cerrdefs.IsConflict(err) || err != nil && podmanTaken.MatchString(err.Error())
+	}
 	// Docker goes on with the creation of a client that died. It gives the name
 	// away first, and only later knows the container by it.
-	for deadline := time.Now().Add(d.options.Wait); cerrdefs.IsConflict(err) && time.Now().Before(deadline); err = create() {
+	for deadline := time.Now().Add(d.options.Wait); taken(err) && time.Now().Before(deadline); err = create() {
 		if _, unknown := d.Container(ctx, s.Name); unknown == nil {
 			break
 		}
@@ -192,7 +201,7 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 			return "", err
 		}
 	}
-	if cerrdefs.IsConflict(err) {
+	if taken(err) {
 		return "", fmt.Errorf("cannot create container %s: %w: %s", s.Name, ErrExists, message(err))
 	}
 	if err != nil && misused.MatchString(err.Error()) {

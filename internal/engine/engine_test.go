@@ -20,26 +20,43 @@ import (
 func TestConformance(t *testing.T) {
 	docker := connect(t, rig.Docker(t))
 	enginetest.Run(t, func(t *testing.T) enginetest.Subject {
-		registry := rig.NewRegistry(t)
-		return enginetest.Subject{
-			Engine: docker,
-			Push: func(t *testing.T, i enginetest.Image) (tag, digest, id string) {
-				ref := rig.Image(t, registry, i.Name, rig.Spec{
-					Marker: i.Marker, Platform: i.Platform, Files: i.Files, Env: i.Env,
-					Entrypoint: i.Entrypoint, Cmd: i.Cmd, User: i.User, Workdir: i.Workdir, Volumes: i.Volumes,
-				})
-				return ref.Tag, ref.Digest, ref.ID
-			},
-			AddTag: func(t *testing.T, id, tag string) { rig.DockerCmd(t, "tag", id, tag) },
-			AddNetwork: func(t *testing.T, name string, labels map[string]string) string {
-				args := []string{"network", "create", "--internal"}
-				for k := range maps.Keys(labels) {
-					args = append(args, "--label", k+"="+labels[k])
-				}
-				return rig.DockerCmd(t, append(args, name)...)
-			},
-		}
+		return subject(t, docker, func(args ...string) string { return rig.DockerCmd(t, args...) })
 	})
+}
+
+// The same suite on Podman, through its Docker-compatible socket.
+func TestPodmanConformance(t *testing.T) {
+	podman := rig.NewPodman(t)
+	docker := connect(t, podman.Host)
+	enginetest.Run(t, func(t *testing.T) enginetest.Subject {
+		s := subject(t, docker, func(args ...string) string { return podman.Cmd(t, args...) })
+		s.Podman = true
+		return s
+	})
+}
+
+// subject has a registry of its own; command runs the engine's command line.
+func subject(t *testing.T, docker *engine.Docker, command func(args ...string) string) enginetest.Subject {
+	registry := rig.NewRegistry(t)
+	return enginetest.Subject{
+		Engine: docker,
+		Push: func(t *testing.T, i enginetest.Image) (tag, digest, id string) {
+			ref := rig.Image(t, registry, i.Name, rig.Spec{
+				Marker: i.Marker, Platform: i.Platform, Files: i.Files, Env: i.Env,
+				Entrypoint: i.Entrypoint, Cmd: i.Cmd, User: i.User, Workdir: i.Workdir, Volumes: i.Volumes,
+			})
+			return ref.Tag, ref.Digest, ref.ID
+		},
+		AddTag: func(_ *testing.T, id, tag string) { command("tag", id, tag) },
+		AddNetwork: func(_ *testing.T, name string, labels map[string]string) string {
+			args := []string{"network", "create", "--internal"}
+			for k := range maps.Keys(labels) {
+				args = append(args, "--label", k+"="+labels[k])
+			}
+			command(append(args, name)...)
+			return command("network", "inspect", "--format", "{{.ID}}", name)
+		},
+	}
 }
 
 // What is asked of Docker for devices and GPUs is what its own command line asks

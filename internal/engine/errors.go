@@ -49,11 +49,13 @@ func explain(err error, format string, args ...any) error {
 	switch {
 	case isNodeTrouble(said):
 		return machine.Faultf(machine.NodeFault, "cannot %s: %s", doing, said)
-	case cerrdefs.IsNotFound(err), going.MatchString(said):
+	case cerrdefs.IsNotFound(err), going.MatchString(said), podmanGone.MatchString(said):
 		return fmt.Errorf("cannot %s: %w: %s", doing, ErrNotFound, said)
-	case cerrdefs.IsConflict(err):
+	case cerrdefs.IsConflict(err), podmanInUse.MatchString(said):
 		return fmt.Errorf("cannot %s: %w: %s", doing, ErrInUse, said)
-	case cerrdefs.IsInvalidArgument(err):
+	case podmanNode.MatchString(said):
+		return machine.Faultf(machine.NodeFault, "cannot %s: %s", doing, said)
+	case cerrdefs.IsInvalidArgument(err), podmanTask.MatchString(said):
 		return machine.Faultf(machine.TaskFault, "cannot %s: %s", doing, said)
 	}
 	return machine.Faultf(machine.EngineFault, "cannot %s: Docker failed: %s", doing, said)

@@ -82,10 +82,22 @@ func (d *Docker) RemoveImage(ctx context.Context, refOrID string) error {
 	if err := check(refOrID); err != nil {
 		return err
 	}
-	err := d.ask(ctx, func(ctx context.Context) error {
-		_, err := d.api.ImageRemove(ctx, refOrID, image.RemoveOptions{})
+	remove := func(name string) error {
+		return d.ask(ctx, func(ctx context.Context) error {
+			_, err := d.api.ImageRemove(ctx, name, image.RemoveOptions{})
+			return err
+		})
+	}
+	digest, err := d.podmanDigestName(ctx, refOrID)
+	if err != nil {
 		return err
-	})
+	}
+	err = remove(refOrID)
+	if err == nil && digest != "" {
+		if err = remove(digest); cerrdefs.IsNotFound(err) {
+			return nil
+		}
+	}
 	if cerrdefs.IsInternal(err) {
 		// Docker goes on with the removal of a client that died; a second one
 		// beside it fails in its own words when it comes too late.

@@ -62,6 +62,11 @@ func (d *Docker) remote(ctx context.Context, named reference.Named) (*remoteImag
 		return nil, errDockerOnly
 	}
 	insecure := isInsecure(ctx, info.RegistryConfig, domain)
+	if !insecure && hostIsInsecure(info.RegistryConfig, domain) {
+		if insecure, err = d.isPodman(ctx); err != nil {
+			return nil, err
+		}
+	}
 	options := []name.Option{name.WeakValidation}
 	if insecure {
 		options = append(options, name.Insecure)

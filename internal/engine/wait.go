@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
@@ -85,9 +86,19 @@ func (d *Docker) register(ctx context.Context, id string) (waiting, error) {
 
 // await follows a wait to the end of the container, over connections that break.
 func (d *Docker) await(ctx context.Context, id string, w waiting) Exit {
+	look := backoff.NewExponentialBackOff()
+	look.InitialInterval, look.Multiplier, look.MaxInterval = time.Second, 2, pingEvery
 	for {
 		var err error
 		select {
+		case <-time.After(look.NextBackOff()):
+			// Podman misses an end that comes before it has begun to listen for it. What
+			// goes wrong with the question goes wrong with the wait as well.
+			if c, err := d.inspect(w.watched, id); err == nil && c.State.Ended() {
+				w.stop()
+				return d.past(ctx, c)
+			}
+			continue
 		case r := <-w.result:
 			if r.Error == nil && r.StatusCode >= 0 {
 				w.stop()
@@ -219,10 +230,14 @@ func (d *Docker) past(ctx context.Context, c Container) Exit {
 // code is then its signal, or what the command made of it.
 func (d *Docker) unwatched(ctx context.Context, c Container) Exit {
 	info, err := d.Info(ctx)
+	if err != nil {
+		return Exit{Err: err}
+	}
+	podman, err := d.isPodman(ctx) // whose containers are no children of its service
 	switch {
 	case err != nil:
 		return Exit{Err: err}
-	case info.LiveRestore:
+	case info.LiveRestore || podman:
 		return Exit{Code: c.ExitCode}
 	}
 	return Exit{Err: fmt.Errorf("container %s ended with the Docker daemon, which went away (exit code %d): %w", c.Name, c.ExitCode, machine.ErrLost)}
