@@ -250,7 +250,7 @@ func (d *Docker) inspect(ctx context.Context, nameOrID string) (Container, error
 	}
 	c := Container{
 		ID: i.ID, Name: strings.TrimPrefix(i.Name, "/"), ImageID: i.Image, Volumes: volumesOf(i.Mounts),
-		State: State(i.State.Status), ExitCode: i.State.ExitCode, OOMKilled: i.State.OOMKilled, Error: i.State.Error,
+		State: stateOf(i.State.Status), ExitCode: i.State.ExitCode, OOMKilled: i.State.OOMKilled, Error: i.State.Error,
 	}
 	c.PID, c.ResolvConf = i.State.Pid, i.ResolvConfPath
 	if i.Config != nil {
@@ -296,7 +296,7 @@ func (d *Docker) Containers(ctx context.Context, labels map[string]string) ([]Co
 		list, err := d.api.ContainerList(ctx, container.ListOptions{All: true, Filters: byLabels(labels)})
 		found = nil
 		for _, c := range list {
-			x := Container{ID: c.ID, ImageID: c.ImageID, State: State(c.State), Labels: c.Labels, Volumes: volumesOf(c.Mounts)}
+			x := Container{ID: c.ID, ImageID: c.ImageID, State: stateOf(c.State), Labels: c.Labels, Volumes: volumesOf(c.Mounts)}
 			if len(c.Names) > 0 {
 				x.Name = strings.TrimPrefix(c.Names[0], "/")
 			}

@@ -26,6 +26,7 @@ func TestConformance(t *testing.T) {
 
 // The same suite on Podman, through its Docker-compatible socket.
 func TestPodmanConformance(t *testing.T) {
+	t.Parallel()
 	podman := rig.NewPodman(t)
 	docker := connect(t, podman.Host)
 	enginetest.Run(t, func(t *testing.T) enginetest.Subject {

@@ -142,3 +142,13 @@ func TestPullFailures(t *testing.T) {
 		t.Errorf("a signature in %v", err)
 	}
 }
+
+func TestStatesOfPodman(t *testing.T) {
+	for said, want := range map[string]State{
+		"created": Created, "initialized": Created, "running": Running, "stopping": Running, "stopped": Exited, "exited": Exited,
+	} {
+		if got := stateOf(said); got != want {
+			t.Errorf("%s is %s, want %s", said, got, want)
+		}
+	}
+}

@@ -70,6 +70,21 @@ func hostIsInsecure(config *registry.ServiceConfig, domain string) bool {
 	return index != nil && !index.Secure
 }
 
+// stateOf is where a container stands, in Docker's words also for what Podman
+// calls otherwise: a container that it has set up and not started, one that it is
+// about to end, and one that has ended and is not taken down yet.
+func stateOf(said string) State {
+	switch said {
+	case "configured", "initialized":
+		return Created
+	case "stopping":
+		return Running
+	case "stopped":
+		return Exited
+	}
+	return State(said)
+}
+
 var (
 	podmanInUse = regexp.MustCompile(`(?i)with more than one tag|cannot be removed without force`)
 	podmanTaken = regexp.MustCompile(`(?i)that name is already in use`)
