@@ -23,6 +23,9 @@ VERSITYGW = github.com/versity/versitygw/cmd/versitygw@v1.8.0
 FAKE_GCS  = github.com/fsouza/fake-gcs-server@v1.56.1
 AZURITE   = azurite@3.37.0
 
+# Azure's client, whose models an example of docs/engines is held against.
+AZURE_BATCH = @azure/batch@10.2.0
+
 # Two packages at a time: tests wait for Docker more than they compute.
 TESTFLAGS ?= -count=1 -p 2 -timeout 60m
 BENCH     ?= .
@@ -76,7 +79,7 @@ package: dist
 image: dist ## the container image deckhand:VERSION, of this machine's architecture
 	docker build -q -f internal/packaging/Dockerfile -t deckhand:$(VERSION) $(DIST)/image/$$(go env GOHOSTARCH)
 
-deps: packages .tools/bin/versitygw .tools/bin/fake-gcs-server .tools/bin/nfpm .tools/bin/cyclonedx-gomod .tools/azurite/installed ## what the tests need of the machine
+deps: packages .tools/bin/versitygw .tools/bin/fake-gcs-server .tools/bin/nfpm .tools/bin/cyclonedx-gomod .tools/azurite/installed .tools/azure-batch/installed ## what the tests need of the machine
 
 packages: ## what the tests and the demo need of Debian
 	test/deps.sh
@@ -100,6 +103,10 @@ packages: ## what the tests and the demo need of Debian
 
 .tools/azurite/installed: Makefile | packages # which has npm
 	npm install --no-audit --no-fund --no-package-lock --prefix $(@D) $(AZURITE)
+	touch $@
+
+.tools/azure-batch/installed: Makefile | packages
+	npm install --no-audit --no-fund --no-package-lock --prefix $(@D) $(AZURE_BATCH)
 	touch $@
 
 rig-down: ## stop the private Docker Engine of the tests and delete its data
