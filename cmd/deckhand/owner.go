@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,7 +64,7 @@ func (a *app) own(lock *node.RootLock, task, document string) error {
 	if err != nil {
 		return err
 	}
-	err = lock.SetOwner(node.Owner{Process: self, Task: task, Document: document, Since: time.Now().UTC()})
+	err = lock.SetOwner(node.Owner{Process: self, Task: task, Document: document, Job: os.Getenv("SLURM_JOB_ID"), Since: time.Now().UTC()})
 	if errors.Is(err, unix.ENOSPC) {
 		a.log.Warn("cannot write down who holds the root", "error", err)
 		return nil

@@ -17,6 +17,7 @@ import (
 type recovered struct {
 	RolledBack []string `json:"rolled_back"`
 	Running    []string `json:"running"` // left alone: their owner lives
+	Ended      []string `json:"ended"`   // their owner lived, and was ended
 	Problems   []string `json:"problems"`
 	// Removed is what was left of the tasks of a journal that was lost.
 	Removed []scrub.Item `json:"removed"`
@@ -24,15 +25,16 @@ type recovered struct {
 
 func newRecoverCommand(a *app) *cobra.Command {
 	var asJSON bool
+	var job string
 	cmd := &cobra.Command{
 		Use:   "recover",
 		Short: "Roll back what is unfinished and not running (at boot, in an epilog)",
 		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
-running one alone. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
+running one alone, unless --job names the job of Slurm that runs it. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := a.recover(cmd.Context())
+			r, err := a.recover(cmd.Context(), job)
 			if err != nil {
 				return err
 			}
@@ -40,17 +42,22 @@ takes its node out of service, unless the journal is unusable (78).`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&job, "job", "", "end the task that this job of Slurm still runs; for its epilog")
 	config.AddFlags(cmd.Flags(), "lock.wait", "run.stop_grace")
 	return cmd
 }
 
-func (a *app) recover(ctx context.Context) (r recovered, err error) {
-	r = recovered{RolledBack: []string{}, Running: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
+func (a *app) recover(ctx context.Context, job string) (r recovered, err error) {
+	r = recovered{RolledBack: []string{}, Running: []string{}, Ended: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
 	if !exists(a.journalDir()) && !exists(journal.KeptID(a.journalDir())) {
 		return r, nil // nothing ever ran here
 	}
 	s, err := a.hold(ctx)
 	var held *node.Held
+	if errors.As(err, &held) && held.Owner.Task != "" && job != "" && held.Owner.Job == job {
+		r.Ended = append(r.Ended, held.Owner.Task)
+		s, err = a.evict(ctx, held.Owner)
+	}
 	switch {
 	case errors.As(err, &held) && held.Owner.Task != "":
 		r.Running = append(r.Running, held.Owner.Task)
@@ -63,6 +70,18 @@ func (a *app) recover(ctx context.Context) (r recovered, err error) {
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	return s.recover(ctx, r)
+}
+
+// evict takes the root from a process whose job has ended: Slurm does not end what
+// a dead slurmstepd had started.
+func (a *app) evict(ctx context.Context, owner node.Owner) (*session, error) {
+	a.log.Warn("ending a process that has outlived its job", "process", owner.PID, "job", owner.Job, "task", owner.Task)
+	if err := node.Fence(ctx, owner.Process, a.conf.Run.StopGrace); err != nil {
+		return nil, fmt.Errorf("cannot end the owner of task %s: %w", owner.Task, err)
+	}
+	return a.enter(ctx, "", "", func(ctx context.Context) (*node.RootLock, error) {
+		return node.WaitLock(ctx, a.conf.Root, releaseWait)
+	})
 }
 
 // recoverLost removes what the tasks of a journal left that is lost, and adds it
@@ -118,14 +137,14 @@ func (a *app) printRecovered(r recovered, asJSON bool) error {
 	for _, group := range []struct {
 		word string
 		list []string
-	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
+	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"ended task", r.Ended}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
 		for _, text := range group.list {
 			if _, err := fmt.Fprintln(a.stdout, group.word, printable(text)); err != nil {
 				return err
 			}
 		}
 	}
-	if len(r.Removed)+len(r.RolledBack)+len(r.Running)+len(r.Problems) == 0 {
+	if len(r.Removed)+len(r.RolledBack)+len(r.Ended)+len(r.Running)+len(r.Problems) == 0 {
 		_, err := fmt.Fprintln(a.stdout, "nothing to recover")
 		return err
 	}

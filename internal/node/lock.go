@@ -32,6 +32,7 @@ type Owner struct {
 	Process
 	Task     string    `json:"task"`     // empty for a command that runs no task
 	Document string    `json:"document"` // identifies the task document
+	Job      string    `json:"job"`      // of the batch engine that started it; empty when it is not known
 	Since    time.Time `json:"since"`
 }
 
