@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
-# Engine and its command line, Podman, a registry, a static busybox for the images,
-# servers and filesystems, and a virtual machine with a kernel to boot in it.
+# Engine and its command line, Podman, Slurm, a registry, a static busybox for the
+# images, servers and filesystems, and a virtual machine with a kernel to boot in it.
 # With the argument "bench" also the tools that benchmarks run beside deckhand.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
@@ -32,6 +32,10 @@ need zsh zsh
 need fish fish
 [ -e /usr/share/bash-completion/bash_completion ] || packages="$packages bash-completion"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
+need munged munge
+need slurmctld slurmctld
+need slurmd slurmd
+need sbatch slurm-client
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs

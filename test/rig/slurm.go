@@ -1,0 +1,320 @@
+package rig
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Slurm is a cluster of a test's own with one node: munged, slurmctld and slurmd on
+// loopback, with their state in one directory. Its name, which is the node's too, its
+// ports and its control groups are no other cluster's.
+type Slurm struct {
+	dir, name string
+	slurmd    *slurmDaemon
+}
+
+// slurmConf is what the cluster needs to run as root on one machine without
+// systemd, and to notice quickly what sites let take minutes. What a site has to
+// set for deckhand is included. Jobs of the second partition preempt those of the first.
+const slurmConf = `
+ClusterName=%[1]s
+SlurmctldHost=%[2]s(127.0.0.1)
+SlurmctldPort=%[3]d
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=%[4]s/munge.socket,cred_expire=15
+StateSaveLocation=%[4]s/ctld
+SlurmdSpoolDir=%[4]s/spool
+SlurmctldPidFile=%[4]s/slurmctld.pid
+SlurmdPidFile=%[4]s/slurmd.pid
+MpiDefault=none
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+SlurmdTimeout=10
+BatchStartTimeout=10
+MessageTimeout=10
+Include %[4]s/site.conf
+NodeName=%[1]s NodeHostname=%[2]s NodeAddr=127.0.0.1 Port=%[5]d CPUs=8 RealMemory=8000
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
+`
+
+// slurmCgroup is what Slurm has to be told of this machine's control groups.
+const slurmCgroup = `
+CgroupMountpoint=/sys/fs/cgroup
+CgroupAutomount=no
+CgroupPlugin=cgroup/v1
+`
+
+// NewSlurm starts a cluster, which ends with the test. site is a fragment of
+// slurm.conf, cgroup one of cgroup.conf.
+func NewSlurm(tb TB, site, cgroup string) *Slurm {
+	tb.Helper()
+	if os.Getuid() != 0 {
+		giveUp(tb, lacking{"slurmd runs as root"})
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/freezer"); err != nil {
+		giveUp(tb, lacking{"Slurm 22.05 needs systemd where cgroup v1 is not mounted: " + err.Error()})
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "dksl")
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	s := &Slurm{dir: dir, name: filepath.Base(dir)}
+	ports, err := freePorts(2)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	conf := fmt.Sprintf(slurmConf, s.name, host, ports[0], dir, ports[1])
+	for name, text := range map[string]string{
+		"slurm.conf": conf, "cgroup.conf": slurmCgroup + cgroup, "site.conf": site, "munge.key": strings.Repeat(s.name, 64),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			tb.Fatalf("%v", err)
+		}
+	}
+	// Others than root may reach the socket of munge, or it refuses to start.
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // no secrets but the key, which is closed
+		tb.Fatalf("%v", err)
+	}
+	munge := s.start(tb, "munged", "munge", "--foreground", "--socket="+dir+"/munge.socket", "--key-file="+dir+"/munge.key",
+		"--log-file="+dir+"/munged.messages", "--pid-file="+dir+"/munged.pid", "--seed-file="+dir+"/munged.seed")
+	munge.until(tb, func() bool { _, err := os.Stat(dir + "/munge.socket"); return err == nil })
+	ctld := s.start(tb, "slurmctld", "slurmctld", "-D", "-c")
+	ctld.until(tb, func() bool { _, err := s.try("scontrol", "ping"); return err == nil })
+	s.StartSlurmd(tb)
+	tb.Cleanup(func() { s.end(tb) })
+	return s
+}
+
+// StartSlurmd starts slurmd and returns when the controller knows of the node.
+func (s *Slurm) StartSlurmd(tb TB) {
+	tb.Helper()
+	s.slurmd = s.start(tb, "slurmd", "slurmd", "-D", "-N", s.name)
+	s.slurmd.until(tb, func() bool {
+		state, _ := s.try("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
+		return slices.Contains([]string{"idle", "mixed", "allocated", "completing"}, state)
+	})
+}
+
+// KillSlurmd ends slurmd with SIGKILL. Its jobs run on.
+func (s *Slurm) KillSlurmd() { s.slurmd.kill() }
+
+// Completing says whether an epilog runs.
+func (s *Slurm) Completing(tb TB) bool {
+	tb.Helper()
+	return strings.Contains(s.Cmd(tb, "scontrol", "show", "node", s.name), "COMPLETING")
+}
+
+// Cmd runs one of Slurm's commands and returns what it prints.
+func (s *Slurm) Cmd(tb TB, name string, args ...string) string {
+	tb.Helper()
+	out, err := s.try(name, args...)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	return out
+}
+
+func (s *Slurm) try(name string, args ...string) (string, error) {
+	path, err := program(name, "slurm-client")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command(path, args...)
+	// sbatch gives the job what it has itself, which must not be the tester's own.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "SLURM_CONF=" + s.dir + "/slurm.conf"}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.Bytes())
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// Job is what the controller tells of a job.
+func (s *Slurm) Job(tb TB, id int) map[string]string {
+	tb.Helper()
+	job := map[string]string{}
+	for field := range strings.FieldsSeq(s.Cmd(tb, "scontrol", "show", "job", "-o", strconv.Itoa(id))) {
+		if name, value, ok := strings.Cut(field, "="); ok {
+			job[name] = value
+		}
+	}
+	return job
+}
+
+// slurmWait is how long something may take that must happen.
+const slurmWait = 5 * time.Minute
+
+// Until waits until the controller tells of a job what is wanted.
+func (s *Slurm) Until(tb TB, id int, want func(job map[string]string) bool) map[string]string {
+	tb.Helper()
+	var job map[string]string
+	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if job = s.Job(tb, id); want(job) {
+			return job
+		}
+	}
+	tb.Fatalf("job %d is still %v\n%s", id, job, s.Logs())
+	return nil
+}
+
+// Groups are the control groups that are there of a job.
+func (s *Slurm) Groups(id int) []string {
+	groups, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/slurm_%s/uid_*/job_%d", s.name, id)) // a sound pattern
+	return groups
+}
+
+// Logs are the ends of the logs of the daemons.
+func (s *Slurm) Logs() string {
+	var text strings.Builder
+	files, _ := filepath.Glob(s.dir + "/*.log") // a sound pattern
+	for _, file := range files {
+		b, _ := os.ReadFile(file) // what cannot be read has nothing to say
+		fmt.Fprintf(&text, "--- %s\n%s\n", filepath.Base(file), b[max(0, len(b)-6000):])
+	}
+	return text.String()
+}
+
+// end ends slurmd, and its jobs by their control groups.
+func (s *Slurm) end(tb TB) {
+	s.slurmd.kill()
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/slurm_" + s.name) // a sound pattern
+	for _, top := range groups {
+		if err := removeGroup(top); err != nil {
+			tb.Logf("cannot remove a control group of Slurm: %v", err)
+		}
+	}
+}
+
+// removeGroup kills the processes of a control group and all below it, and removes it.
+func removeGroup(top string) error {
+	var dirs []string
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		dirs = append(dirs, path)
+		procs, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		for pid := range strings.FieldsSeq(string(procs)) {
+			n, _ := strconv.Atoi(pid)
+			_ = syscall.Kill(n, syscall.SIGKILL) // already gone is what we want
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range slices.Backward(dirs) {
+		var err error
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			if err = os.Remove(dir); err == nil || os.IsNotExist(err) {
+				err = nil
+				break
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// slurmDaemon is a daemon of the cluster in the foreground.
+type slurmDaemon struct {
+	cmd   *exec.Cmd
+	log   string
+	ended chan struct{}
+}
+
+// start starts a daemon, which dies with this process.
+func (s *Slurm) start(tb TB, name, pkg string, args ...string) *slurmDaemon {
+	tb.Helper()
+	path, err := program(name, pkg)
+	if err != nil {
+		giveUp(tb, err)
+	}
+	d := &slurmDaemon{cmd: exec.Command(path, args...), log: filepath.Join(s.dir, name+".log"), ended: make(chan struct{})}
+	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	defer log.Close()
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SLURM_CONF=" + s.dir + "/slurm.conf"}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := d.cmd.Start(); err != nil {
+		tb.Fatalf("%v", err)
+	}
+	go func() {
+		_ = d.cmd.Wait() // how it ended is in its log
+		close(d.ended)
+	}()
+	tb.Cleanup(d.kill)
+	return d
+}
+
+func (d *slurmDaemon) kill() {
+	_ = d.cmd.Process.Kill() // already gone is what we want
+	<-d.ended
+}
+
+// until waits for a daemon to be ready.
+func (d *slurmDaemon) until(tb TB, ready func() bool) {
+	tb.Helper()
+	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if ready() {
+			return
+		}
+		select {
+		case <-d.ended:
+			log, _ := os.ReadFile(d.log) // what cannot be read has nothing to say
+			tb.Fatalf("%s ended:\n%s", d.cmd.Path, log)
+		default:
+		}
+	}
+	log, _ := os.ReadFile(d.log)
+	tb.Fatalf("%s is not ready:\n%s", d.cmd.Path, log)
+}
+
+// freePorts are ports of loopback that nobody listened on just now.
+func freePorts(n int) (ports []int, err error) {
+	var open []net.Listener // all at once, so that they are different
+	defer func() {
+		for _, l := range open {
+			l.Close()
+		}
+	}()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		open = append(open, l)
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
