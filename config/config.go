@@ -24,6 +24,8 @@ type Config struct {
 	Workdir  Workdir
 	Exit     Exit
 	History  History
+	Events   Events
+	Metrics  Metrics
 }
 
 // Docker says which engine is used.
@@ -139,4 +141,24 @@ type Exit struct {
 type History struct {
 	Keep int           // tasks, 0 for no limit
 	Age  time.Duration // 0 for no limit
+}
+
+// Events says who is told of what happens to tasks.
+type Events struct {
+	File    string // absolute; empty for none
+	Webhook Webhook
+	Exec    string // absolute; empty for none
+	Drain   time.Duration
+}
+
+// Webhook is a server that takes events.
+type Webhook struct {
+	// URL may hold credentials; internal/redact before it is shown. Empty for none.
+	URL        string
+	SecretFile string // absolute; empty for none
+}
+
+// Metrics says where counters go.
+type Metrics struct {
+	Textfile string // absolute, ends in .prom; empty for none
 }

@@ -96,6 +96,7 @@ func TestDefaults(t *testing.T) {
 		Workdir: Workdir{Keep: "never"},
 		Exit:    Exit{Policy: "task"},
 		History: History{Keep: 10000, Age: 30 * 24 * time.Hour},
+		Events:  Events{Drain: 5 * time.Second},
 	}
 	if l.Config != want {
 		t.Errorf("got  %+v\nwant %+v", l.Config, want)
@@ -152,6 +153,13 @@ var samples = map[string][3]string{
 	"history.age":           {"1h", "2d", "none"},
 	"disk.inode_floor":      {"1", "2", "3"},
 
+	"events.file":                {"/a", "/b", "/c"},
+	"events.webhook.url":         {"http://127.0.0.1:1", "https://b/path", "https://c"},
+	"events.webhook.secret_file": {"/a", "/b", "/c"},
+	"events.exec":                {"/a", "/b", "/c"},
+	"events.drain":               {"1s", "2s", "0"},
+	"metrics.textfile":           {"/a.prom", "/b.prom", "/c.prom"},
+
 	"storage.s3.endpoint":   {"http://127.0.0.1:7070", "https://b/path", "https://c"},
 	"storage.s3.region":     {"a", "b", "c"},
 	"storage.s3.path_style": {"true", "false", "true"},
@@ -205,8 +213,8 @@ func TestPrecedence(t *testing.T) {
 			if nested {
 				text = fmt.Sprintf("%s:\n  %s: %s\n", section, leaf, values[0])
 			}
-			if section, key, deeper := strings.Cut(leaf, "."); deeper {
-				text = fmt.Sprintf("storage:\n  %s:\n    %s: %s\n", section, key, values[0])
+			if inner, key, deeper := strings.Cut(leaf, "."); deeper {
+				text = fmt.Sprintf("%s:\n  %s:\n    %s: %s\n", section, inner, key, values[0])
 			}
 			file := write(t, systemFile, text)
 			check(values[0], "file "+file)

@@ -177,6 +177,25 @@ var keys = []key{
 	{name: "history.age", fallback: "30d",
 		kind: durationOrNone(func(c *Config) *time.Duration { return &c.History.Age }),
 		doc:  "How long the journal remembers a finished task."},
+
+	{name: "events.file", fallback: "",
+		kind: file(func(c *Config) *string { return &c.Events.File }),
+		doc:  "File to which each event is appended as a line of JSON. Empty: none. See [events.md](events.md), also for the next four."},
+	{name: "events.webhook.url", fallback: "",
+		kind: webhook(func(c *Config) *string { return &c.Events.Webhook.URL }),
+		doc:  "Server that is sent each event by POST. Empty: none."},
+	{name: "events.webhook.secret_file", fallback: "",
+		kind: file(func(c *Config) *string { return &c.Events.Webhook.SecretFile }),
+		doc:  "File with the secret that requests to it are signed with: 24 to 64 bytes in base64, with `whsec_` in front or not. Empty: they are not signed."},
+	{name: "events.exec", fallback: "",
+		kind: file(func(c *Config) *string { return &c.Events.Exec }),
+		doc:  "Program that is started for each event, with the event on its standard input. Empty: none."},
+	{name: "events.drain", fallback: "5s",
+		kind: duration(func(c *Config) *time.Duration { return &c.Events.Drain }),
+		doc:  "How long a process that has done its work goes on delivering events. What is left then is delivered by the next."},
+	{name: "metrics.textfile", fallback: "",
+		kind: textfile(func(c *Config) *string { return &c.Metrics.Textfile }),
+		doc:  "File for the textfile collector of Prometheus' node exporter, one for each root. Empty: none. See [metrics.md](metrics.md)."},
 }
 
 // variable is the environment variable of k.

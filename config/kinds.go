@@ -62,6 +62,40 @@ func cgroupParent(field func(*Config) *string) kind {
 	return orNone(k, "auto, an absolute path, the name of a slice", func(c *Config) { *field(c) = "" })
 }
 
+// file is the absolute name of a file, or empty.
+func file(field func(*Config) *string) kind {
+	return kind{"an absolute path, or empty", "file", func(c *Config, s string) error {
+		if s != "" && !filepath.IsAbs(s) {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+// textfile is the absolute name of a file that the node exporter reads, or empty.
+func textfile(field func(*Config) *string) kind {
+	return kind{"an absolute path that ends in .prom, or empty", "file", func(c *Config, s string) error {
+		if s != "" && (!filepath.IsAbs(s) || filepath.Ext(s) != ".prom") {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+// webhook is the URL of a server, or empty; it may hold secrets.
+func webhook(field func(*Config) *string) kind {
+	return kind{"http://HOST[:PORT][/PATH] or https://…, or empty", "url", func(c *Config, s string) error {
+		u, err := url.Parse(s)
+		if err != nil || s != "" && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Fragment != "") {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
 func gpus(field func(*Config) *string) kind {
 	allowed := regexp.MustCompile(`^[^,\s]+(,[^,\s]+)*$`) // whatever their driver names them
 	return kind{"all, none, or the numbers or UUIDs of GPUs with commas between", "gpus", func(c *Config, s string) error {

@@ -171,7 +171,7 @@ func compact(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := (&reader{c, j.past}).finished()
+	f, err := (&reader{c, j.past}).finished(time.Now())
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func prune(dir string, o Options, r Retention) (p Pruned, err error) {
 	if err != nil {
 		return p, err
 	}
-	f, err := (&reader{c, j.past}).finished()
+	f, err := (&reader{c, j.past}).finished(j.opts.Now())
 	if err != nil {
 		return p, err
 	}
@@ -84,7 +84,7 @@ func prune(dir string, o Options, r Retention) (p Pruned, err error) {
 
 // PruneView tells what Prune would remove, from what v holds.
 func PruneView(v *View, r Retention, now time.Time) (Pruned, error) {
-	f, err := v.finished()
+	f, err := v.finished(now)
 	if err != nil {
 		return Pruned{}, readError("the finished tasks", err)
 	}
@@ -170,7 +170,7 @@ func (j *Journal) renew(c *contents, crashed bool) error {
 	if size < archiveSize || free < roomFor(c.size()+j.past.size())+openRoom {
 		return j.rewrite(c, nil, crashed)
 	}
-	f, err := r.finished()
+	f, err := r.finished(j.opts.Now())
 	if err != nil {
 		return err
 	}
@@ -194,6 +194,7 @@ type finished struct {
 	// fresh are the packs of those that are in the generation; nil for a task
 	// that goes.
 	fresh map[string][]byte
+	pending
 }
 
 // isFinished says whether the task may leave the generation.
@@ -228,12 +229,15 @@ func (r *reader) finishedSize() (size int64, err error) {
 
 // finished packs the finished tasks of the generation and lists those of the
 // history.
-func (r *reader) finished() (*finished, error) {
+func (r *reader) finished(now time.Time) (*finished, error) {
 	node, err := r.node()
 	if err != nil {
 		return nil, err
 	}
 	f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+	if f.pending, err = r.pending(now); err != nil {
+		return nil, err
+	}
 	for s, err := range r.past.all() {
 		if err != nil {
 			return nil, err
@@ -261,7 +265,8 @@ func (r *reader) finished() (*finished, error) {
 	return f, nil
 }
 
-// drop takes out the tasks beyond r and tells which.
+// drop takes out the tasks beyond r and tells which. A task of which somebody is
+// still to be told stays for its number of bytes alone.
 func (f *finished) drop(r Retention, now time.Time) Pruned {
 	newest := make([]string, 0, len(f.info))
 	for task := range f.info {
@@ -274,7 +279,8 @@ func (f *finished) drop(r Retention, now time.Time) Pruned {
 	for _, task := range newest {
 		info := f.info[task]
 		bytes += info.bytes
-		if (r.Keep == 0 || kept < r.Keep) && (r.Age == 0 || now.Sub(info.at) <= r.Age) && (r.Bytes == 0 || bytes <= r.Bytes) {
+		stays := (r.Keep == 0 || kept < r.Keep) && (r.Age == 0 || now.Sub(info.at) <= r.Age)
+		if (stays || f.tasks[task]) && (r.Bytes == 0 || bytes <= r.Bytes) {
 			kept++
 			continue
 		}
@@ -285,6 +291,7 @@ func (f *finished) drop(r Retention, now time.Time) Pruned {
 	slices.Reverse(p.Tasks)
 	for _, task := range p.Tasks {
 		delete(f.info, task)
+		delete(f.tasks, task)
 		f.fresh[task] = nil // known to be in the generation or the history, and to go
 	}
 	return p
@@ -325,6 +332,12 @@ func (f *finished) packs(past *history) iter.Seq2[stored, error] {
 // generation that a dead process left stays as evidence, where there is space.
 func (j *Journal) rewrite(c *contents, f *finished, crashed bool) (err error) {
 	next, was := j.current, j.generation()
+	var p pending
+	if f != nil {
+		p = f.pending
+	} else if p, err = (&reader{c, j.past}).pending(j.opts.Now()); err != nil {
+		return err
+	}
 	if err := makeRoom(j.dir, roomFor(c.size())); err != nil {
 		return err
 	}
@@ -334,7 +347,7 @@ func (j *Journal) rewrite(c *contents, f *finished, crashed bool) (err error) {
 		}
 	}
 	next.Generation = next.free()
-	if err := writeGeneration(j.dir, next.Generation, f.rest(c)); err != nil {
+	if err := writeGeneration(j.dir, next.Generation, f.rest(c, p)); err != nil {
 		return errors.Join(err, removeOtherGenerations(j.dir, j.current))
 	}
 	past, err := openHistory(j.dir, next)
@@ -357,8 +370,8 @@ func (j *Journal) rewrite(c *contents, f *finished, crashed bool) (err error) {
 }
 
 // rest yields what stays in the generation: all but the tasks that are in the
-// new history, or dropped.
-func (f *finished) rest(c *contents) iter.Seq2[[]byte, []byte] {
+// new history, or dropped, and what nobody waits for.
+func (f *finished) rest(c *contents, p pending) iter.Seq2[[]byte, []byte] {
 	return func(yield func([]byte, []byte) bool) {
 		for key, value := range c.scan(nil) {
 			if task, ok := taskOf(key); ok && f != nil {
@@ -366,7 +379,7 @@ func (f *finished) rest(c *contents) iter.Seq2[[]byte, []byte] {
 					continue
 				}
 			}
-			if !yield(key, value) {
+			if !p.over(key, value) && !yield(key, value) {
 				return
 			}
 		}

@@ -49,6 +49,9 @@ type Options struct {
 	// Retention is applied to finished tasks when the journal compacts itself;
 	// DefaultRetention when zero.
 	Retention Retention
+	// Sinks names those who are told of records (machine.Record.Told), beginning
+	// with what is written after a sink was first named here.
+	Sinks []string
 	// AnyFilesystem opens the journal also where node.CheckFilesystem refuses.
 	AnyFilesystem bool
 }
@@ -70,6 +73,7 @@ type Journal struct {
 	rootID  string
 	tip     tip
 	newest  storedHead // the one written last, empty before
+	sinks   map[string]place
 	current current
 	witness *witness
 	log     *logFile
@@ -165,6 +169,9 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	w.setJSON(tipKey, next)
 	newest := storedHead{Head: head, Number: next.Count, At: now}
 	w.setJSON(headKey(record.Task), newest)
+	if record.Told() && len(j.sinks) > 0 {
+		w.setJSON(eventKey(next.Count), event{record.Task, record.Seq})
+	}
 	if e.Node != nil {
 		node := *e.Node
 		node.RootID = j.rootID
@@ -177,22 +184,27 @@ func (j *Journal) append(e machine.Entry) (machine.Head, error) {
 	if w.size() > maxEntry {
 		return machine.Head{}, fmt.Errorf("%w: %d bytes are more than the %d that one transaction holds", ErrRefused, w.size(), maxEntry)
 	}
-	if err := j.log.reserve(w.cost()); err != nil {
+	if err := j.log.reserve(w.cost(), memTableSize); err != nil {
 		return machine.Head{}, err
 	}
-	tx := j.db.NewTransaction(true)
-	defer tx.Discard()
-	if err := w.apply(tx); err != nil {
-		return machine.Head{}, err
-	}
-	if err := tx.Commit(); err != nil {
-		return machine.Head{}, err
-	}
-	if err := j.log.commit(); err != nil {
+	if err := j.commit(w); err != nil {
 		return machine.Head{}, err
 	}
 	j.tip, j.newest = next, newest
 	return head, j.witness.acknowledge(next, record.Task, record.Seq)
+}
+
+// commit writes w durably. The log has room for it.
+func (j *Journal) commit(w batch) error {
+	tx := j.db.NewTransaction(true)
+	defer tx.Discard()
+	if err := w.apply(tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	return j.log.commit()
 }
 
 // Close makes the journal's files tidy and releases it. With little space left

@@ -50,7 +50,7 @@ func journalDir(t testing.TB) string {
 
 func TestConformance(t *testing.T) {
 	journaltest.Run(t, func(t *testing.T, s journaltest.Settings) journaltest.Journal {
-		return mustOpen(t, journalDir(t), journal.Options{BootID: s.BootID, Now: s.Now})
+		return mustOpen(t, journalDir(t), journal.Options{BootID: s.BootID, Now: s.Now, Sinks: s.Sinks})
 	})
 }
 

@@ -31,6 +31,8 @@ var (
 const (
 	headPrefix   = "head/"
 	recordPrefix = "record/"
+	eventPrefix  = "event/"
+	sinkPrefix   = "sink/"
 )
 
 func headKey(task string) []byte { return []byte(headPrefix + task) }

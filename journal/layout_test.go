@@ -20,7 +20,7 @@ func documented(t *testing.T, section string) map[string]*regexp.Regexp {
 	_, text, _ := strings.Cut(string(doc), "\n## "+section+"\n")
 	text, _, _ = strings.Cut(text, "\n## ")
 	placeholders := strings.NewReplacer(
-		"TASK", `(?s:.+)`, `\\0`, "\x00", "SEQ", `(?s:.{8})`, "CHUNK", `(?s:.{4})`,
+		"TASK", `(?s:.+)`, `\\0`, "\x00", "SEQ", `(?s:.{8})`, "CHUNK", `(?s:.{4})`, "NUMBER", `(?s:.{8})`, "NAME", `.+`,
 		"N/", `[0-9]{6,}/`, "schema-S", `schema-[0-9]+`)
 	patterns := map[string]*regexp.Regexp{}
 	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(text, -1) {
@@ -36,7 +36,7 @@ func documented(t *testing.T, section string) map[string]*regexp.Regexp {
 func everything(t *testing.T) *Journal {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "journal")
-	j := openTest(t, dir, Options{})
+	j := openTest(t, dir, told)
 	appendTest(t, j, journaltest.Task("past", 1)...)
 	j = compacted(t, j)
 	appendTest(t, j, journaltest.Task("t1", 1)...)

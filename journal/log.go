@@ -53,10 +53,11 @@ func (l *logFile) prepare() error {
 	return err
 }
 
-// reserve is called before a transaction of at most cost bytes.
-func (l *logFile) reserve(cost int64) error {
+// reserve is called before a transaction of at most cost bytes, which may fill
+// the log up to most while there is little space.
+func (l *logFile) reserve(cost, most int64) error {
 	l.cost = cost
-	if l.used+cost <= memTableSize {
+	if l.used+cost <= most {
 		return nil
 	}
 	free, err := freeBytes(l.dir)

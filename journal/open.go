@@ -399,6 +399,9 @@ func (j *Journal) begin() error {
 	if err := j.log.prepare(); err != nil {
 		return err
 	}
+	if err := j.placeSinks(); err != nil {
+		return err
+	}
 	said := j.witness.said
 	said.Tip, said.Root, said.Clean = j.tip, j.rootID, false
 	return j.testify(said)

@@ -79,6 +79,7 @@ func (r *Report) replay(db *reader, said testimony, legal TransitionCheck) {
 	if _, err := db.node(); err != nil {
 		r.problem("", 0, "%v", err)
 	}
+	r.outbox(db)
 	for task := range r.tasks(db) {
 		r.Tasks++
 		p := &replay{report: r, task: task, legal: legal}
@@ -113,11 +114,24 @@ func (r *Report) tasks(db *reader) iter.Seq[string] {
 	for key := range db.scan(nil) {
 		if task, ok := taskOf(key); ok {
 			set[task] = true
-		} else if string(key) != string(nodeKey) && string(key) != string(tipKey) {
+		} else if string(key) != string(nodeKey) && string(key) != string(tipKey) && !isOutbox(key) {
 			r.problem("", 0, "nothing has the key %q", key)
 		}
 	}
 	return slices.Values(slices.Sorted(maps.Keys(set)))
+}
+
+// outbox checks that each record of which others are to be told is there.
+func (r *Report) outbox(db *reader) {
+	for key, raw := range db.scan([]byte(eventPrefix)) {
+		e, err := decode[event](key, raw)
+		if err == nil {
+			_, err = db.record(e)
+		}
+		if err != nil {
+			r.problem(e.Task, e.Seq, "the outbox: %v", err)
+		}
+	}
 }
 
 // identity compares the places where the root id is written down.

@@ -38,6 +38,20 @@ type Record struct {
 	Prev string `json:"prev"`
 }
 
+// Told says whether others are told of the record: of what a task went through,
+// not of each thing that it made on the way.
+func (r Record) Told() bool { return r.Kind == KindTransition || r.Kind == KindResume }
+
+// Notice is a record as others are told of it.
+type Notice struct {
+	// Number orders the notices of a journal; that of a later one is higher.
+	Number uint64
+	// ID is the hash of the record as stored: no other record of any journal has
+	// it, and this one always does.
+	ID     string
+	Record Record
+}
+
 // Head is what the journal knows about a task without reading its history.
 type Head struct {
 	Task    string `json:"task"`

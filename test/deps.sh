@@ -26,6 +26,9 @@ need nginx nginx-light
 need node nodejs
 need npm npm
 need systemd-analyze systemd
+# For the examples of docs/events.md.
+need python3 python3-minimal
+need openssl openssl
 need man man-db
 need rpm rpm
 need zsh zsh

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/common/expfmt"
+
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -25,6 +27,7 @@ const socketName = "control.sock"
 // only its process knows, until the returned function is called. It is a
 // convenience: a run goes on without it, and cancel then sends a signal.
 //
+//	GET  /metrics            what attempts have come to, in Prometheus' text format
 //	GET  /v1/progress        the present transfer
 //	POST /v1/cancel?task=ID  the task is to end Canceled
 func (s *session) serveControl(task string, cancel context.CancelCauseFunc) (stop func()) {
@@ -37,6 +40,17 @@ func (s *session) serveControl(task string, cancel context.CancelCauseFunc) (sto
 	mux.HandleFunc("GET /v1/progress", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(s.meter.Snapshot()); err != nil {
+			s.app.log.Debug("cannot answer on the control socket", "error", err)
+		}
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		text, err := s.metricsText()
+		if err != nil {
+			http.Error(w, message(err), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", string(expfmt.NewFormat(expfmt.TypeTextPlain)))
+		if _, err := w.Write(text); err != nil {
 			s.app.log.Debug("cannot answer on the control socket", "error", err)
 		}
 	})

@@ -62,6 +62,10 @@ func newBench(t *testing.T) *bench {
 		w := b.present.Load()
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if r.URL.Path == shape.EventsPath {
+			w.sent = append(w.sent, r.Header.Get("webhook-id"))
+			return
+		}
 		w.puts[r.URL.Path] = string(text)
 	}))
 	t.Cleanup(b.server.Close)
@@ -82,9 +86,11 @@ type world struct {
 	engine  *fakedocker.Engine
 	journal *journaltest.Memory
 	before  check.Node
+	told    bool
 
 	mu   sync.Mutex
 	puts map[string]string
+	sent []string // events
 }
 
 // world makes a world and brings it to where the run begins that is looked at.
@@ -110,7 +116,7 @@ func (b *bench) world(t *testing.T, s shape.Shape) *world {
 	}
 	w := &world{
 		bench: b, dir: dir, engine: fakedocker.New(filepath.Join(dir, "engine"), b.registry),
-		journal: journaltest.NewMemory(), puts: map[string]string{},
+		journal: journaltest.NewMemory(), puts: map[string]string{}, told: s.Told,
 	}
 	b.present.Store(w)
 	w.others(t, s.Present)
@@ -278,6 +284,13 @@ func (p *process) ended() bool {
 func (p *process) work(ctx context.Context, t *testing.T, r shape.Run) int {
 	a := p.app(t)
 	s := &session{app: a, journal: keptJournal{p.journal}, docker: keptEngine{p.engine}, boot: p.journal.BootID, meter: new(progress.Meter)}
+	sinks, err := a.sinks()
+	p.journal.Tell(append(sinkNames(sinks), metricsSink)...)
+	if err := errors.Join(err, s.tell(sinks)); err != nil {
+		t.Error(err)
+		return -1
+	}
+	defer s.stopTelling()
 	switch {
 	case r.Task != nil:
 		return exitCode(p.run(ctx, s, r.Task(p.place())))
@@ -331,6 +344,10 @@ func (p *process) app(t *testing.T) *app {
 		runtime.Goexit()
 	}
 	conf.Transfer.Parallel, conf.Run.StopGrace = 1, 0
+	conf.Events.Drain = stuckAfter
+	if p.told {
+		conf.Events.File, conf.Events.Webhook.URL = filepath.Join(p.dir, shape.EventsFile), p.server.URL+shape.EventsPath
+	}
 	// The engine's containers have no networks of their own.
 	conf.Run.BlockAddresses = ""
 	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, conf: conf}

@@ -47,7 +47,7 @@ instant resumes the task or rolls it back.`,
 	root.AddCommand(
 		newRunCommand(a), newScrubCommand(a), newRecoverCommand(a), newCancelCommand(a),
 		newStatusCommand(a), newLogsCommand(a), newJournalCommand(a), newValidateCommand(a),
-		newGraphCommand(a), newConfigCommand(a), newDoctorCommand(a), newVersionCommand(a), newManCommand(a),
+		newGraphCommand(a), newConfigCommand(a), newDoctorCommand(a), newMetricsCommand(a), newVersionCommand(a), newManCommand(a),
 		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp},
 	)
 	finish(root)

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
+	"github.com/deckhand/deckhand/internal/outbox"
 	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/room"
@@ -37,17 +40,24 @@ type session struct {
 	app     *app
 	lock    *node.RootLock
 	journal record
-	docker  docker
-	boot    string
-	meter   *progress.Meter
-	bounds  run.Limits                   // of the containers of the task that is run
-	partial []helper.File                // what was removed when the root was taken
-	head    atomic.Pointer[machine.Head] // of the task that is being worked on
+	outbox  *outbox.Outbox
+	// stopMetrics writes down what there is to count, for the last time.
+	stopMetrics func()
+	counting    sync.Mutex
+	docker      docker
+	boot        string
+	meter       *progress.Meter
+	bounds      run.Limits                   // of the containers of the task that is run
+	partial     []helper.File                // what was removed when the root was taken
+	head        atomic.Pointer[machine.Head] // of the task that is being worked on
 }
 
 // record is the journal as a session writes it.
 type record interface {
 	machine.Journal
+	outbox.Journal
+	tallied
+	Keep(sink string, number uint64, state json.RawMessage) error
 	Heads() ([]machine.Head, error)
 	Close() error
 }
@@ -67,6 +77,13 @@ type docker interface {
 // enter takes the root of this node, with its journal, for a task or for none.
 // Nothing is made before the root and the engine are known to be usable.
 func (a *app) enter(ctx context.Context, task, document string, take func(context.Context) (*node.RootLock, error)) (*session, error) {
+	sinks, err := a.sinks()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.checkTextfile(); err != nil {
+		return nil, err
+	}
 	if err := a.checkRoot(); err != nil {
 		return nil, err
 	}
@@ -87,7 +104,7 @@ func (a *app) enter(ctx context.Context, task, document string, take func(contex
 	}
 	a.removeSocket()
 	partial := a.removePartial()
-	s, err := a.open(ctx, task, lock, docker)
+	s, err := a.open(ctx, task, lock, docker, sinks)
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock(), docker.Close())
 	}
@@ -123,24 +140,29 @@ func (a *app) hold(ctx context.Context) (*session, error) {
 }
 
 // open takes the journal of a root whose lock this process has.
-func (a *app) open(ctx context.Context, task string, lock *node.RootLock, docker docker) (*session, error) {
+func (a *app) open(ctx context.Context, task string, lock *node.RootLock, docker docker, sinks []outbox.Sink) (*session, error) {
 	boot, err := node.BootID()
 	if err != nil {
 		return nil, machine.Faultf(machine.NodeFault, "cannot tell this boot of the node from another: %w", err)
 	}
-	j, err := a.openJournal(ctx, task, boot, docker)
+	options := a.journalOptions(boot)
+	options.Sinks = append(sinkNames(sinks), metricsSink)
+	j, err := a.openJournal(ctx, task, options, docker)
 	if err != nil {
 		return nil, err
 	}
-	return &session{app: a, lock: lock, journal: j, docker: docker, boot: boot, meter: new(progress.Meter)}, nil
+	s := &session{app: a, lock: lock, journal: j, docker: docker, boot: boot, meter: new(progress.Meter)}
+	if err := s.tell(sinks); err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	return s, nil
 }
 
 // openJournal opens the journal for a task, or for none. On a full disk it first
 // removes what dead tasks have left, as reading the journal tells it: what is set
 // aside comes last. A damaged journal is moved aside, never deleted, and a new
 // one begun.
-func (a *app) openJournal(ctx context.Context, task, boot string, docker docker) (*journal.Journal, error) {
-	options := a.journalOptions(boot)
+func (a *app) openJournal(ctx context.Context, task string, options journal.Options, docker docker) (*journal.Journal, error) {
 	if journal.NeedsReserve(a.journalDir()) {
 		a.log.Warn("the disk is full; removing what dead tasks left before the journal is opened")
 		if err := a.freeSpace(ctx, docker, task); err != nil {
@@ -225,6 +247,7 @@ func (a *app) freeSpace(ctx context.Context, docker docker, task string) (err er
 
 // close ends the hold.
 func (s *session) close() error {
+	s.stopTelling()
 	return errors.Join(s.journal.Close(), s.lock.Unlock(), s.docker.Close())
 }
 
@@ -353,6 +376,7 @@ func fields(list string) []string {
 
 // entered tells of a transition.
 func (s *session) entered(h machine.Head) {
+	s.outbox.Wake()
 	was := s.head.Swap(&h)
 	attrs := []any{"task", h.Task, "state", h.State, "attempt", h.Attempt}
 	if was.State != "" && h.State != machine.Accepted {

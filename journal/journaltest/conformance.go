@@ -22,12 +22,22 @@ import (
 type Journal interface {
 	machine.Journal
 	Heads() ([]machine.Head, error)
+	Outbox
+}
+
+// Outbox is the part of a journal of which others are told.
+type Outbox interface {
+	Undelivered(sink string, most int) ([]machine.Notice, error)
+	Delivered(sink string, number uint64) error
+	Keep(sink string, number uint64, state json.RawMessage) error
+	Kept(sink string) (json.RawMessage, error)
 }
 
 // Settings are what the suite sets in a journal that it asks for.
 type Settings struct {
 	BootID string
 	Now    func() time.Time
+	Sinks  []string
 }
 
 // Run tests the journal that open returns, a new and empty one each time.
@@ -110,6 +120,71 @@ func Run(t *testing.T, open func(*testing.T, Settings) Journal) {
 		list, err := j.Heads()
 		if err != nil || len(list) != 2 || list[0].Task != "t1" || list[1].Task != "t2" {
 			t.Errorf("Heads, newest activity first: %v, %v", list, err)
+		}
+	})
+
+	t.Run("outbox", func(t *testing.T) {
+		told := fixed
+		told.Sinks = []string{"one", "two"}
+		j := open(t, told)
+		var want []machine.Record
+		var hashes []string
+		for _, e := range slices.Concat(Task("t1", 1), Task("t2", 1), Task("t1", 2)) {
+			head, err := j.Append(ctx, e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := Records(t, j, e.Record.Task)[head.Seq-1]; r.Told() {
+				want = append(want, r)
+				hashes = append(hashes, head.Hash)
+			}
+		}
+		all := Undelivered(t, j, "one")
+		ids := map[string]bool{}
+		for i, n := range all {
+			ids[n.ID] = true
+			if i > 0 && n.Number <= all[i-1].Number {
+				t.Errorf("notice %d follows notice %d", n.Number, all[i-1].Number)
+			}
+			if i < len(want) && (!reflect.DeepEqual(n.Record, want[i]) || n.ID != hashes[i]) {
+				t.Errorf("notice %d is %+v, want %+v with the id %s", i, n, want[i], hashes[i])
+			}
+		}
+		if len(all) != len(want) || len(ids) != len(want) || len(want) < 6 {
+			t.Fatalf("%d notices with %d ids of %d records", len(all), len(ids), len(want))
+		}
+		if some, err := j.Undelivered("one", 2); err != nil || !reflect.DeepEqual(some, all[:2]) {
+			t.Errorf("the first two notices are %+v (%v)", some, err)
+		}
+		if err := j.Delivered("one", all[3].Number); err != nil {
+			t.Fatal(err)
+		}
+		if left := Undelivered(t, j, "one"); !reflect.DeepEqual(left, all[4:]) {
+			t.Errorf("after four were delivered %d of %d are left", len(left), len(all))
+		}
+		if state, err := j.Kept("one"); state != nil || err != nil {
+			t.Errorf("a state that nobody has given: %s, %v", state, err)
+		}
+		if err := errors.Join(j.Keep("one", all[4].Number, json.RawMessage(`{"n":5}`)), j.Delivered("one", all[5].Number)); err != nil {
+			t.Fatal(err)
+		}
+		if state, err := j.Kept("one"); string(state) != `{"n":5}` || err != nil || len(Undelivered(t, j, "one")) != len(all)-6 {
+			t.Errorf("the state is %s (%v), and %d of %d are left", state, err, len(Undelivered(t, j, "one")), len(all))
+		}
+		if left := Undelivered(t, j, "two"); !reflect.DeepEqual(left, all) {
+			t.Errorf("what one sink has is gone for the other: %d of %d are left", len(left), len(all))
+		}
+	})
+
+	t.Run("no outbox without sinks", func(t *testing.T) {
+		j := open(t, fixed)
+		for _, e := range Task("t1", 1) {
+			if _, err := j.Append(ctx, e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if all := Undelivered(t, j, "one"); len(all) > 0 {
+			t.Errorf("%d notices", len(all))
 		}
 	})
 
@@ -297,6 +372,16 @@ func Records(t testing.TB, j Reader, task string) []machine.Record {
 			t.Fatal(err)
 		}
 		all = append(all, r)
+	}
+	return all
+}
+
+// Undelivered returns all that was not delivered to a sink.
+func Undelivered(t testing.TB, j Outbox, sink string) []machine.Notice {
+	t.Helper()
+	all, err := j.Undelivered(sink, 1000)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return all
 }

@@ -36,6 +36,9 @@ type Memory struct {
 	count  int
 	node   machine.Node
 	tasks  map[string]*history
+	outbox []machine.Notice
+	places map[string]uint64 // how far each sink has come
+	states map[string]json.RawMessage
 }
 
 type history struct {
@@ -50,7 +53,62 @@ func NewMemory() *Memory {
 		BootID: "memory",
 		node:   machine.Node{RootID: "0123456789abcdef", Images: []machine.ImageRecord{}},
 		tasks:  map[string]*history{},
+		places: map[string]uint64{},
+		states: map[string]json.RawMessage{},
 	}
+}
+
+// Tell begins to tell others of records, as journal.Options.Sinks does.
+func (m *Memory) Tell(sinks ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range sinks {
+		if _, known := m.places[s]; !known {
+			m.places[s] = uint64(m.count)
+		}
+	}
+}
+
+// Undelivered is that of journal.Journal.
+func (m *Memory) Undelivered(sink string, most int) (notices []machine.Notice, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.outbox {
+		if n.Number > m.places[sink] && len(notices) < most {
+			n.Record = copyOf(n.Record)
+			notices = append(notices, n)
+		}
+	}
+	return notices, nil
+}
+
+// Keep is that of journal.Journal.
+func (m *Memory) Keep(sink string, number uint64, state json.RawMessage) error {
+	err := m.Delivered(sink, number)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil {
+		m.states[sink] = bytes.Clone(state)
+	}
+	return err
+}
+
+// Kept is that of journal.Journal.
+func (m *Memory) Kept(sink string) (json.RawMessage, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bytes.Clone(m.states[sink]), nil
+}
+
+// Delivered is that of journal.Journal.
+func (m *Memory) Delivered(sink string, number uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.failed != nil {
+		return m.failed
+	}
+	m.places[sink] = number
+	return nil
 }
 
 // Reopen forgets a failed append, as a new process does.
@@ -114,6 +172,9 @@ func (m *Memory) write(e machine.Entry) machine.Head {
 	sum := sha256.Sum256(raw)
 	m.count++
 	h.number = m.count
+	if r.Told() && len(m.places) > 0 {
+		m.outbox = append(m.outbox, machine.Notice{Number: uint64(m.count), ID: hex.EncodeToString(sum[:]), Record: r})
+	}
 	h.head = copyOf(e.Head)
 	h.head.Seq, h.head.Hash = r.Seq, hex.EncodeToString(sum[:])
 	h.head.Reason = redact.Text(h.head.Reason)

@@ -12,6 +12,7 @@ func TestMemory(t *testing.T) {
 	Run(t, func(_ *testing.T, s Settings) Journal {
 		m := NewMemory()
 		m.BootID, m.Now = s.BootID, s.Now
+		m.Tell(s.Sinks...)
 		return m
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/test/check"
 	"github.com/deckhand/deckhand/test/crash/point"
 	"github.com/deckhand/deckhand/test/crash/shape"
@@ -36,10 +37,12 @@ type node struct {
 	server   *httptest.Server
 
 	dir    string     // of the present world
+	told   bool       // others are told of what happens in it
 	before check.Node // what others have, before each world of the present shape
 
 	mu   sync.Mutex
 	puts map[string]string // what the server has been sent, by path
+	sent []string          // the events among it
 }
 
 // registry has the images of all nodes.
@@ -112,6 +115,12 @@ func newNode(t *testing.T, program string, r *registry) *node {
 // take is the server that outputs are sent to. It has what came whole.
 func (n *node) take(w http.ResponseWriter, r *http.Request) {
 	text, err := io.ReadAll(r.Body)
+	if err == nil && r.Method == http.MethodPost && r.URL.Path == shape.EventsPath {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.sent = append(n.sent, r.Header.Get("webhook-id"))
+		return
+	}
 	if err != nil || r.Method != http.MethodPut {
 		http.Error(w, "no", http.StatusBadRequest)
 		return
@@ -202,6 +211,7 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 	n.watch.Forget()
 	n.mu.Lock()
 	clear(n.puts)
+	n.sent, n.told = nil, s.Told
 	n.mu.Unlock()
 	dir, err := os.MkdirTemp(t.TempDir(), "world")
 	if err != nil {
@@ -278,6 +288,10 @@ func (n *node) run(t *testing.T, r shape.Run, at string) outcome {
 		"DECKHAND_TRANSFER_PARALLEL=1",
 		point.AtVariable + "=" + at, point.TraceVariable + "=" + trace,
 	}
+	if n.told {
+		cmd.Env = append(cmd.Env, "DECKHAND_EVENTS_FILE="+filepath.Join(n.dir, shape.EventsFile),
+			"DECKHAND_EVENTS_WEBHOOK_URL="+n.server.URL+shape.EventsPath, "DECKHAND_EVENTS_DRAIN="+runDeadline.String())
+	}
 	stderr, err := cmd.StderrPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -325,5 +339,25 @@ func (n *node) problems(t *testing.T, s shape.Shape, after check.Node, twin *che
 	if s.Run.Task != nil {
 		c.Task = s.Run.Task(n.place()).ID
 	}
-	return c.Problems()
+	return append(c.Problems(), n.toldProblems(t)...)
+}
+
+// toldProblems are those with what others were told.
+func (n *node) toldProblems(t *testing.T) []string {
+	t.Helper()
+	if !n.told {
+		return nil
+	}
+	file, err := os.ReadFile(filepath.Join(n.dir, shape.EventsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := journal.OpenView(filepath.Join(n.dir, "root", "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer view.Close()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return check.Told(view, string(file), n.sent)
 }

@@ -36,7 +36,8 @@ func TestNoSecretIsKept(t *testing.T) {
 	defer server.Close()
 	login := strings.Replace(server.URL, "http://", "http://me:"+secret+"-password@", 1)
 	w.Env = append(w.Env, "AWS_ACCESS_KEY_ID=id", "AWS_SECRET_ACCESS_KEY="+secret+"-key", "AWS_SESSION_TOKEN="+secret+"-session",
-		"DECKHAND_STORAGE_S3_ENDPOINT="+server.URL, "DECKHAND_STORAGE_S3_REGION=us-east-1", "DECKHAND_TRANSFER_RETRY_FOR=1s")
+		"DECKHAND_STORAGE_S3_ENDPOINT="+server.URL, "DECKHAND_STORAGE_S3_REGION=us-east-1", "DECKHAND_TRANSFER_RETRY_FOR=1s",
+		"DECKHAND_EVENTS_FILE="+filepath.Join(w.Dir, "events"), "DECKHAND_EVENTS_WEBHOOK_URL="+login+"/refused?token="+secret+"-webhook", "DECKHAND_EVENTS_DRAIN=100ms")
 	task := func(id, script string) tes.Task {
 		e := Sh(image.Digest, script)
 		e.Env = map[string]string{"PASSWORD": secret + "-environment"}
@@ -101,6 +102,11 @@ func TestNoSecretIsKept(t *testing.T) {
 	read("journal", "prune", "--keep", "3") // moves the others into compressed history
 	read("journal", "export")
 	scan(t, w.Root, secret, "", false)
+	if events := w.Read(t, "events"); !strings.Contains(events, "refused-output") || !strings.Contains(printed.String(), "sink=webhook") {
+		t.Error("no events were told")
+	} else {
+		printed.WriteString(events)
+	}
 	for _, line := range strings.Split(printed.String(), "\n") {
 		if strings.Contains(line, secret) {
 			t.Errorf("printed: %s", line)

@@ -56,9 +56,9 @@ var calls = []string{
 	// Of storage.
 	"Join", "List", "Open", "ReadDir", "Stat", "hash", "list", "published",
 	// Of the journal and the notes.
-	"All", "Each", "Get", "Head", "Heads", "Images", "Node", "Records", "scan",
+	"All", "Each", "Get", "Head", "Heads", "Images", "Kept", "Node", "Records", "Undelivered", "scan",
 	// What runs more of deckhand's own code, which has its points.
-	"Do", "Probe", "State", "Undo", "Name",
+	"Deliver", "Do", "Probe", "State", "Undo", "Name",
 }
 
 // values are the effects that may be taken as values, because whoever calls them
@@ -77,7 +77,7 @@ var harmless = []string{
 	"github.com/cenkalti/backoff/", "github.com/dgraph-io/badger/v4/", "github.com/dgraph-io/ristretto/", "github.com/distribution/reference", "github.com/docker/go-units", "github.com/google/flatbuffers/", "github.com/google/nftables/", "github.com/klauspost/compress/",
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/Azure/azure-sdk-for-go/sdk/azidentity",
 	"github.com/looplab/fsm", "github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/oauth2", "golang.org/x/sync/", "golang.org/x/term", "golang.org/x/time/", "google.golang.org/protobuf/",
-	"github.com/google/go-containerregistry/", "github.com/opencontainers/",
+	"github.com/google/go-containerregistry/", "github.com/opencontainers/", "github.com/prometheus/",
 	module + "/",
 }
 

@@ -105,8 +105,9 @@ func TestProduct(t *testing.T) {
 	}
 	t.Logf("%d effects:\n%s", len(effects), strings.Join(effects, "\n"))
 	for _, want := range []string{
-		"journal.(*Journal).append/Txn.Commit", "machine.(*attempt).append/Journal.Append", "steps/run.(*Step).execute/Engine.Start",
+		"journal.(*Journal).commit/Txn.Commit", "machine.(*attempt).append/Journal.Append", "steps/run.(*Step).execute/Engine.Start",
 		"steps/imagecheck.(*Step).pull/Engine.Pull", "steps/upload.(*Step).send/Storage.Put", "internal/worktree.(*Tree).Prepare/os.MkdirAll",
+		"internal/outbox.(*File).Deliver/File.Write", "internal/outbox.(*Webhook).Deliver/Client.Do", "internal/outbox.(*Exec).Deliver/Cmd.Run",
 	} {
 		if !slices.Contains(effects, want) {
 			t.Errorf("%s has no points", want)

@@ -28,6 +28,8 @@ type Shape struct {
 	Earlier []Run
 	// Run is killed and started again.
 	Run Run
+	// Told: a file and a server are told of the events of every run.
+	Told bool
 	// Code is the exit code of the last process.
 	Code int
 }
@@ -150,6 +152,13 @@ func failing(id string, ignored bool) func(Place) tes.Task {
 // says that it has begun, where it is to be cancelled.
 const Begun = "begun"
 
+// EventsFile is the file of events in the directory of a world, and EventsPath the
+// path at its server to which events are posted.
+const (
+	EventsFile = "events"
+	EventsPath = "/events"
+)
+
 // HasBegun says whether a command of a task below a root has begun.
 func HasBegun(root string) bool {
 	found, _ := filepath.Glob(root + "/tasks/*/*/dirs/*/" + Begun) // the pattern is well
@@ -221,6 +230,7 @@ var All = []Shape{
 		Name: "recovered", Short: true, Earlier: []Run{{Task: endless("dead"), At: started, Begins: true}},
 		Run: Run{Command: []string{"recover"}},
 	},
+	{Name: "others are told", Short: true, Told: true, Run: Run{Task: small("told", "b")}},
 	{Name: "restarted node", Short: true, Restart: true, Run: Run{Task: one("restarted", "a", false)}},
 	{Name: "three executors on a restarted node", Restart: true, Run: Run{Task: several("restarted")}},
 	// What every process does before it comes to a task, and after it.

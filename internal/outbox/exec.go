@@ -1,0 +1,79 @@
+package outbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exec is a program that is started for each event and reads it from its standard
+// input.
+type Exec struct{ program string }
+
+const (
+	// execTimeout bounds one run of the program.
+	execTimeout = 30 * time.Second
+	// refusedCode is with which the program says that it will never take this event:
+	// EX_DATAERR of sysexits.h.
+	refusedCode = 65
+)
+
+// NewExec returns the program of that name, which must be there.
+func NewExec(program string) (*Exec, error) {
+	if err := unix.Access(program, unix.X_OK); err != nil {
+		return nil, err
+	}
+	return &Exec{program}, nil
+}
+
+// Name is that of its place in the journal.
+func (x *Exec) Name() string { return "exec" }
+
+// Deliver runs the program. It gets nothing of this process's environment, in
+// which there may be secrets, but where programs are.
+func (x *Exec) Deliver(ctx context.Context, e Event) error {
+	body, err := e.encode()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, execTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, x.program)
+	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Stdin = bytes.NewReader(append(body, '\n'))
+	said := &lastBytes{most: 512}
+	cmd.Stdout, cmd.Stderr = said, said
+	// What it started goes with it, and holds nobody up that holds its output.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
+	cmd.WaitDelay = time.Second
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well
+		return nil
+	case errors.As(err, &exit) && exit.ExitCode() == refusedCode:
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return fmt.Errorf("%s: %w: %s", x.program, err, strings.TrimSpace(string(said.text)))
+}
+
+func killGroup(pid int) error { return unix.Kill(-pid, unix.SIGKILL) }
+
+// lastBytes keeps the end of what is written to it.
+type lastBytes struct {
+	most int
+	text []byte
+}
+
+func (l *lastBytes) Write(p []byte) (int, error) {
+	l.text = append(l.text, p...)
+	l.text = l.text[max(0, len(l.text)-l.most):]
+	return len(p), nil
+}
