@@ -41,7 +41,11 @@ cp -r LICENSE internal/packaging/systemd internal/packaging/*.sh "$stage/"
 for ARCH in "$@"; do
 	export ARCH
 	name=deckhand_${PACKAGE_VERSION}_linux_$ARCH
-	GOARCH=$ARCH go build -trimpath -buildvcs=false -ldflags "$LDFLAGS" -o "$stage/deckhand" ./cmd/deckhand
+	if [ "$ARCH" = "$(go env GOHOSTARCH)" ]; then
+		cp "$stage/here" "$stage/deckhand"
+	else
+		GOARCH=$ARCH go build -trimpath -buildvcs=false -ldflags "$LDFLAGS" -o "$stage/deckhand" ./cmd/deckhand
+	fi
 	for packager in deb rpm; do
 		(cd "$stage" && "$tools/nfpm" package -f "$here/internal/packaging/nfpm.yaml" -p $packager -t "$out/$name.$packager")
 	done
