@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -115,7 +116,11 @@ func (p *Podman) Cmd(tb TB, args ...string) string {
 	cmd.Env = p.env
 	out, err := cmd.Output()
 	if err != nil {
-		tb.Fatalf("podman %s: %v", strings.Join(args, " "), err)
+		var said []byte
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			said = exit.Stderr
+		}
+		tb.Fatalf("podman %s: %v: %s", strings.Join(args, " "), err, said)
 	}
 	return strings.TrimSuffix(string(out), "\n")
 }

@@ -1,6 +1,8 @@
 package system
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -44,7 +46,10 @@ func TestPodman(t *testing.T) {
 	run.Kill(t)
 	run = w.Start(t, task)
 	run.Until(t, "executor found again")
-	podman.Cmd(t, "exec", w.Containers(t)[0], "touch", "/v/go")
+	at := podman.Cmd(t, "inspect", "--format", `{{range .Mounts}}{{if eq .Destination "/v"}}{{.Source}}{{end}}{{end}}`, w.Containers(t)[0])
+	if err := os.WriteFile(filepath.Join(at, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	run.ends(t, 0)
 	equal(t, "what it said", w.Deckhand(t, "logs", "killed").Stdout, "once\n")
 	equal(t, "its path", w.Path(t, "killed"), complete)

@@ -15,7 +15,7 @@ import (
 // Eight roots work on one node at once, as on a node that is packed with tasks:
 // with images that share content and layers, killed now and then. No run fails
 // because another root deleted its image, each does its work, and in the end the
-// images that nobody used last are gone.
+// images that nobody used last are gone, or held by a root that goes on trying.
 func TestManyRootsOnOneNode(t *testing.T) {
 	t.Parallel()
 	const roots, rounds = 8, 4
@@ -75,17 +75,36 @@ func TestManyRootsOnOneNode(t *testing.T) {
 			}
 		})
 	}
-	for _, img := range images {
-		off(t, img.ID, img.Tag)
-	}
 	on(t, last.ID, last.Tag)
+	// A root may hold an image that another one was just pulling or deleting when it
+	// looked, for somebody's (ADR 17): it stays in its ledger, to be deleted.
+	held := map[string]bool{last.Tag: true}
 	for i, w := range worlds {
 		w.Clean(t)
-		if got := w.Images(t).Ledger; len(got) != 1 || got[0].Reference != last.Tag {
-			t.Errorf("root %d has the ledger %+v", i, got)
+		for _, r := range w.Images(t).Ledger {
+			switch {
+			case r.Reference == last.Tag && r.Phase == "present":
+			case r.Phase == "removing" && !held[r.Reference]:
+				held[r.Reference] = true
+				t.Logf("root %d holds %s", i, r.Reference)
+			case r.Phase == "removing":
+			default:
+				t.Errorf("root %d has %+v in its ledger", i, r)
+			}
 		}
 	}
-	if left := strings.TrimSpace(first.Docker(t, "images", "--filter", "reference="+first.Registry.Addr()+"/*", "--format", "{{.Repository}}:{{.Tag}}")); left != last.Tag {
-		t.Errorf("images are left: %s", left)
+	if len(held) > 3 {
+		t.Errorf("too much is held: %v", held)
+	}
+	left := strings.Fields(first.Docker(t, "images", "--filter", "reference="+first.Registry.Addr()+"/*", "--format", "{{.Repository}}:{{.Tag}}"))
+	for _, name := range left {
+		if !held[name] {
+			t.Errorf("image %s is left, and no root knows of it", name)
+		}
+	}
+	for _, img := range images {
+		if !held[img.Tag] {
+			off(t, img.Tag)
+		}
 	}
 }
