@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +31,7 @@ type Daemon struct {
 
 	d      daemon
 	bridge string
+	block  netip.Prefix // its networks' addresses
 	cmd    *exec.Cmd
 	ended  <-chan struct{}
 }
@@ -53,8 +55,13 @@ func NewDaemon(tb TB, dataRoot ...string) *Daemon {
 	if !bridged {
 		bridge = "none"
 	}
-	p := &Daemon{Host: d.host(), d: d, bridge: bridge}
+	block, release, err := reserveBlock()
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	p := &Daemon{Host: d.host(), d: d, bridge: bridge, block: block}
 	tb.Cleanup(func() {
+		defer release()
 		if p.cmd != nil {
 			p.end(syscall.SIGKILL)
 		}
@@ -66,6 +73,9 @@ func NewDaemon(tb TB, dataRoot ...string) *Daemon {
 				tb.Logf("%v", err)
 			}
 		}
+		if err := removeBridges(block); err != nil {
+			tb.Logf("%v", err)
+		}
 		os.RemoveAll(dir)
 	})
 	p.Start(tb)
@@ -76,7 +86,7 @@ func NewDaemon(tb TB, dataRoot ...string) *Daemon {
 func (p *Daemon) Start(tb TB) {
 	tb.Helper()
 	cmd, ended, err := p.d.start(&syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
-		append([]string{"--iptables=false", "--ip6tables=false", "--bridge=" + p.bridge}, p.Options...)...)
+		append([]string{"--iptables=false", "--ip6tables=false", "--bridge=" + p.bridge, poolOption(p.block)}, p.Options...)...)
 	if err != nil {
 		giveUp(tb, err)
 	}

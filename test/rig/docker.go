@@ -110,8 +110,8 @@ func startShared() (string, error) {
 	}
 	var failed error
 	for _, args := range [][]string{
-		{bridge},
-		{bridge, "--iptables=false", "--ip6tables=false"},
+		{bridge, poolOption(sharedBlock)},
+		{bridge, poolOption(sharedBlock), "--iptables=false", "--ip6tables=false"},
 	} {
 		// A session of its own, so that the interrupt of one test run does not
 		// end the engine of another.
@@ -149,6 +149,9 @@ func Down() error {
 		if err := ip("link", "delete", sharedBridge); err != nil {
 			return err
 		}
+	}
+	if err := removeBridges(sharedBlock); err != nil {
+		return err
 	}
 	return os.RemoveAll(dir)
 }
