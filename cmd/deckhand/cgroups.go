@@ -20,16 +20,7 @@ func (s *session) limits(ctx context.Context) run.Limits {
 		l.CgroupParent = conf.Run.CgroupParent
 		return l
 	}
-	job, err := func() (string, error) {
-		if !strings.HasPrefix(conf.Docker.Host, "unix://") {
-			return "", errors.New("the Docker Engine is on another machine")
-		}
-		info, err := s.docker.Info(ctx)
-		if err != nil {
-			return "", err
-		}
-		return cgroup.Host{}.Parent(info.CgroupDriver, info.CgroupVersion)
-	}()
+	job, err := s.app.jobGroup(func() (engine.Info, error) { return s.docker.Info(ctx) })
 	if err != nil {
 		s.app.log.Warn("the limits of the job do not hold for the containers of the task", "reason", err)
 		return l
@@ -37,6 +28,22 @@ func (s *session) limits(ctx context.Context) run.Limits {
 	l.JobCgroup = job
 	return l
 }
+
+// jobGroup is the control group of the batch engine's job, as the Docker Engine takes
+// it. The error says why there is none.
+func (a *app) jobGroup(about func() (engine.Info, error)) (string, error) {
+	if !a.dockerIsHere() {
+		return "", errors.New("the Docker Engine is on another machine")
+	}
+	info, err := about()
+	if err != nil {
+		return "", err
+	}
+	return cgroup.Host{}.Parent(info.CgroupDriver, info.CgroupVersion)
+}
+
+// dockerIsHere says whether the Docker Engine is on this machine.
+func (a *app) dockerIsHere() bool { return strings.HasPrefix(a.conf.Docker.Host, "unix://") }
 
 // grouped is an engine whose containers leave no control group of a job behind.
 type grouped struct {

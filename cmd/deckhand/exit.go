@@ -40,6 +40,8 @@ With --exit-policy=engine every final state that was reported exits 0.
 "deckhand status" exits 0 for a task that is Complete, 1 for one that ended
 otherwise, 3 while it is unfinished or running, 4 when it is unknown.
 "deckhand journal verify" exits 0 when the journal is sound and 1 when it is not.
+"deckhand doctor" exits 1 when something fails and, with --strict, 2 when there are
+only warnings.
 `
 
 // exit is an error that has its own exit code. Without a cause nothing is printed.

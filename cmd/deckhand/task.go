@@ -183,6 +183,15 @@ func cause(err error) error {
 	return err
 }
 
+// urlCause is the error of a request without its URL, which may hold secrets.
+func urlCause(err error) error {
+	var failed *url.Error
+	if errors.As(err, &failed) {
+		return failed.Err
+	}
+	return err
+}
+
 func readAll(r io.Reader) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, tes.MaxBytes+1))
 	if err == nil && len(text) > tes.MaxBytes {
@@ -203,11 +212,7 @@ func fetchDocument(ctx context.Context, source string) ([]byte, error) {
 	request.Header.Set("Accept", "application/json")
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		var failed *url.Error
-		if errors.As(err, &failed) {
-			err = failed.Err // it repeats the URL, secrets included
-		}
-		return nil, &exit{exitRetry, fmt.Errorf("cannot fetch the task document %s: %w", redact.URL(source), err)}
+		return nil, &exit{exitRetry, fmt.Errorf("cannot fetch the task document %s: %w", redact.URL(source), urlCause(err))}
 	}
 	defer func() { _ = response.Body.Close() }() // read-only
 	if response.StatusCode != http.StatusOK {

@@ -2,6 +2,10 @@ package engine
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"os/exec"
+	"slices"
 
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/docker/api/types/registry"
@@ -50,4 +54,34 @@ func readCredentials(domain string) (registry.AuthConfig, error) {
 		Username: c.Username, Password: c.Password, Auth: c.Auth, ServerAddress: c.ServerAddress,
 		IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
 	}, nil
+}
+
+// Logins says for which registries the Docker configuration file holds credentials
+// or names a helper, and what is wrong with it. It asks no helper.
+func Logins() (registries []string, problems error) {
+	file, err := config.Load(config.Dir())
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]bool{}
+	for name := range file.AuthConfigs {
+		found[name] = true
+	}
+	helpers := maps.Clone(file.CredentialHelpers)
+	for name := range helpers {
+		found[name] = true
+	}
+	if file.CredentialsStore != "" {
+		if helpers == nil {
+			helpers = map[string]string{}
+		}
+		helpers["all others"] = file.CredentialsStore
+	}
+	for _, name := range slices.Sorted(maps.Keys(helpers)) {
+		program := "docker-credential-" + helpers[name]
+		if _, err := exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("%s names the helper %s for %s, which is not in the PATH", file.Filename, program, name)
+		}
+	}
+	return slices.Sorted(maps.Keys(found)), nil
 }

@@ -112,6 +112,11 @@ type Info struct {
 	LiveRestore   bool   // containers outlive a restart of the daemon
 	CPUs          int
 	MemoryBytes   int64
+	// Unlimited are the limits that its host lets no container have, in words.
+	Unlimited []string
+	// Runtime starts containers that ask for none; RuntimePath is its program as the
+	// daemon was told of it, empty for one that containerd knows.
+	Runtime, RuntimePath string
 }
 
 // Info asks the Docker Engine to describe itself.
@@ -124,6 +129,15 @@ func (d *Docker) Info(ctx context.Context) (Info, error) {
 			StorageDriver: i.Driver, CgroupDriver: i.CgroupDriver, CgroupVersion: i.CgroupVersion,
 			OS: i.OSType, Arch: goarch(i.Architecture), LiveRestore: i.LiveRestoreEnabled,
 			CPUs: i.NCPU, MemoryBytes: i.MemTotal,
+			Runtime: i.DefaultRuntime, RuntimePath: i.Runtimes[i.DefaultRuntime].Path,
+		}
+		for _, limit := range []struct {
+			name string
+			held bool
+		}{{"memory", i.MemoryLimit}, {"CPU", i.CPUCfsQuota}, {"number of processes", i.PidsLimit}} {
+			if !limit.held {
+				info.Unlimited = append(info.Unlimited, limit.name)
+			}
 		}
 		return err
 	})

@@ -35,7 +35,11 @@ func CheckRoot(root string) error {
 	if err != nil {
 		return fmt.Errorf("cannot use %s as root: %w", root, err)
 	}
-	if _, _, err := checkRoot(root); err != nil {
+	at, info, err := checkRoot(root)
+	if err == nil && at == root {
+		_, err = mayTighten(root, info)
+	}
+	if err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot use %s as root: %w", root, err)
 	}
 	return nil
@@ -113,28 +117,38 @@ func makeRoot(root, at string) (err error) {
 
 // tightenRoot takes an existing directory over.
 func tightenRoot(root string, info os.FileInfo) error {
-	var st unix.Stat_t
-	if err := unix.Stat(root, &st); err != nil {
+	open, err := mayTighten(root, info)
+	if err != nil || !open {
 		return err
 	}
+	return os.Chmod(root, 0o700)
+}
+
+// mayTighten says whether an existing directory is open to others, and why it
+// must not be closed to them.
+func mayTighten(root string, info os.FileInfo) (open bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return false, err
+	}
 	if int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("it belongs to user %d and this is user %d; choose another directory (--root) or change its owner", st.Uid, os.Geteuid())
+		return false, fmt.Errorf("it belongs to user %d and this is user %d; choose another directory (--root) or change its owner", st.Uid, os.Geteuid())
 	}
 	if info.Mode().Perm() == 0o700 {
-		return nil
+		return false, nil
 	}
 	// Only a root of ours, or an empty directory, is closed to others: not /tmp
 	// because somebody mistyped.
 	if _, err := os.Lstat(filepath.Join(root, ownerFile)); err != nil {
 		entries, err := os.ReadDir(root)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if len(entries) > 0 {
-			return fmt.Errorf("it holds other things and its mode is %04o; choose an empty directory (--root), or chmod 0700 it", info.Mode().Perm())
+			return false, fmt.Errorf("it holds other things and its mode is %04o; choose an empty directory (--root), or chmod 0700 it", info.Mode().Perm())
 		}
 	}
-	return os.Chmod(root, 0o700)
+	return true, nil
 }
 
 func syncDir(dir string) error {

@@ -1,6 +1,7 @@
 package slurm
 
 import (
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -159,5 +160,39 @@ func TestSeveralJobs(t *testing.T) {
 		if i < len(jobs)-1 {
 			c.Deckhand(t, "scrub") // the last root is scrubbed with its World
 		}
+	}
+}
+
+// What of the site and of the job's script would harm a task, doctor says in a job. It
+// has nothing against what the page says.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		edits []string
+		run   string // what the script has in front of deckhand
+		says  []string
+	}{
+		"page": {nil, "exec ", []string{"ok    launcher: Slurm (SLURM_JOB_ID=", "ok    slurm: RequeueExit, RequeueExitHold, KillWait and the script of job ", "ok    job limits: containers run below"}},
+		"bad": {[]string{"RequeueExit=75", "RequeueExit=99", "RequeueExitHold=78", "RequeueExitHold=79", "KillWait=30", "KillWait=5"}, "", []string{
+			"warn  slurm: RequeueExit is 99", "Set RequeueExit=75 in slurm.conf.", "warn  slurm: RequeueExitHold is 79", "warn  slurm: KillWait is 5 seconds",
+			"Set KillWait=20 or more", "warn  slurm: the script of the job starts deckhand without exec",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, test.edits...)
+			said := filepath.Join(c.dir, "said")
+			c.install(t, "job.sh", "#!/bin/sh\n"+c.dir+"/deckhand doctor --root "+c.dir+"/root >"+said+"\n"+test.run+c.dir+"/deckhand run --dry-run $1\n")
+			c.submit(t, tes.Task{ID: "doctor", Executors: []tes.Executor{system.Sh(c.image, "true")}}).state(t, "COMPLETED")
+			text, err := os.ReadFile(said)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, word := range test.says {
+				if !strings.Contains(string(text), word) {
+					t.Errorf("doctor does not say %q:\n%s", word, text)
+				}
+			}
+		})
 	}
 }

@@ -72,7 +72,7 @@ var variables = map[string]bool{"journal.fdatasync": true}
 // the beginning of it.
 var harmless = []string{
 	"archive/", "bufio", "bytes", "cmp", "compress/", "container/", "context", "crypto/", "debug/", "encoding/", "errors", "fmt", "hash", "hash/", "html", "io/", "iter", "log/", "maps", "math",
-	"mime", "net/netip", "net/textproto", "net/url", "os/signal", "path", "reflect", "regexp", "runtime", "slices", "sort", "strconv", "strings", "sync", "text/", "time", "unicode", "unsafe", "embed",
+	"mime", "net/netip", "net/textproto", "net/url", "os/signal", "os/user", "path", "reflect", "regexp", "runtime", "slices", "sort", "strconv", "strings", "sync", "text/", "time", "unicode", "unsafe", "embed",
 	"github.com/aws/aws-sdk-go-v2/aws", "github.com/aws/aws-sdk-go-v2/config", "github.com/aws/smithy-go",
 	"github.com/cenkalti/backoff/", "github.com/dgraph-io/badger/v4/", "github.com/dgraph-io/ristretto/", "github.com/distribution/reference", "github.com/docker/go-units", "github.com/google/flatbuffers/", "github.com/google/nftables/", "github.com/klauspost/compress/",
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore", "github.com/Azure/azure-sdk-for-go/sdk/azidentity",

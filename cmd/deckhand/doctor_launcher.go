@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/engine"
+)
+
+// launchers are batch engines by the variable in which each names its job.
+var launchers = []struct{ name, variable, page string }{
+	{"Slurm", "SLURM_JOB_ID", "slurm"},
+	{"Nomad", "NOMAD_ALLOC_ID", "nomad"},
+	{"HTCondor", "_CONDOR_SLOT", "htcondor"},
+	{"Azure Batch", "AZ_BATCH_TASK_ID", "azure-batch"},
+	{"AWS Batch", "AWS_BATCH_JOB_ID", "aws-batch"},
+	{"Kubernetes", "KUBERNETES_SERVICE_HOST", "kubernetes"},
+}
+
+func (e *examination) launcher(context.Context) []finding {
+	for _, l := range launchers {
+		if id := os.Getenv(l.variable); id != "" {
+			return []finding{fine("%s (%s=%s); see docs/engines/%s.md", l.name, l.variable, id, l.page)}
+		}
+	}
+	return []finding{fine("none is known by its variables")}
+}
+
+// scontrolWait is how long a controller that does not answer is waited for.
+const scontrolWait = 10 * time.Second
+
+// rollBack is about what a roll-back takes after the containers have ended.
+const rollBack = 10 * time.Second
+
+// slurm compares the settings of the cluster and the script of the job with
+// docs/engines/slurm.md, where Slurm can be asked.
+func (e *examination) slurm(ctx context.Context) (found []finding) {
+	job := os.Getenv("SLURM_JOB_ID")
+	if job == "" {
+		return nil
+	}
+	text, err := scontrol(ctx, "show", "config")
+	if err != nil {
+		return []finding{doubt(message(err), "see whether scontrol is in the PATH of the job and slurmctld answers")}
+	}
+	if codes := slurmSetting(text, "RequeueExit"); !hasCode(codes, exitRetry) {
+		found = append(found, doubt(fmt.Sprintf("RequeueExit is %s: a task that is to be run again (75) is not", codes), "set RequeueExit=75 in slurm.conf"))
+	}
+	if codes := slurmSetting(text, "RequeueExitHold"); !hasCode(codes, exitUnfit) {
+		found = append(found, doubt(fmt.Sprintf("RequeueExitHold is %s: a task on an unfit node (78) fails", codes), "set RequeueExitHold=78 in slurm.conf"))
+	}
+	kill, err := strconv.Atoi(strings.TrimSuffix(slurmSetting(text, "KillWait"), " sec"))
+	if least := e.conf.Run.StopGrace + rollBack; err != nil || time.Duration(kill)*time.Second < least {
+		found = append(found, doubt(fmt.Sprintf("KillWait is %d seconds: deckhand is killed before it has rolled back", kill),
+			fmt.Sprintf("set KillWait=%d or more in slurm.conf, or lower run.stop_grace", int(least.Seconds()))))
+	}
+	script, err := scontrol(ctx, "write", "batch_script", job, "-")
+	switch {
+	case err != nil:
+		found = append(found, fine("the job has no script that can be looked at"))
+	case startsDeckhand.MatchString(script) && !execsDeckhand.MatchString(script):
+		found = append(found, doubt("the script of the job starts deckhand without exec: the shell keeps the signals of Slurm", "write exec in front of \"deckhand run\""))
+	}
+	if len(found) == 0 {
+		found = append(found, fine("RequeueExit, RequeueExitHold, KillWait and the script of job %s are as they should be", job))
+	}
+	return found
+}
+
+// The line of a script that starts a run, and one that does it in place of the shell.
+var (
+	startsDeckhand = regexp.MustCompile(`(?m)^[^#\n]*\bdeckhand run\b`)
+	execsDeckhand  = regexp.MustCompile(`(?m)^[^#\n]*\bexec\b[^#\n]*\bdeckhand run\b`)
+)
+
+func scontrol(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, scontrolWait)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "scontrol", args...).Output()
+	if err != nil {
+		return "", fmt.Errorf("scontrol %s: %w", strings.Join(args, " "), err)
+	}
+	return string(out), nil
+}
+
+// slurmSetting is a value of "scontrol show config".
+func slurmSetting(text, name string) string {
+	for line := range strings.Lines(text) {
+		if key, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "not set"
+}
+
+// hasCode says whether a list such as 70-79,1 has a code.
+func hasCode(list string, code int) bool {
+	return slices.ContainsFunc(strings.Split(list, ","), func(part string) bool {
+		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		if !isRange {
+			to = from
+		}
+		low, err := strconv.Atoi(from)
+		high, err2 := strconv.Atoi(to)
+		return err == nil && err2 == nil && low <= code && code <= high
+	})
+}
+
+// jobLimits says whether the limits of the engine's job bind the containers.
+func (e *examination) jobLimits(context.Context) []finding {
+	if e.conf.Run.CgroupParent != "auto" || e.silent != nil {
+		return nil
+	}
+	group, err := e.jobGroup(func() (engine.Info, error) { return e.info, nil })
+	if err != nil {
+		return []finding{doubt("the limits of the job do not hold for the containers of a task: "+message(err), "see \"The job's limits\" in docs/engines/slurm.md")}
+	}
+	return []finding{fine("containers run below the control group of the job, %s", group)}
+}
