@@ -21,7 +21,8 @@ type Retention struct {
 	Keep int
 	// Age is that of a task's last record.
 	Age time.Duration
-	// Bytes is what they take, compressed. In Options zero means DefaultRetention's.
+	// Bytes is what they take, compressed; the newest one is not counted, since it
+	// is the one that people ask for. In Options zero means DefaultRetention's.
 	Bytes int64
 }
 
@@ -276,12 +277,16 @@ func (f *finished) drop(r Retention, now time.Time) Pruned {
 	var p Pruned
 	var kept int
 	var bytes int64
-	for _, task := range newest {
+	for i, task := range newest {
 		info := f.info[task]
-		bytes += info.bytes
+		counted := info.bytes
+		if i == 0 {
+			counted = 0
+		}
 		stays := (r.Keep == 0 || kept < r.Keep) && (r.Age == 0 || now.Sub(info.at) <= r.Age)
-		if (stays || f.tasks[task]) && (r.Bytes == 0 || bytes <= r.Bytes) {
+		if (stays || f.tasks[task]) && (r.Bytes == 0 || bytes+counted <= r.Bytes) {
 			kept++
+			bytes += counted // a task too large for the limit takes no smaller one with it
 			continue
 		}
 		p.Tasks = append(p.Tasks, task)

@@ -279,12 +279,30 @@ func TestRetention(t *testing.T) {
 		{Retention{Keep: 3}, "t0 t1"},
 		{Retention{Age: 2 * time.Hour}, "t0 t1 t2"},
 		{Retention{Age: 4 * time.Hour, Keep: 1}, "t0 t1 t2 t3"},
-		{Retention{Bytes: 399}, "t0 t1"},
-		{Retention{Bytes: 1}, "t0 t1 t2 t3 t4"},
+		{Retention{Bytes: 299}, "t0 t1"},
+		{Retention{Bytes: 1}, "t0 t1 t2 t3"},
 	} {
 		p := f().drop(c.r, now)
 		if got := strings.Join(p.Tasks, " "); got != c.want || p.Records != 2*len(p.Tasks) || p.Bytes != int64(100*len(p.Tasks)) {
 			t.Errorf("%+v drops %+v, want %q", c.r, p, c.want)
+		}
+	}
+}
+
+// A task whose record is larger than the history may be goes alone, and not
+// before there is a newer one.
+func TestRetentionOfALargeTask(t *testing.T) {
+	for _, c := range []struct{ tasks, want string }{
+		{"small small large", ""},
+		{"small large small", "t1"},
+		{"large large large", "t0 t1"},
+	} {
+		f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+		for i, size := range strings.Fields(c.tasks) {
+			f.info[fmt.Sprint("t", i)] = packInfo{number: uint64(i), bytes: map[string]int64{"small": 10, "large": 1000}[size]}
+		}
+		if got := strings.Join(f.drop(Retention{Bytes: 100}, time.Unix(1000, 0)).Tasks, " "); got != c.want {
+			t.Errorf("of %s these are dropped: %q, want %q", c.tasks, got, c.want)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func TestRetentionOfUndelivered(t *testing.T) {
 	}{
 		{"by count", told, Retention{Keep: 1}, []string{"t1", "t2", "t3"}},
 		{"by age", told, Retention{Age: time.Nanosecond}, []string{"t1", "t2", "t3"}},
-		{"by bytes", told, Retention{Bytes: 700}, []string{"t3"}},
+		{"by bytes", told, Retention{Bytes: 1}, []string{"t3"}},
 		{"forgotten", Options{Now: func() time.Time { return later }}, Retention{Keep: 1}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
