@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"iter"
 	"maps"
 	"path/filepath"
@@ -42,7 +41,9 @@ type totals struct {
 	BytesIn   int64              `json:"bytes_in"`
 	BytesOut  int64              `json:"bytes_out"`
 	Freed     int64              `json:"freed"`
-	LastEnd   time.Time          `json:"last_end"`
+	// Unknown are attempts of which only their end is known: their records cannot be read.
+	Unknown int64     `json:"unknown,omitempty"`
+	LastEnd time.Time `json:"last_end"`
 }
 
 // tallied is a journal as metrics read it.
@@ -66,16 +67,19 @@ func count(j tallied) (t totals, last uint64, err error) {
 	const batch = 1000
 	notices, err := j.Undelivered(metricsSink, batch)
 	for _, n := range notices {
-		if n.Record.To.Final() && err == nil {
-			err = t.add(n.Record, j.Records(n.Record.Task))
+		if n.Record.To.Final() {
+			t.add(n.Record, j.Records(n.Record.Task))
 		}
 		last = n.Number
 	}
 	return t, last, err
 }
 
-// add counts the attempt that r has ended.
-func (t *totals) add(r machine.Record, records iter.Seq2[machine.Record, error]) error {
+// add counts the attempt that r has ended. One whose records cannot be read holds up
+// none of the later ones.
+func (t *totals) add(r machine.Record, records iter.Seq2[machine.Record, error]) {
+	t.Attempts[string(r.To)]++
+	t.LastEnd = r.Time
 	of := func(yield func(machine.Record, error) bool) {
 		for rec, err := range records {
 			if (err != nil || rec.Attempt == r.Attempt) && !yield(rec, err) {
@@ -85,10 +89,10 @@ func (t *totals) add(r machine.Record, records iter.Seq2[machine.Record, error])
 	}
 	attempts, err := accounts(of)
 	if err != nil || len(attempts) != 1 {
-		return errors.Join(err, fmt.Errorf("attempt %d at task %s cannot be counted", r.Attempt, r.Task))
+		t.Unknown++
+		return
 	}
 	a := attempts[0]
-	t.Attempts[string(r.To)]++
 	for state, seconds := range a.seconds {
 		t.Seconds[string(state)] += seconds
 	}
@@ -102,8 +106,6 @@ func (t *totals) add(r machine.Record, records iter.Seq2[machine.Record, error])
 	t.BytesIn += a.bytesIn
 	t.BytesOut += a.bytesOut
 	t.Freed += a.bytesFreed
-	t.LastEnd = r.Time
-	return nil
 }
 
 // count brings the totals in the journal up to date and returns them.
@@ -191,6 +193,7 @@ func (a *app) metricsText(root string, t totals) ([]byte, error) {
 	one("downloaded_bytes_total", "Bytes of inputs.", prometheus.CounterValue, float64(t.BytesIn))
 	one("uploaded_bytes_total", "Bytes of outputs.", prometheus.CounterValue, float64(t.BytesOut))
 	one("reclaimed_bytes_total", "Bytes of leftovers and images that tasks have removed.", prometheus.CounterValue, float64(t.Freed))
+	one("unknown_attempts_total", "Attempts that have ended and whose records cannot be read: attempts_total alone has them.", prometheus.CounterValue, float64(t.Unknown))
 	if !t.LastEnd.IsZero() {
 		one("last_end_timestamp_seconds", "When an attempt ended last.", prometheus.GaugeValue, float64(t.LastEnd.UnixMilli())/1000)
 	}

@@ -104,7 +104,7 @@ func TestMetrics(t *testing.T) {
 		return values(t, string(text))
 	}
 	s := open()
-	if got := look(s); got["deckhand_journal_bytes"] < 1<<20 || got["deckhand_journal_reserve_bytes"] != 4<<20 || len(got) != 6 {
+	if got := look(s); got["deckhand_journal_bytes"] < 1<<20 || got["deckhand_journal_reserve_bytes"] != 4<<20 || len(got) != 7 {
 		t.Errorf("of an empty journal: %v", got)
 	}
 	attempt(t, s.journal.(*journal.Journal), "t1", 1, machine.ExecutorFailed, machine.ExecutorError)
@@ -178,5 +178,17 @@ func TestMetrics(t *testing.T) {
 	delete(said, "deckhand_journal_bytes") // it has been closed
 	if fmt.Sprint(file) != fmt.Sprint(said) || file["deckhand_attempts_total Complete"] != 2 {
 		t.Errorf("the file says %v\nthe command %v", file, said)
+	}
+}
+
+// An attempt whose records cannot be read counts as one, and holds up no later one.
+func TestMetricsOfUnreadableAttempts(t *testing.T) {
+	var total totals
+	total.Attempts = map[string]int64{}
+	end := machine.Record{Task: "t1", Attempt: 1, To: machine.Complete, Time: time.Unix(1000, 0)}
+	total.add(end, func(yield func(machine.Record, error) bool) { yield(machine.Record{}, errors.New("damaged")) })
+	total.add(end, func(func(machine.Record, error) bool) {}) // it has none
+	if total.Attempts["Complete"] != 2 || total.Unknown != 2 || !total.LastEnd.Equal(end.Time) {
+		t.Errorf("%+v", total)
 	}
 }

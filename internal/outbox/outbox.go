@@ -30,6 +30,15 @@ type Sink interface {
 // ErrRefused is wrapped by the error of a sink that will never take this event.
 var ErrRefused = errors.New("the event is refused")
 
+// Later is wrapped by the error of a sink that asks to be left alone for a while.
+type Later struct {
+	Err   error
+	After time.Duration
+}
+
+func (l *Later) Error() string { return fmt.Sprintf("%v, and asks for %s", l.Err, l.After) }
+func (l *Later) Unwrap() error { return l.Err }
+
 // Journal is what the outbox asks of the journal.
 type Journal interface {
 	Node() (machine.Node, error)
@@ -179,10 +188,15 @@ func (w *worker) deliver(ctx context.Context, n machine.Notice) bool {
 			w.log.Error("event dropped", "id", e.ID, "type", e.Type, "task", e.Subject, "error", redact.Text(err.Error()))
 			return true
 		}
+		wait := again.NextBackOff()
+		var later *Later
+		if errors.As(err, &later) {
+			wait = max(wait, later.After)
+		}
 		w.log.Warn("cannot deliver an event; trying again", "id", e.ID, "attempt", attempt, "error", redact.Text(err.Error()))
 		select {
 		case <-ctx.Done():
-		case <-time.After(again.NextBackOff()):
+		case <-time.After(wait):
 		case <-closing:
 			closing = nil // there is little time left: at once, and then in short pauses
 			again.Reset()

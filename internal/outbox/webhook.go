@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/deckhand/deckhand/internal/retryafter"
 )
 
 // Webhook is a server that takes events by POST, in the manner of Standard
@@ -85,9 +87,12 @@ func (w *Webhook) Deliver(ctx context.Context, e Event) error {
 		return nil
 	case code == http.StatusBadRequest, code == http.StatusRequestEntityTooLarge, code == http.StatusUnsupportedMediaType, code == http.StatusUnprocessableEntity:
 		return fmt.Errorf("%w: the server answered %s", ErrRefused, response.Status)
-	default:
-		return fmt.Errorf("the server answered %s", response.Status)
 	}
+	err = fmt.Errorf("the server answered %s", response.Status)
+	if after := retryafter.Of(response.Header); after > 0 {
+		return &Later{err, after}
+	}
+	return err
 }
 
 func sign(secret []byte, id, sent string, body []byte) string {

@@ -1,12 +1,15 @@
 package outbox
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // The signature is that of the example in the specification of Standard Webhooks.
@@ -85,5 +88,40 @@ func TestWebhook(t *testing.T) {
 	o.Close(0)
 	if text := log.String(); strings.Contains(text, "geheim") {
 		t.Errorf("the log says\n%s", text)
+	}
+}
+
+// A server that asks to be left alone is, until the process ends.
+func TestWebhookAsksForTime(t *testing.T) {
+	var requests atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		if requests.Add(1) == 1 {
+			rw.Header().Set("Retry-After", "7200")
+			rw.WriteHeader(http.StatusTooManyRequests)
+		}
+	}))
+	defer server.Close()
+	j := told(t, "webhook")
+	write(t, j, "t1")
+	w, err := NewWebhook(server.URL, "", "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var later *Later
+	if err := w.Deliver(t.Context(), Event{}); !errors.As(err, &later) || later.After != 2*time.Hour {
+		t.Fatalf("the answer is %v", err)
+	}
+	requests.Store(0)
+	o, log := open(t, j, w)
+	log.wait(t, "2h0m0s")
+	for range 100 { // the pauses of this test are of 2 ms
+		time.Sleep(time.Millisecond)
+	}
+	if n := requests.Load(); n != 1 {
+		t.Errorf("%d requests were sent within two hours", n)
+	}
+	o.Close(never) // there is little time left
+	if n, all := requests.Load(), len(ids(t, j)); int(n) != all+1 {
+		t.Errorf("%d requests were sent for %d events and one repetition", n, all)
 	}
 }

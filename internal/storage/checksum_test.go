@@ -138,18 +138,6 @@ func TestContentRange(t *testing.T) {
 	}
 }
 
-func TestRetryAfter(t *testing.T) {
-	for in, want := range map[string]time.Duration{"": 0, "3": 3 * time.Second, "-1": 0, "soon": 0, "Fri, 02 Jan 1970 00:00:00 GMT": 0} {
-		if got := retryAfter(http.Header{"Retry-After": {in}}); got != want {
-			t.Errorf("%q: %s", in, got)
-		}
-	}
-	in := time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)
-	if got := retryAfter(http.Header{"Retry-After": {in}}); got < 59*time.Minute || got > time.Hour {
-		t.Errorf("in an hour: %s", got)
-	}
-}
-
 func TestMetadataServiceIsRefused(t *testing.T) {
 	for address, refused := range map[string]bool{
 		"169.254.169.254:80": true, "[::ffff:169.254.169.254]:80": true, "[fd00:ec2::254]:80": true, "[fd20:ce::254]:80": true, "[fd00:c1::a9fe:a9fe]:80": true, "168.63.129.16:80": true,

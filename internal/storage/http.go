@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/internal/retryafter"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -375,21 +376,9 @@ func statusFault(code int, h http.Header, err error) error {
 		return machine.Faultf(machine.TaskFault, "%w; there is no such object", err)
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests,
 		code >= 500 && code != http.StatusNotImplemented && code != http.StatusHTTPVersionNotSupported:
-		return &passingError{err, retryAfter(h)}
+		return &passingError{err, retryafter.Of(h)}
 	}
 	return machine.Faultf(machine.TaskFault, "%w", err)
-}
-
-// retryAfter reads seconds or a date (RFC 9110, 10.2.3).
-func retryAfter(h http.Header) time.Duration {
-	value := h.Get("Retry-After")
-	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
-		return time.Duration(min(seconds, 1<<20)) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, time.Until(at))
-	}
-	return 0
 }
 
 // excerpt is the beginning of an error's body, on one line and without secrets.

@@ -25,6 +25,7 @@ import (
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"github.com/deckhand/deckhand/internal/retryafter"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -165,7 +166,7 @@ func (t *s3Store) fault(err error) error {
 		return fmt.Errorf("%w: %w", errNoUpload, said)
 	case "RequestTimeout", "SlowDown", "InternalError", "OperationAborted", "Throttling", "ThrottlingException", "BadDigest", "XAmzContentChecksumMismatch",
 		"InvalidPart": // the next attempt asks which parts there are
-		return &passingError{said, retryAfter(answer.Response.Header)}
+		return &passingError{said, retryafter.Of(answer.Response.Header)}
 	case "NoSuchBucket":
 		return machine.Faultf(machine.TaskFault, "%w; there is no such bucket", said)
 	}
