@@ -51,7 +51,9 @@ type grouped struct {
 	log *slog.Logger
 }
 
-// Remove removes a container, and then what is empty of the job's group.
+// Remove removes what is empty of the job's group, and then the container, which has
+// ended. In this order a process that dies between the two leaves the container,
+// whose label tells the next one of the group.
 func (g grouped) Remove(ctx context.Context, id string) error {
 	c, err := g.Container(ctx, id)
 	if errors.Is(err, engine.ErrNotFound) {
@@ -60,14 +62,11 @@ func (g grouped) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := g.Docker.Remove(ctx, id); err != nil {
-		return err
-	}
 	// A label alone may come from the image.
 	if job := c.Labels[engine.LabelCgroup]; job != "" && job == c.CgroupParent {
 		if err := (cgroup.Host{}).Prune(job); err != nil {
 			g.log.Warn("cannot remove the empty control groups of a container", "container", c.Name, "error", err)
 		}
 	}
-	return nil
+	return g.Docker.Remove(ctx, id)
 }
