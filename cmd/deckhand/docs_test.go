@@ -156,7 +156,7 @@ func documents(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(slices.Concat(files, engines), "../../README.md")
+	return append(slices.Concat(files, engines), "../../README.md", "../../CONTRIBUTING.md")
 }
 
 var (
@@ -183,6 +183,7 @@ func shownCommands(text string) (commands [][]string) {
 func commandsIn(line string) (commands [][]string) {
 	line, _, _ = strings.Cut(" "+line, " #")
 	for _, part := range regexp.MustCompile(`[|;&]+`).Split(line, -1) {
+		part = regexp.MustCompile(`\d?>+ *\S+`).ReplaceAllString(part, "") // where its output goes
 		words := strings.Fields(part)
 		i := slices.IndexFunc(words, func(w string) bool { return w == "deckhand" || strings.HasSuffix(w, "/deckhand") })
 		if i < 0 || i > 0 && strings.HasPrefix(words[0], "-") {
