@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
 # Engine and its command line, Podman, Slurm, a registry, a static busybox for the
-# images, servers and filesystems, and a virtual machine with a kernel to boot in it.
+# images, servers and filesystems, a browser, and a virtual machine with a kernel to boot in it.
 # With the argument "bench" also the tools that benchmarks run beside deckhand.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
@@ -32,6 +32,7 @@ need openssl openssl
 need man man-db
 need rpm rpm
 need zsh zsh
+need chromium "chromium fonts-liberation"
 need fish fish
 [ -e /usr/share/bash-completion/bash_completion ] || packages="$packages bash-completion"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"

@@ -10,6 +10,6 @@ func newJournalCommand(a *app) *cobra.Command {
 		Short: "Read and check the journal; works while a run holds it",
 		Args:  noArguments,
 	}
-	cmd.AddCommand(newInspectCommand(a), newListCommand(a), newImagesCommand(a), newVerifyCommand(a), newExportCommand(a), newPruneCommand(a))
+	cmd.AddCommand(newInspectCommand(a), newListCommand(a), newImagesCommand(a), newVerifyCommand(a), newExportCommand(a), newReportCommand(a), newPruneCommand(a))
 	return cmd
 }

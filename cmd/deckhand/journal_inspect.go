@@ -154,6 +154,11 @@ func (a *app) printRecord(r machine.Record, asJSON bool) error {
 
 // recordLine is a record as people read it.
 func recordLine(r machine.Record) string {
+	return fmt.Sprintf("%s  %s #%d.%d  %s", r.Time.Local().Format("2006-01-02 15:04:05.000"), r.Task, r.Attempt, r.Seq, recordWhat(r))
+}
+
+// recordWhat is what a record says, without when and of what task.
+func recordWhat(r machine.Record) string {
 	what := ""
 	switch r.Kind {
 	case machine.KindTransition:
@@ -170,7 +175,7 @@ func recordLine(r machine.Record) string {
 	if r.Reason != "" {
 		what += ": " + r.Reason
 	}
-	return fmt.Sprintf("%s  %s #%d.%d  %s", r.Time.Local().Format("2006-01-02 15:04:05.000"), r.Task, r.Attempt, r.Seq, what)
+	return what
 }
 
 // shown are the details of a fact that fit on its line, in this order.

@@ -169,6 +169,10 @@ func (a *account) freed(t time.Time, what, why string, bytes int64) {
 	}
 }
 
+func newAccount(start time.Time) *account {
+	return &account{start: start, entered: start, seconds: map[machine.State]float64{}, images: map[string]imagecheck.Image{}}
+}
+
 // accounts reads the records of a task, one account an attempt.
 func accounts(records iter.Seq2[machine.Record, error]) ([]*account, error) {
 	var all []*account
@@ -179,7 +183,7 @@ func accounts(records iter.Seq2[machine.Record, error]) ([]*account, error) {
 		}
 		if r.Attempt != attempt {
 			attempt = r.Attempt
-			all = append(all, &account{start: r.Time, entered: r.Time, seconds: map[machine.State]float64{}, images: map[string]imagecheck.Image{}})
+			all = append(all, newAccount(r.Time))
 		}
 		if err := all[len(all)-1].add(r); err != nil {
 			return nil, fmt.Errorf("record %d of task %s: %w", r.Seq, r.Task, err)

@@ -62,7 +62,7 @@ func TestNoSecretIsKept(t *testing.T) {
 	tell := func(id string) {
 		for _, args := range [][]string{
 			{"status", id}, {"status", id, "--json"}, {"logs", id}, {"plan", w.Save(t, task("planned", "true"))},
-			{"journal", "inspect", id}, {"journal", "inspect", id, "--json"}, {"journal", "export"}, {"journal", "list"}, {"status"}, {"doctor"}, {"config"},
+			{"journal", "inspect", id}, {"journal", "inspect", id, "--json"}, {"journal", "export"}, {"journal", "list"}, {"journal", "report"}, {"journal", "report", id}, {"status"}, {"doctor"}, {"config"},
 		} {
 			read(args...)
 		}
