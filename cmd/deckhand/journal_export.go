@@ -10,7 +10,7 @@ func newExportCommand(a *app) *cobra.Command {
 		Short: "Every record as JSON lines",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.inspect(cmd.Context(), nil, inspectOptions{json: true})
+			return a.inspect(cmd.Context(), nil, inspectOptions{output: "json"})
 		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,10 +17,14 @@ import (
 
 // inspectOptions are the flags of journal inspect.
 type inspectOptions struct {
-	json, follow, reverse bool
-	lines                 int
-	since                 string
+	json, follow, reverse          bool
+	lines                          int
+	since, until, priority, output string
 }
+
+// outputs are the forms of a record: a line with its time and its task, what it says
+// alone, and a JSON object.
+var outputs = []string{"short", "cat", "json"}
 
 func newInspectCommand(a *app) *cobra.Command {
 	var o inspectOptions
@@ -27,7 +32,9 @@ func newInspectCommand(a *app) *cobra.Command {
 		Use:   "inspect [TASK]",
 		Short: "The records of a task, or of all tasks, one line each",
 		Example: `  deckhand journal inspect last
-  deckhand journal inspect --since 1h --json`,
+  deckhand journal inspect --since 1h --json
+  deckhand journal inspect -p warning --since yesterday
+  deckhand journal inspect last -fn 10`,
 		Args:              optionalArgument("TASK"),
 		ValidArgsFunction: a.completeTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -36,21 +43,23 @@ func newInspectCommand(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.json, "json", false, "print one JSON object a line")
-	f.BoolVar(&o.follow, "follow", false, "go on with new records as they come")
-	f.BoolVar(&o.reverse, "reverse", false, "newest first")
+	f.StringVarP(&o.output, "output", "o", outputs[0], "the `form` of a record: "+strings.Join(outputs, ", "))
+	f.BoolVarP(&o.follow, "follow", "f", false, "go on with new records as they come")
+	f.BoolVarP(&o.reverse, "reverse", "r", false, "newest first")
 	f.IntVarP(&o.lines, "lines", "n", 0, "only the newest `N` records")
-	f.StringVar(&o.since, "since", "", "only records since a `time`: RFC 3339, or a duration such as 2h or 7d")
+	f.StringVarP(&o.since, "since", "S", "", "only records since a `time`: RFC 3339, \"2026-01-02 15:04\", today, yesterday, or a duration such as 2h or 7d")
+	f.StringVarP(&o.until, "until", "U", "", "only records until a `time`")
+	f.StringVarP(&o.priority, "priority", "p", "", "only records that are at least so urgent: "+strings.Join(priorities, ", "))
+	for name, values := range map[string][]string{"output": outputs, "priority": priorities} {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic(err) // the flag is there
+		}
+	}
 	return cmd
 }
 
 func (a *app) inspect(ctx context.Context, args []string, o inspectOptions) error {
-	if o.follow && o.reverse {
-		return usage("--follow and --reverse exclude each other")
-	}
-	if o.lines < 0 {
-		return usage("--lines is %d; it must not be negative", o.lines)
-	}
-	since, err := parseSince(o.since)
+	since, until, err := o.check()
 	if err != nil {
 		return err
 	}
@@ -61,11 +70,14 @@ func (a *app) inspect(ctx context.Context, args []string, o inspectOptions) erro
 			return err
 		}
 		fresh := slices.DeleteFunc(records, func(r machine.Record) bool {
-			return r.Seq <= seen[r.Task] || r.Time.Before(since)
+			return r.Seq <= seen[r.Task]
 		})
 		for _, r := range fresh {
 			seen[r.Task] = max(seen[r.Task], r.Seq)
 		}
+		fresh = slices.DeleteFunc(fresh, func(r machine.Record) bool {
+			return r.Time.Before(since) || !until.IsZero() && r.Time.After(until) || !asUrgent(r, o.priority)
+		})
 		if first && o.lines > 0 && len(fresh) > o.lines {
 			fresh = fresh[len(fresh)-o.lines:]
 		}
@@ -73,7 +85,7 @@ func (a *app) inspect(ctx context.Context, args []string, o inspectOptions) erro
 			slices.Reverse(fresh)
 		}
 		for _, r := range fresh {
-			if err := a.printRecord(r, o.json); err != nil {
+			if err := a.printRecord(r, o.output); err != nil {
 				return err
 			}
 		}
@@ -88,18 +100,58 @@ func (a *app) inspect(ctx context.Context, args []string, o inspectOptions) erro
 	}
 }
 
-func parseSince(text string) (time.Time, error) {
-	if text == "" {
+// check says what does not go together or means nothing, and what the times are.
+func (o *inspectOptions) check() (since, until time.Time, err error) {
+	switch {
+	case o.json && o.output == "cat":
+		return since, until, usage("--json and --output cat exclude each other")
+	case o.json:
+		o.output = "json"
+	}
+	switch {
+	case o.follow && o.reverse:
+		return since, until, usage("--follow and --reverse exclude each other")
+	case o.follow && o.until != "":
+		return since, until, usage("--follow and --until exclude each other")
+	case o.lines < 0:
+		return since, until, usage("--lines is %d; it must not be negative", o.lines)
+	case !slices.Contains(outputs, o.output):
+		return since, until, usage("--output is %q; it can be %s", o.output, strings.Join(outputs, ", "))
+	case o.priority != "" && !slices.Contains(priorities, o.priority):
+		return since, until, usage("--priority is %q; it can be %s", o.priority, strings.Join(priorities, ", "))
+	}
+	now := time.Now()
+	if since, err = parseTime("--since", o.since, now); err == nil {
+		until, err = parseTime("--until", o.until, now)
+	}
+	return since, until, err
+}
+
+// parseTime reads a moment as people write it; one without a zone is local. An empty
+// text is the zero time.
+func parseTime(flag, text string, now time.Time) (time.Time, error) {
+	midnight := func(days int) time.Time {
+		return time.Date(now.Year(), now.Month(), now.Day()+days, 0, 0, 0, 0, now.Location())
+	}
+	switch text {
+	case "":
 		return time.Time{}, nil
+	case "now":
+		return now, nil
+	case "today":
+		return midnight(0), nil
+	case "yesterday":
+		return midnight(-1), nil
 	}
 	if d, err := config.ParseDuration(text); err == nil && d >= 0 {
-		return time.Now().Add(-d), nil
+		return now.Add(-d), nil
 	}
-	t, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return t, usage("--since is %q; it can be a time such as 2026-01-02T15:04:05Z or a duration such as 2h or 7d", text)
+	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
+			return t, nil
+		}
 	}
-	return t, nil
+	return time.Time{}, usage("%s is %q; it can be a time such as 2026-01-02T15:04:05Z, \"2026-01-02 15:04\", today or yesterday, or a duration such as 2h or 7d", flag, text)
 }
 
 // records reads the records of the named task, or of all, oldest first.
@@ -144,11 +196,15 @@ func (a *app) records(args []string) (records []machine.Record, err error) {
 	return records, nil
 }
 
-func (a *app) printRecord(r machine.Record, asJSON bool) error {
-	if asJSON {
+func (a *app) printRecord(r machine.Record, output string) error {
+	line := recordLine(r)
+	switch output {
+	case "json":
 		return printJSON(a.stdout, r)
+	case "cat":
+		line = strings.TrimSpace(recordWhat(r))
 	}
-	_, err := fmt.Fprintln(a.stdout, printable(recordLine(r)))
+	_, err := fmt.Fprintln(a.stdout, printable(line))
 	return err
 }
 

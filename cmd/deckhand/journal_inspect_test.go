@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/deckhand/deckhand/machine"
 )
@@ -17,5 +18,32 @@ func TestInspectTellsWarnings(t *testing.T) {
 	}
 	if line := recordLine(machine.Record{Task: "t", Kind: machine.KindDone, Detail: detail}); !strings.HasSuffix(line, "warning: "+said) {
 		t.Errorf("the line is %q", line)
+	}
+}
+
+// Times are read as people write them, without a zone as local ones.
+func TestTimesAsPeopleWriteThem(t *testing.T) {
+	zone := time.FixedZone("there", 2*3600)
+	now := time.Date(2026, 3, 1, 9, 30, 0, 0, zone)
+	for text, want := range map[string]time.Time{
+		"":                     {},
+		"now":                  now,
+		"today":                time.Date(2026, 3, 1, 0, 0, 0, 0, zone),
+		"yesterday":            time.Date(2026, 2, 28, 0, 0, 0, 0, zone),
+		"90m":                  time.Date(2026, 3, 1, 8, 0, 0, 0, zone),
+		"7d":                   time.Date(2026, 2, 22, 9, 30, 0, 0, zone),
+		"2026-02-03":           time.Date(2026, 2, 3, 0, 0, 0, 0, zone),
+		"2026-02-03 04:05":     time.Date(2026, 2, 3, 4, 5, 0, 0, zone),
+		"2026-02-03 04:05:06":  time.Date(2026, 2, 3, 4, 5, 6, 0, zone),
+		"2026-02-03T04:05:06Z": time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC),
+	} {
+		if got, err := parseTime("--since", text, now); err != nil || !got.Equal(want) {
+			t.Errorf("%q is %s, want %s: %v", text, got, want, err)
+		}
+	}
+	for _, text := range []string{"noon", "-1h", "2026-13-01", "04:05"} {
+		if got, err := parseTime("--until", text, now); err == nil || !strings.HasPrefix(err.Error(), "--until is ") {
+			t.Errorf("%q is %s, %v", text, got, err)
+		}
 	}
 }

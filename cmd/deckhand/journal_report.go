@@ -129,6 +129,7 @@ type reportAttempt struct {
 	Start, End     time.Time
 	Code           string // exit code of the run; empty while it is not known
 	Reason         string
+	stays          []stay
 	Spans          []reportSpan
 	Resumed        int
 	In, Out, Freed int64
@@ -144,15 +145,11 @@ type reportAttempt struct {
 // Took is how long the attempt took, or takes until now.
 func (a *reportAttempt) Took() time.Duration { return a.End.Sub(a.Start) }
 
-// reportSpan is the time in one state. X and Width are on a line of 1000.
+// reportSpan is a stay. X and Width are on a line of 1000.
 type reportSpan struct {
-	State      machine.State
-	Start, End time.Time
-	X, Width   float64
+	stay
+	X, Width float64
 }
-
-// Took is how long it is.
-func (s reportSpan) Took() time.Duration { return s.End.Sub(s.Start) }
 
 type reportImage struct{ Reference, ID, Pull string }
 
@@ -293,15 +290,10 @@ func (p *reportData) task(v *journal.View, h machine.Head, running bool) (*repor
 
 // add takes down states and files.
 func (a *reportAttempt) add(r machine.Record, whole bool) error {
-	a.End = r.Time
+	a.End, a.stays = r.Time, addStay(a.stays, r)
 	switch r.Kind {
 	case machine.KindTransition:
-		if n := len(a.Spans); n > 0 {
-			a.Spans[n-1].End = r.Time
-		}
-		if a.State = r.To; !r.To.Final() {
-			a.Spans = append(a.Spans, reportSpan{State: r.To, Start: r.Time})
-		}
+		a.State = r.To
 		if r.Reason != "" {
 			a.Reason = r.Reason
 		}
@@ -359,16 +351,16 @@ func (a *reportAttempt) sum(from *account, whole bool) {
 func (a *reportAttempt) draw() {
 	const least = 16 // more than a pixel on a phone
 	total, x := a.Took().Seconds(), 0.0
-	for i := range a.Spans {
-		s := &a.Spans[i]
+	for _, s := range a.stays {
 		if s.End.IsZero() {
 			s.End = a.End
 		}
-		s.Width = least
+		width := float64(least)
 		if total > 0 {
-			s.Width += s.Took().Seconds() / total * (1000 - least*float64(len(a.Spans)))
+			width += s.Took().Seconds() / total * (1000 - least*float64(len(a.stays)))
 		}
-		s.X, x = x, x+s.Width
+		a.Spans = append(a.Spans, reportSpan{s, x, width})
+		x += width
 	}
 }
 

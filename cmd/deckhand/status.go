@@ -17,6 +17,7 @@ import (
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/steps/imagecheck"
+	"github.com/deckhand/deckhand/steps/run"
 )
 
 // Exit codes of status, as systemctl has them.
@@ -46,6 +47,21 @@ type status struct {
 	Program int64 `json:"program_bytes"`
 	// Node is what takes space on the node.
 	Node holdings `json:"node"`
+	// ExitCode is what the run of an attempt that has ended exits with; null before.
+	ExitCode *int `json:"exit_code"`
+	// States are those that the attempt went through, the present one last.
+	States []statusState `json:"states"`
+	// Container is that of the present executor, or of the one that ran last.
+	Container string `json:"container"`
+
+	records []machine.Record // the newest
+}
+
+// statusState is a state and the time in it.
+type statusState struct {
+	State   machine.State `json:"state"`
+	Since   time.Time     `json:"since"`
+	Seconds float64       `json:"seconds"`
 }
 
 type statusOwner struct {
@@ -67,11 +83,13 @@ type statusImage struct {
 
 func newStatusCommand(a *app) *cobra.Command {
 	var asJSON bool
+	var lines int
 	cmd := &cobra.Command{
 		Use:   "status [TASK|prefix|last]",
 		Short: "Where a task stands; works while it runs",
 		Long: `Status tells where a task stands and what its next run would do. The task is
-given by its id, by a beginning that only it has, or as last. It exits 0 for a
+given by its id, by a beginning that only it has, or as last. Its newest records
+follow, as "journal inspect" has them. It exits 0 for a
 task that is Complete, 1 for one that ended otherwise, 3 while it is unfinished
 or running, 4 when it is unknown.`,
 		Example: `  deckhand status
@@ -83,7 +101,10 @@ or running, 4 when it is unknown.`,
 			if len(args) > 0 {
 				name = args[0]
 			}
-			s, err := a.status(cmd.Context(), name)
+			if lines < 0 {
+				return usage("--lines is %d; it must not be negative", lines)
+			}
+			s, err := a.status(cmd.Context(), name, lines)
 			if err != nil {
 				return err
 			}
@@ -99,6 +120,7 @@ or running, 4 when it is unknown.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().IntVarP(&lines, "lines", "n", 10, "the newest `N` records")
 	return cmd
 }
 
@@ -114,7 +136,7 @@ func (s status) exit() error {
 	}
 }
 
-func (a *app) status(ctx context.Context, name string) (s status, err error) {
+func (a *app) status(ctx context.Context, name string, lines int) (s status, err error) {
 	v, head, err := a.viewTask(name)
 	if err != nil {
 		return s, err
@@ -124,8 +146,9 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 		Task: head.Task, State: head.State, Attempt: head.Attempt, Since: head.Since, Reason: head.Reason,
 		Next: machine.NextInWords(head), ResultState: string(tesStates[head.State]),
 	}
-	if err := s.addImage(v, head); err != nil {
-		return s, err
+	if head.State.Final() {
+		code := headCode(head)
+		s.ExitCode = &code
 	}
 	if s.Reserve, err = journal.ReserveOf(a.journalDir()); err != nil {
 		return s, err
@@ -144,6 +167,9 @@ func (a *app) status(ctx context.Context, name string) (s status, err error) {
 		if s.Transfers, err = askTransfers(ctx, a.conf.Root); err != nil {
 			a.log.Debug("the running process does not say how far its transfers are", "error", err)
 		}
+	}
+	if err := s.addPast(v, head, lines); err != nil {
+		return s, err
 	}
 	n, err := v.Node()
 	if err != nil {
@@ -176,25 +202,50 @@ func askTransfers(ctx context.Context, root string) (t statusTransfers, err erro
 	return t, err
 }
 
-// addImage takes the task's first image from its history.
-func (s *status) addImage(v *journal.View, head machine.Head) error {
+// addPast takes the states of the task's newest attempt, its first image and its last
+// container from its history, and the newest records.
+func (s *status) addPast(v *journal.View, head machine.Head, lines int) error {
+	var stays []stay
+	var end time.Time // of the newest record
 	for r, err := range v.Records(head.Task) {
 		if err != nil {
 			return err
 		}
-		if r.Attempt != head.Attempt || r.Kind != machine.KindDone || s.Image.ID != "" {
+		if lines > 0 {
+			s.records = append(s.records[max(0, len(s.records)-lines+1):], r)
+		}
+		if r.Attempt != head.Attempt {
+			continue
+		}
+		stays, end = addStay(stays, r), r.Time
+		if r.Kind != machine.KindDone && r.Kind != machine.KindIntent {
 			continue
 		}
 		var fact struct {
 			What string `json:"what"`
+			Name string `json:"name"`
 			imagecheck.Image
+			Container string `json:"container"`
 		}
 		if err := json.Unmarshal(r.Detail, &fact); err != nil {
 			return err
 		}
-		if fact.What == imagecheck.WhatImage {
+		switch {
+		case fact.What == imagecheck.WhatImage && r.Kind == machine.KindDone && s.Image.ID == "":
 			s.Image = statusImage{fact.Reference, fact.ImageID}
+		case fact.What == run.WhatExecutor && fact.Container != "":
+			s.Container = fact.Container
 		}
+	}
+	if s.Running {
+		end = time.Now()
+	}
+	s.States = []statusState{}
+	for _, x := range stays {
+		if x.End.IsZero() {
+			x.End = end
+		}
+		s.States = append(s.States, statusState{x.State, x.Start, x.Took().Seconds()})
 	}
 	return nil
 }
@@ -206,13 +257,26 @@ func printStatus(w io.Writer, s status) error {
 	}
 	lines := []string{
 		fmt.Sprintf("task:     %s (attempt %d)", s.Task, s.Attempt),
-		fmt.Sprintf("state:    %s since %s, %s", s.State, s.Since.Local().Format(time.DateTime), running),
+		fmt.Sprintf("state:    %s since %s (%s ago), %s", s.State, s.Since.Local().Format(time.DateTime), units.HumanDuration(time.Since(s.Since)), running),
+	}
+	if s.ExitCode != nil {
+		lines = append(lines, fmt.Sprintf("ended:    with exit code %d", *s.ExitCode))
 	}
 	if s.Reason != "" {
 		lines = append(lines, "reason:   "+s.Reason)
 	}
+	if len(s.States) > 0 {
+		var words []string
+		for _, x := range s.States {
+			words = append(words, fmt.Sprintf("%s %s", x.State, tookExactly(time.Duration(x.Seconds*float64(time.Second)))))
+		}
+		lines = append(lines, "states:   "+strings.Join(words, ", "))
+	}
 	if s.Image.Reference != "" {
 		lines = append(lines, fmt.Sprintf("image:    %s (%s)", s.Image.Reference, shortID(s.Image.ID)))
+	}
+	if s.Container != "" {
+		lines = append(lines, "executor: container "+s.Container)
 	}
 	if t := s.Transfers; t.FilesTotal > 0 {
 		words := fmt.Sprintf("transfer: %d of %d files, %s of %s",
@@ -227,6 +291,12 @@ func printStatus(w io.Writer, s status) error {
 	lines = append(lines, "next:     "+s.Next, "reserve:  "+reserveInWords(s.Reserve))
 	ours, others := s.Node.inWords()
 	lines = append(lines, "holds:    "+ours, "others:   "+others)
+	if len(s.records) > 0 {
+		lines = append(lines, "")
+	}
+	for _, r := range s.records {
+		lines = append(lines, recordLine(r))
+	}
 	for _, l := range lines {
 		if _, err := fmt.Fprintln(w, printable(l)); err != nil {
 			return err

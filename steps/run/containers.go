@@ -124,7 +124,7 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 		return err
 	}
 	if announced(n, spec.Name) != img.ID {
-		fact := machine.Fact{What: "container", Name: spec.Name, Detail: map[string]any{"executor": executor, "image_id": img.ID}}
+		fact := machine.Fact{What: WhatContainer, Name: spec.Name, Detail: map[string]any{"executor": executor, "image_id": img.ID}}
 		if err := n.Intent(ctx, fact); err != nil {
 			return err
 		}
@@ -151,7 +151,7 @@ func announced(n machine.Notes, name string) string {
 	var made struct {
 		ImageID string `json:"image_id"`
 	}
-	if note, ok := n.Get("container", name); !ok || json.Unmarshal(note.Detail, &made) != nil { // it is this package's own
+	if note, ok := n.Get(WhatContainer, name); !ok || json.Unmarshal(note.Detail, &made) != nil { // it is this package's own
 		return ""
 	}
 	return made.ImageID
@@ -341,7 +341,7 @@ func makeFile(name string) error {
 // has lost the labels of by the names of their containers.
 func (c *Containers) Remove(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	var names []string
-	for _, note := range n.All("container") {
+	for _, note := range n.All(WhatContainer) {
 		names = append(names, note.Name+"-")
 	}
 	if len(names) == 0 {

@@ -36,6 +36,9 @@ type Engine interface {
 // is a Result.
 const WhatExecutor = "executor"
 
+// WhatContainer is the kind of fact that names the container of an executor.
+const WhatContainer = "container"
+
 // Result is how an executor ended.
 type Result struct {
 	tes.ExecutorLog
