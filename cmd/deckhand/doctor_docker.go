@@ -88,12 +88,15 @@ func (e *examination) runtime(context.Context) []finding {
 	return []finding{fine("%s", e.info.Runtime)}
 }
 
-func (e *examination) liveRestore(context.Context) []finding {
+func (e *examination) liveRestore(ctx context.Context) []finding {
 	switch {
 	case e.silent != nil:
 		return nil
 	case e.info.LiveRestore:
 		return []finding{fine("on: containers outlive a restart of the daemon")}
+	}
+	if podman, err := e.docker.IsPodman(ctx); err == nil && podman {
+		return []finding{fine("not needed: containers of Podman are no children of its service")}
 	}
 	return []finding{doubt("off: a restart of the daemon ends running tasks, which are then run again", "set \"live-restore\": true in daemon.json")}
 }

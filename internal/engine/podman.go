@@ -21,8 +21,8 @@ import (
 // is here and in the patterns below: most of its refusals are internal errors
 // (500), told apart by their words alone.
 
-// isPodman says whether the engine is one.
-func (d *Docker) isPodman(ctx context.Context) (bool, error) {
+// IsPodman says whether the engine is one.
+func (d *Docker) IsPodman(ctx context.Context) (bool, error) {
 	var version types.Version
 	err := d.ask(ctx, func(ctx context.Context) (err error) {
 		version, err = d.api.ServerVersion(ctx)
@@ -48,7 +48,7 @@ func (d *Docker) podmanDigestName(ctx context.Context, tag string) (string, erro
 	if err != nil || len(i.Tags) > 1 {
 		return "", nil // the removal itself says what is wrong
 	}
-	if podman, err := d.isPodman(ctx); err != nil || !podman {
+	if podman, err := d.IsPodman(ctx); err != nil || !podman {
 		return "", err
 	}
 	for _, digest := range i.Digests {
@@ -101,7 +101,7 @@ func (d *Docker) forPodman(ctx context.Context, host *container.HostConfig) erro
 	if len(host.DeviceRequests) == 0 && !slices.ContainsFunc(host.Mounts, odd) {
 		return nil
 	}
-	if podman, err := d.isPodman(ctx); err != nil || !podman {
+	if podman, err := d.IsPodman(ctx); err != nil || !podman {
 		return err
 	}
 	if len(host.DeviceRequests) > 0 {

@@ -63,7 +63,7 @@ func (d *Docker) remote(ctx context.Context, named reference.Named) (*remoteImag
 	}
 	insecure := isInsecure(ctx, info.RegistryConfig, domain)
 	if !insecure && hostIsInsecure(info.RegistryConfig, domain) {
-		if insecure, err = d.isPodman(ctx); err != nil {
+		if insecure, err = d.IsPodman(ctx); err != nil {
 			return nil, err
 		}
 	}

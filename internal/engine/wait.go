@@ -233,7 +233,7 @@ func (d *Docker) unwatched(ctx context.Context, c Container) Exit {
 	if err != nil {
 		return Exit{Err: err}
 	}
-	podman, err := d.isPodman(ctx) // whose containers are no children of its service
+	podman, err := d.IsPodman(ctx) // whose containers are no children of its service
 	switch {
 	case err != nil:
 		return Exit{Err: err}

@@ -17,6 +17,11 @@ func TestPodman(t *testing.T) {
 	t.Parallel()
 	podman := rig.NewPodman(t)
 	w := newWorld(t, podman.Host, podman.Cmd)
+	for check, c := range w.complaints(t) {
+		if strings.HasPrefix(check, "docker") {
+			t.Errorf("doctor says %+v", c)
+		}
+	}
 	a, b := w.Image(t, "a:1", rig.Spec{Marker: "a"}), w.Image(t, "b:1", rig.Spec{Marker: "b"})
 	foreign := w.Image(t, "foreign:1", rig.Spec{Marker: "foreign"})
 	podman.Cmd(t, "pull", foreign.Tag)
