@@ -250,6 +250,34 @@ func TestRemovalBesideAnother(t *testing.T) {
 	}
 }
 
+// An image that Docker deletes while it is asked for it: its layers go before it does.
+func TestImageThatGoes(t *testing.T) {
+	for _, gone := range []bool{true, false} {
+		asked := 0
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+			w.Header().Set("Content-Type", "application/json")
+			status := http.StatusInternalServerError
+			if asked++; gone && asked == 3 && r.Method == http.MethodGet {
+				status = http.StatusNotFound
+			}
+			w.WriteHeader(status)
+			fmt.Fprint(w, `{"message":"layer does not exist"}`)
+		})
+		docker := d.connect(t)
+		asked = 0
+		_, err := docker.Image(t.Context(), "x")
+		if errors.Is(err, engine.ErrNotFound) != gone || !gone && (machine.FaultOf(err) != machine.EngineFault || !contains(err, "layer does not exist")) {
+			t.Errorf("gone at last %t: %v", gone, err)
+		}
+		if gone && asked != 3 || !gone && asked < 4 {
+			t.Errorf("gone at last %t: asked %d times", gone, asked)
+		}
+		if _, err := docker.Create(t.Context(), engine.Spec{Name: "x"}); !errors.Is(err, engine.ErrNotFound) {
+			t.Errorf("a container of it: %v", err)
+		}
+	}
+}
+
 func TestDockerThatIsNotThere(t *testing.T) {
 	for _, host := range []string{"unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1", "nonsense"} {
 		_, err := engine.Connect(t.Context(), engine.Options{Host: host, Wait: 200 * time.Millisecond})

@@ -204,6 +204,9 @@ func (d *Docker) Create(ctx context.Context, s Spec) (string, error) {
 	if taken(err) {
 		return "", fmt.Errorf("cannot create container %s: %w: %s", s.Name, ErrExists, message(err))
 	}
+	if err != nil && halfGone.MatchString(err.Error()) {
+		return "", fmt.Errorf("cannot create container %s: image %w: %s", s.Name, ErrNotFound, message(err))
+	}
 	if err != nil && misused.MatchString(err.Error()) {
 		return "", machine.Faultf(machine.TaskFault, "cannot create container %s: %s", s.Name, message(err))
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -32,9 +34,31 @@ type Image struct {
 	Volumes    []string // paths, sorted
 }
 
+// halfGone is how Docker words a question about an image that it is just deleting,
+// and about one whose layers were lost.
+var halfGone = regexp.MustCompile(`(?i)layer does not exist`)
+
+const (
+	// goneTries is how often Docker is asked about an image that is half gone.
+	goneTries = 10
+	gonePause = 200 * time.Millisecond
+)
+
 // Image returns the image that a reference or an ID names on this node, or
-// ErrNotFound.
+// ErrNotFound. One that is just being deleted is waited for.
 func (d *Docker) Image(ctx context.Context, ref string) (Image, error) {
+	for try := 1; ; try++ {
+		found, err := d.image(ctx, ref)
+		if err == nil || errors.Is(err, ErrNotFound) || !halfGone.MatchString(err.Error()) || try == goneTries {
+			return found, err
+		}
+		if err := sleep(ctx, gonePause); err != nil {
+			return found, err
+		}
+	}
+}
+
+func (d *Docker) image(ctx context.Context, ref string) (Image, error) {
 	if err := check(ref); err != nil {
 		return Image{}, err
 	}
