@@ -40,6 +40,9 @@ func TestOwnershipUnderFire(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		f := newFire(t, docker, registry, &sum)
 		defer f.wipe()
+		if f.rounds == 1 {
+			f.openings()
+		}
 		rt.Repeat(map[string]func(*rapid.T){
 			"a task":           f.task,
 			"a killed task":    f.killed,
@@ -713,6 +716,30 @@ func (f *fire) taskAndUsers(rt *rapid.T) {
 		}
 	}
 	f.judge(asked...)
+}
+
+// openings are what chance may miss in a few rounds: others have an image of ours by
+// its digest alone, by a name of their own and by a container, when it is to go.
+func (f *fire) openings() {
+	task := func(x *fireRoot, ref string) {
+		x.Env = append(slices.Clip(x.Env[:2]), "DECKHAND_IMAGE_PULL=missing", fmt.Sprint("DECKHAND_IMAGE_KEEP=", x.keep))
+		f.count(0)
+		f.ledger(x, f.judge(f.run(x, f.newTask(x, ref), 0)...))
+	}
+	digestX, digestY, a, b := f.refs[0], f.refs[1], f.refs[2], f.refs[4]
+	const tool = "site/tool:1"
+	f.others("pull "+digestX, []string{digestX}, func() { f.try("pull", "-q", digestX) })
+	task(f.roots[0], a)
+	task(f.roots[0], b)
+
+	task(f.roots[1], digestY)
+	f.others("tag "+digestY+" as "+tool, []string{tool}, func() { f.try("tag", digestY, tool) })
+	task(f.roots[1], tool)
+	task(f.roots[1], b)
+
+	f.others("create a container of "+b, nil, func() { f.try("create", "--pull=never", "--network=none", b) })
+	f.judge()
+	task(f.roots[0], a)
 }
 
 // What others do.
