@@ -123,7 +123,7 @@ type ImageRecord struct {
 	// reference names one of them after the pull, the pull did not bring it.
 	Before []string `json:"before,omitempty"`
 	// Alone are those of Before that had no name then but, perhaps, a digest of
-	// Reference's repository.
+	// Reference's repository, for longer than Docker takes to name or to delete one.
 	Alone []string `json:"alone,omitempty"`
 	// Had is the ID of the image that Reference named when a pull began, empty
 	// for none.

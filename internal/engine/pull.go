@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -23,6 +24,8 @@ import (
 type PullProgress struct {
 	Done, Total int64  // bytes of the layers that are loaded
 	Status      string // what happens now, in words
+	// Named: Docker says that it gave the image the reference, which it did not have.
+	Named bool
 }
 
 const (
@@ -328,6 +331,7 @@ func (p *progress) add(e pullEvent) {
 
 func (p *progress) status(s string) {
 	p.sum.Status = s
+	p.sum.Named = p.sum.Named || strings.HasPrefix(s, "Status: Downloaded newer image for ")
 	if p.report != nil {
 		p.report(p.sum)
 	}

@@ -29,6 +29,9 @@ type PullNeed struct {
 	// Peak is the most that is taken at a time. Docker loads a layer whole
 	// before it unpacks it.
 	Peak int64
+	// IDs are what each reference's image may have for its ID: Docker names images by
+	// their configuration or, in a store of containerd, by what the registry gave.
+	IDs map[string][]string
 }
 
 const (
@@ -52,9 +55,9 @@ func (d *Docker) PullNeed(ctx context.Context, refs []string) (PullNeed, error) 
 	if err != nil {
 		return PullNeed{}, err
 	}
-	var need PullNeed
+	need := PullNeed{IDs: map[string][]string{}}
 	for _, ref := range refs {
-		layers, err := d.missing(ctx, ref, there)
+		layers, ids, err := d.missing(ctx, ref, there)
 		var ours *machine.Error
 		switch {
 		case err == nil:
@@ -68,6 +71,7 @@ func (d *Docker) PullNeed(ctx context.Context, refs []string) (PullNeed, error) 
 		for _, l := range layers {
 			need.add(l)
 		}
+		need.IDs[ref] = ids
 	}
 	return need, nil
 }
@@ -111,35 +115,36 @@ func (d *Docker) layers(ctx context.Context) (map[digest.Digest]bool, error) {
 }
 
 // missing returns the layers of an image that are not there, and adds them to
-// what is there: an image after it shares them.
-func (d *Docker) missing(ctx context.Context, ref string, there map[digest.Digest]bool) ([]layerSize, error) {
+// what is there: an image after it shares them. It returns the IDs that the image
+// may have, too.
+func (d *Docker) missing(ctx context.Context, ref string, there map[digest.Digest]bool) (sizes []layerSize, ids []string, err error) {
 	named, err := parse(ref)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	from, err := d.remote(ctx, named)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	descriptor, err := from.puller.Get(ctx, from.ref)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// Of an image for several platforms, the one for this node.
 	content, err := descriptor.Image()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	manifest, err := content.Manifest()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	config, err := content.ConfigFile()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := checkFor(ref, cmp.Or(config.OS, from.platform.OS), config.Architecture, from.platform.OS, from.platform.Architecture); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var diffs []digest.Digest
 	for _, diff := range config.RootFS.DiffIDs {
@@ -152,7 +157,7 @@ func (d *Docker) missing(ctx context.Context, ref string, there map[digest.Diges
 			there[chain] = true
 		}
 	}
-	sizes := make([]layerSize, len(wanted))
+	sizes = make([]layerSize, len(wanted))
 	ask, inner := group.WithContext(ctx)
 	ask.SetLimit(endsAtATime)
 	for i, layer := range wanted {
@@ -161,7 +166,16 @@ func (d *Docker) missing(ctx context.Context, ref string, there map[digest.Diges
 			return nil
 		})
 	}
-	return sizes, ask.Wait()
+	configID, err := content.ConfigName()
+	if err != nil {
+		return nil, nil, err
+	}
+	manifestID, err := content.Digest()
+	if err != nil {
+		return nil, nil, err
+	}
+	ids = []string{configID.String(), manifestID.String(), descriptor.Digest.String()}
+	return sizes, ids, ask.Wait()
 }
 
 // unpacked is how large a layer is when it is unpacked, or smaller. A gzip file

@@ -110,6 +110,29 @@ func Alone(images []machine.ImageRecord, reference string, img engine.Image) boo
 	return !slices.ContainsFunc(img.Tags, other) && !slices.ContainsFunc(img.Digests, foreign)
 }
 
+// Lone says whether an image that is there before a pull of reference may be
+// somebody's who has no tag of it. With a name of ours in that repository it is as
+// lone as it was; with one in another, it needs a digest to be somebody's.
+func Lone(images []machine.ImageRecord, reference string, img engine.Image) bool {
+	ours, near := false, false
+	for _, r := range images {
+		if r.ImageID != img.ID || !r.PulledByUs {
+			continue
+		}
+		ours = true
+		if repository(r.Reference) == repository(reference) {
+			if r.Lone {
+				return true
+			}
+			near = true
+		}
+	}
+	if near || ours && RepoDigest(img, reference) == "" {
+		return false
+	}
+	return Alone(images, reference, img)
+}
+
 // Remove deletes an image that is ours, first by the reference that we gave
 // it, and forgets it. An image that Docker refuses to delete stays in the
 // ledger as pending. It returns the bytes freed, and engine.ErrInUse when the

@@ -83,6 +83,8 @@ type Step struct {
 	Room       *room.Room
 	Meter      *progress.Meter
 	Log        *slog.Logger
+	// Wait passes time, by the clock when it is nil.
+	Wait func(context.Context, time.Duration) error
 }
 
 var _ machine.Step = (*Step)(nil)
@@ -112,7 +114,12 @@ type want struct {
 	// came says that the pull has ended already: a process before this one died
 	// before it could journal that.
 	came bool
+	// ids are those that the image has when it is pulled, none when nobody could tell.
+	ids []string
 }
+
+// mayBe says whether a pull may bring the image with this ID.
+func (w *want) mayBe(imageID string) bool { return len(w.ids) == 0 || slices.Contains(w.ids, imageID) }
 
 // Do implements machine.Step.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
@@ -163,6 +170,21 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	return s.Containers.Settle(ctx, t, n)
 }
 
+// wait passes time.
+func (s *Step) wait(ctx context.Context, d time.Duration) error {
+	if s.Wait != nil {
+		return s.Wait(ctx, d)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // fits checks, now that what is not wanted has gone, that there is room for the
 // images that are to be pulled and for the task's files, before any of it comes.
 func (s *Step) fits(ctx context.Context, wants []*want) error {
@@ -186,6 +208,9 @@ func (s *Step) fits(ctx context.Context, wants []*want) error {
 		default:
 			s.Log.Info("images to pull", "layers", need.Layers, "compressed", need.Compressed, "unpacked", need.Unpacked)
 			images = append(images, room.Claim{For: "image " + strings.Join(refs, ", "), Bytes: need.Peak})
+			for _, w := range wants {
+				w.ids = need.IDs[w.ref]
+			}
 		}
 	}
 	return s.Room.Check(ctx, 0, images...)
@@ -270,7 +295,7 @@ func (s *Step) moved(ctx context.Context, n machine.Notes, ref string, local eng
 
 // announce journals in one transaction, before anything is pulled or deleted,
 // what the ledger becomes: these images are the last ones from now on.
-func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, images []machine.ImageRecord, wants []*want) (err error) {
+func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, images []machine.ImageRecord, wants []*want) error {
 	now := time.Now().UTC()
 	// What others brought is of no more concern than while a task uses it.
 	images = slices.DeleteFunc(images, func(r machine.ImageRecord) bool { return !r.PulledByUs })
@@ -283,9 +308,7 @@ func (s *Step) announce(ctx context.Context, t *machine.Task, n machine.Notes, i
 		refs = append(refs, w.ref)
 		var r machine.ImageRecord
 		if w.pull {
-			if r, err = s.pulling(ctx, n, pulled, w); err != nil {
-				return err
-			}
+			r = pulling(n.Images(), w.ref)
 		} else {
 			r = present(pulled, w.ref, w.local)
 		}
@@ -306,50 +329,85 @@ func present(images []machine.ImageRecord, ref string, img engine.Image) machine
 	}
 }
 
-// pulling is the record of a pull that is to begin, with what is on the node
-// before it. One that a dead process began may end at any time, also while this
-// one looks: what counts is what was there before that pull.
-func (s *Step) pulling(ctx context.Context, n machine.Notes, images []machine.ImageRecord, w *want) (machine.ImageRecord, error) {
-	for _, r := range n.Images() {
-		if r.Phase == machine.Pulling && r.Reference == w.ref && r.Begun {
-			return machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Begun: true, Before: r.Before, Alone: r.Alone, Had: r.Had}, nil
+// pulling is the record of a pull that is to begin. One that a dead process began
+// may end at any time, also while this one looks: what counts is what was there
+// before that pull.
+func pulling(images []machine.ImageRecord, ref string) machine.ImageRecord {
+	for _, r := range images {
+		if r.Phase == machine.Pulling && r.Reference == ref && r.Begun {
+			return machine.ImageRecord{Reference: ref, Phase: machine.Pulling, Begun: true, Before: r.Before, Alone: r.Alone, Had: r.Had}
 		}
 	}
-	return s.survey(ctx, images, w.ref, w.local.ID)
+	return machine.ImageRecord{Reference: ref, Phase: machine.Pulling}
 }
 
-// survey is the record of a pull of ref, which names the image had now, with what
-// is on the node.
-func (s *Step) survey(ctx context.Context, images []machine.ImageRecord, ref, had string) (machine.ImageRecord, error) {
-	r := machine.ImageRecord{Reference: ref, Phase: machine.Pulling, Had: had}
+// Docker makes an image before it names it, and takes its names before the image.
+// In between it removes the layers of others, which takes it half a second on a busy
+// node. So an image without a name is somebody's when it is still so after looks.
+const (
+	looks    = 20
+	lookWait = 250 * time.Millisecond
+)
+
+// survey is the record of a pull that begins, with what is on the node.
+func (s *Step) survey(ctx context.Context, images []machine.ImageRecord, w *want) (machine.ImageRecord, error) {
+	for look := 1; ; look++ {
+		r, sure, err := s.look(ctx, images, w)
+		if err != nil || sure || look == looks {
+			return r, err
+		}
+		if err := s.wait(ctx, lookWait); err != nil {
+			return r, err
+		}
+	}
+}
+
+// look surveys the node once. It is sure of what it saw when the reference named the
+// same before and after it, and no image that it may name has lost its names.
+func (s *Step) look(ctx context.Context, images []machine.ImageRecord, w *want) (r machine.ImageRecord, sure bool, err error) {
+	r = machine.ImageRecord{Reference: w.ref, Phase: machine.Pulling, Begun: true}
+	was, err := s.named(ctx, w.ref)
+	if err != nil {
+		return r, false, err
+	}
 	there, err := s.Engine.Images(ctx)
 	if err != nil {
-		return r, err
+		return r, false, err
 	}
+	if r.Had, err = s.named(ctx, w.ref); err != nil {
+		return r, false, err
+	}
+	sure = was == r.Had
 	for _, img := range there {
-		if ledger.Pulled(images, img.ID) && img.ID != had {
+		if img.ID == r.Had || ledger.Pulled(images, img.ID) {
 			continue
 		}
 		r.Before = append(r.Before, img.ID)
-		if ledger.Alone(images, ref, img) {
+		if ledger.Lone(images, w.ref, img) {
 			r.Alone = append(r.Alone, img.ID)
+			sure = sure && (len(img.Tags) > 0 || !w.mayBe(img.ID))
 		}
 	}
-	return r, nil
+	if r.Had != "" {
+		r.Before = append(r.Before, r.Had)
+	}
+	return r, sure, nil
+}
+
+// named is the ID of the image that a reference names, "" for none.
+func (s *Step) named(ctx context.Context, ref string) (string, error) {
+	img, err := s.Engine.Image(ctx, ref)
+	if errors.Is(err, engine.ErrNotFound) {
+		return "", nil
+	}
+	return img.ID, err
 }
 
 // begin journals that a pull begins now. Since it was announced another root may
 // have deleted what was there, which is brought by us then, and somebody may have
 // brought the image.
 func (s *Step) begin(ctx context.Context, n machine.Notes, w *want) error {
-	var had string
-	switch img, err := s.Engine.Image(ctx, w.ref); {
-	case err == nil:
-		had = img.ID
-	case !errors.Is(err, engine.ErrNotFound):
-		return err
-	}
-	now, err := s.survey(ctx, n.Images(), w.ref, had)
+	now, err := s.survey(ctx, n.Images(), w)
 	if err != nil {
 		return err
 	}
@@ -430,9 +488,7 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
 		w.local, w.pull, w.came = engine.Image{}, true, false
 		images := ledger.Without(n.Images(), gone)
-		if w.pulling, err = s.pulling(ctx, n, images, w); err != nil {
-			return err
-		}
+		w.pulling = pulling(n.Images(), w.ref)
 		w.pulling.Task, w.pulling.Since, w.pulling.Last = t.ID, time.Now().UTC(), true
 		if err := n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(images, w.pulling)}); err != nil {
 			return err
@@ -462,11 +518,13 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 		s.Log.Info("image is on the node", "image", w.ref, "pull", pull)
 		return s.ready(ctx, n, w, pull, nil)
 	}
+	named := false
 	if !w.came {
-		if err := s.begin(ctx, n, w); err != nil {
+		err := s.begin(ctx, n, w)
+		if err != nil {
 			return err
 		}
-		if err := s.pull(ctx, w.ref); err != nil {
+		if named, err = s.pull(ctx, w.ref); err != nil {
 			return err
 		}
 	}
@@ -479,7 +537,8 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 	r.Since = time.Now().UTC()
 	if slices.Contains(w.pulling.Before, img.ID) { // nothing came: it was there, under whatever name
 		pull = origin(images, img.ID)
-		if w.pulling.Had == img.ID {
+		// Somebody may have removed the name since, and our pull given it again.
+		if w.pulling.Had == img.ID && !named {
 			r = present(images, w.ref, img)
 			r.Task, r.Since, r.Last = t.ID, time.Now().UTC(), true
 		}
@@ -500,15 +559,17 @@ func origin(images []machine.ImageRecord, imageID string) string {
 	return Present
 }
 
-func (s *Step) pull(ctx context.Context, ref string) error {
+// pull brings an image, and says whether that gave it the reference.
+func (s *Step) pull(ctx context.Context, ref string) (named bool, err error) {
 	s.Log.Info("pulling", "image", ref)
 	s.Meter.Reset("pull " + ref)
 	var done, total int64
-	return s.Engine.Pull(ctx, ref, func(p engine.PullProgress) {
+	err = s.Engine.Pull(ctx, ref, func(p engine.PullProgress) {
 		s.Meter.AddTotal(0, p.Total-total)
 		s.Meter.AddBytes(p.Done - done)
-		done, total = p.Done, p.Total
+		done, total, named = p.Done, p.Total, p.Named
 	})
+	return named, err
 }
 
 func (s *Step) ready(ctx context.Context, n machine.Notes, w *want, pull string, images []machine.ImageRecord) error {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -46,7 +47,7 @@ func (e *node) RemoteDigest(_ context.Context, ref string) (string, error) {
 	return ledgertest.ID(e.registry[ref]), nil
 }
 
-func (e *node) Pull(_ context.Context, ref string, _ func(engine.PullProgress)) error {
+func (e *node) Pull(_ context.Context, ref string, report func(engine.PullProgress)) error {
 	e.asked = append(e.asked, ref)
 	if e.pulling != nil {
 		if err := e.pulling(ref); err != nil {
@@ -60,7 +61,7 @@ func (e *node) Pull(_ context.Context, ref string, _ func(engine.PullProgress)) 
 	case !ok:
 		return machine.Faultf(machine.TaskFault, "manifest unknown")
 	}
-	e.Load(ref, content)
+	report(engine.PullProgress{Named: e.Load(ref, content)})
 	return nil
 }
 
@@ -77,7 +78,12 @@ func (e *node) PullNeed(_ context.Context, refs []string) (engine.PullNeed, erro
 			return engine.PullNeed{}, err
 		}
 	}
-	return e.need, nil
+	need := e.need
+	need.IDs = map[string][]string{}
+	for _, ref := range refs {
+		need.IDs[ref] = []string{ledgertest.ID(e.registry[ref])}
+	}
+	return need, nil
 }
 
 // Create, Settle and Remove make node the containers of the task.
@@ -141,6 +147,7 @@ func (w *world) task(t tb, refs ...string) *task {
 		step: &imagecheck.Step{
 			Task: doc, Engine: w.node, Containers: w.node, Policy: w.policy, Keep: w.keep, Room: &w.room,
 			Meter: new(progress.Meter), Log: slog.New(slog.DiscardHandler),
+			Wait: func(context.Context, time.Duration) error { return nil },
 		},
 	}
 }
@@ -758,6 +765,58 @@ func TestOurPullTakesTheirName(t *testing.T) {
 		want(t, "their image, ours", []bool{w.Has("x"), w.Has("y")}, []bool{true, false})
 		w.wantLedger(t, a2+" removing ours", b+" present ours last")
 	}
+}
+
+// An image that Docker is just naming or deleting has no name for a moment. It is
+// not taken for somebody's, as one is that stays so; and others are not waited for.
+func TestImageWithoutNames(t *testing.T) {
+	const a2 = "r.test/a:2"
+	for _, test := range []struct {
+		what  string
+		pull  string // of content x
+		soon  func(w *world)
+		waits bool
+		left  bool
+	}{
+		{"it stays", a, nil, true, true},
+		{"it is named", a, func(w *world) { w.Load(a2, "x") }, true, false},
+		{"it is deleted", a, func(w *world) { _ = w.RemoveImage(context.Background(), digest(a, "x")) }, true, false},
+		{"another is pulled", b, nil, false, true},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			w := newWorld()
+			w.registry[a], w.registry[b], w.registry["r.test/c:1"] = "x", "y", "z"
+			w.Load(digest(a, "x"), "x") // without a tag
+			waits := 0
+			k := w.task(t, test.pull)
+			k.step.Wait = func(context.Context, time.Duration) error {
+				if waits++; waits == 1 && test.soon != nil {
+					test.soon(w)
+				}
+				return nil
+			}
+			if err := k.do(); err != nil {
+				t.Fatal(err)
+			}
+			want(t, "waited", waits > 0, test.waits)
+			_ = w.RemoveImage(t.Context(), a2) // by whom it was named
+			w.run(t, "r.test/c:1")
+			want(t, "the image is there", w.Has("x"), test.left)
+		})
+	}
+}
+
+// A name that is there when the pull begins, and that another root removes before the
+// pull gives it, is ours.
+func TestOurPullGivesTheNameAnew(t *testing.T) {
+	w := newWorld()
+	w.policy = imagecheck.Always
+	w.registry[a], w.registry[b] = "x", "y"
+	w.Load(a, "x")
+	w.pulling = func(string) error { w.pulling = nil; return w.RemoveImage(t.Context(), a) }
+	w.run(t, a)
+	w.run(t, b)
+	want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{false, true})
 }
 
 // An engine that does not find something else when it makes the container is not

@@ -1,6 +1,7 @@
 package fakedocker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -214,6 +215,9 @@ func (e *Engine) Pull(ctx context.Context, ref string, report func(engine.PullPr
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if named := e.names[cmp.Or(tag, digest)] != img.ID; named && report != nil {
+		report(engine.PullProgress{Done: img.Size, Total: img.Size, Named: true})
+	}
 	e.images[img.ID] = img
 	e.names[digest] = img.ID
 	if tag != "" {
@@ -327,12 +331,13 @@ func copyTree(from, to string) error {
 func (e *Engine) PullNeed(ctx context.Context, refs []string) (engine.PullNeed, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var need engine.PullNeed
+	need := engine.PullNeed{IDs: map[string][]string{}}
 	for _, ref := range refs {
 		img, _, _, err := e.registry.find(ref)
 		if err != nil {
 			return engine.PullNeed{}, err
 		}
+		need.IDs[ref] = []string{img.ID}
 		if e.images[img.ID] == nil {
 			need.Layers += len(img.layers)
 			need.Compressed += img.Size

@@ -23,6 +23,11 @@ type Store struct {
 	images map[string]bool   // by ID
 	names  map[string]string // name:tag or name@digest -> ID
 	users  map[string]bool   // IDs that containers refer to
+	open   []*operation      // that are under way
+	// Between is called between the steps of a pull or a removal, when an image may be
+	// without its names. An image in use has them all: that two removals at once may
+	// take them from it is left out.
+	Between func()
 	// Removed lists what RemoveImage was asked for, in order, refusals included.
 	Removed []string
 	Size    int64 // of every image, in bytes
@@ -33,14 +38,60 @@ func NewStore() *Store {
 	return &Store{images: map[string]bool{}, names: map[string]string{}, users: map[string]bool{}, Size: 1000}
 }
 
-// Load puts content on the node as a pull of ref does.
-func (s *Store) Load(ref, content string) {
+// operation is the steps that are left of one of Docker's operations.
+type operation struct{ steps []func() }
+
+func (s *Store) step(o *operation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(o.steps) > 0 {
+		first := o.steps[0]
+		o.steps = o.steps[1:]
+		first()
+	}
+}
+
+// do takes the steps of an operation on an image one by one, and lets others look in
+// between.
+func (s *Store) do(id string, steps ...func()) {
+	o := &operation{steps}
+	s.open = append(s.open, o)
+	for len(o.steps) > 0 {
+		s.step(o)
+		if len(o.steps) > 0 && s.Between != nil && !s.users[id] {
+			s.Between()
+		}
+	}
+	s.open = slices.DeleteFunc(s.open, func(p *operation) bool { return p == o })
+}
+
+// Settle ends all operations that are under way: time passes.
+func (s *Store) Settle() {
+	for _, o := range s.open {
+		for len(o.steps) > 0 {
+			s.step(o)
+		}
+	}
+}
+
+// Load puts content on the node as a pull of ref does. It says whether that gave the
+// image the reference.
+func (s *Store) Load(ref, content string) (named bool) {
 	id := ID(content)
-	s.images[id] = true
-	s.names[Repository(ref)+"@"+id] = id
-	s.names[ref] = id
+	s.do(
+		id,
+		func() { s.images[id] = true },
+		func() {
+			named = s.names[ref] != id
+			s.images[id], s.names[Repository(ref)+"@"+id] = true, id
+		},
+		func() {
+			if named {
+				s.images[id], s.names[ref] = true, id
+			}
+		},
+	)
+	return named
 }
 
 // Tag gives an image that is there another name.
@@ -131,6 +182,13 @@ func (s *Store) Images(context.Context) ([]engine.Image, error) {
 
 // RemoveImage removes a name, and the image with its last one, without force.
 func (s *Store) RemoveImage(_ context.Context, ref string) error {
+	id, steps, err := s.removal(ref)
+	s.do(id, steps...)
+	return err
+}
+
+// removal is the steps of a removal that nothing forbids.
+func (s *Store) removal(ref string) (id string, steps []func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.Removed = append(s.Removed, ref)
@@ -139,7 +197,7 @@ func (s *Store) RemoveImage(_ context.Context, ref string) error {
 		id = ref
 	}
 	if !s.images[id] {
-		return fmt.Errorf("no image %s: %w", ref, engine.ErrNotFound)
+		return id, nil, fmt.Errorf("no image %s: %w", ref, engine.ErrNotFound)
 	}
 	names, tags, repositories := s.namesOf(id), 0, map[string]bool{}
 	for _, n := range names {
@@ -150,33 +208,43 @@ func (s *Store) RemoveImage(_ context.Context, ref string) error {
 	}
 	single := len(repositories) <= 1 && tags <= 1
 	if single && s.users[id] || !named && !single {
-		return fmt.Errorf("must force %s: %w", ref, engine.ErrInUse)
+		return id, nil, fmt.Errorf("must force %s: %w", ref, engine.ErrInUse)
 	}
-	if !named {
-		for _, n := range names {
-			delete(s.names, n)
+	untag := func(name string) {
+		steps = append(steps, func() {
+			if s.names[name] == id {
+				delete(s.names, name)
+			}
+		})
+	}
+	if named {
+		untag(ref)
+		if digest, last := s.taken(ref, id); last {
+			untag(digest)
 		}
 	} else {
-		s.untag(ref, id)
-	}
-	if len(s.namesOf(id)) == 0 && !s.users[id] {
-		delete(s.images, id)
-	}
-	return nil
-}
-
-// untag removes a name; the last tag of a repository takes its digests along.
-func (s *Store) untag(ref, id string) {
-	delete(s.names, ref)
-	if strings.Contains(ref, "@") {
-		return
-	}
-	repository := Repository(ref)
-	digest := repository + "@" + id
-	for _, n := range s.namesOf(id) {
-		if n != digest && Repository(n) == repository {
-			return
+		for _, n := range names {
+			untag(n)
 		}
 	}
-	delete(s.names, digest)
+	return id, append(steps, func() {
+		if len(s.namesOf(id)) == 0 && !s.users[id] {
+			delete(s.images, id)
+		}
+	}), nil
+}
+
+// taken is the digest that goes with a tag, when it is the last one of its repository.
+func (s *Store) taken(ref, id string) (string, bool) {
+	repository := Repository(ref)
+	digest := repository + "@" + id
+	if strings.Contains(ref, "@") {
+		return "", false
+	}
+	for _, n := range s.namesOf(id) {
+		if n != digest && n != ref && Repository(n) == repository {
+			return "", false
+		}
+	}
+	return digest, true
 }
