@@ -25,6 +25,7 @@ type Config struct {
 	Exit     Exit
 	History  History
 	Events   Events
+	Funnel   Funnel
 	Metrics  Metrics
 }
 
@@ -156,6 +157,18 @@ type Webhook struct {
 	// URL may hold credentials; internal/redact before it is shown. Empty for none.
 	URL        string
 	SecretFile string // absolute; empty for none
+}
+
+// Funnel is a server that tasks come from.
+type Funnel struct {
+	URL string // without credentials; empty for none
+	// RPC is HOST:PORT, or https://HOST:PORT; empty for none.
+	RPC          string
+	User         string
+	PasswordFile string // absolute; empty for none
+	TokenFile    string // absolute; empty for none
+	Poll         time.Duration
+	RetryFor     time.Duration
 }
 
 // Metrics says where counters go.

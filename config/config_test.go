@@ -97,6 +97,7 @@ func TestDefaults(t *testing.T) {
 		Exit:    Exit{Policy: "task"},
 		History: History{Keep: 10000, Age: 30 * 24 * time.Hour},
 		Events:  Events{Drain: 5 * time.Second},
+		Funnel:  Funnel{Poll: 5 * time.Second, RetryFor: 15 * time.Minute},
 	}
 	if l.Config != want {
 		t.Errorf("got  %+v\nwant %+v", l.Config, want)
@@ -159,6 +160,14 @@ var samples = map[string][3]string{
 	"events.exec":                {"/a", "/b", "/c"},
 	"events.drain":               {"1s", "2s", "0"},
 	"metrics.textfile":           {"/a.prom", "/b.prom", "/c.prom"},
+
+	"funnel.url":           {"http://127.0.0.1:8000", "https://b/path", "https://c"},
+	"funnel.rpc":           {"127.0.0.1:9090", "[::1]:9090", "https://c:9090"},
+	"funnel.user":          {"a", "b", "c"},
+	"funnel.password_file": {"/a", "/b", "/c"},
+	"funnel.token_file":    {"/a", "/b", "/c"},
+	"funnel.poll":          {"1s", "2s", "3s"},
+	"funnel.retry_for":     {"1m", "2m", "3m"},
 
 	"storage.s3.endpoint":   {"http://127.0.0.1:7070", "https://b/path", "https://c"},
 	"storage.s3.region":     {"a", "b", "c"},

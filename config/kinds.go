@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/url"
 	"path/filepath"
 	"regexp"
@@ -149,6 +150,18 @@ func endpoint(field func(*Config) *string) kind {
 	return kind{"http://HOST[:PORT][/PATH] or https://…, or empty", "url", func(c *Config, s string) error {
 		u, err := url.Parse(strings.ReplaceAll(s, "{account}", "account"))
 		if err != nil || s != "" && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
+			return errNotAllowed
+		}
+		*field(c) = s
+		return nil
+	}}
+}
+
+// rpc is where a gRPC service is, or empty.
+func rpc(field func(*Config) *string) kind {
+	return kind{"HOST:PORT or https://HOST:PORT, or empty", "address", func(c *Config, s string) error {
+		host, port, err := net.SplitHostPort(strings.TrimPrefix(s, "https://"))
+		if s != "" && (err != nil || host == "" || port == "" || strings.ContainsAny(host+port, "/@ ")) {
 			return errNotAllowed
 		}
 		*field(c) = s

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,6 +78,15 @@ func (r *reader) place(sink string) (p place, err error) {
 		return p, err
 	}
 	return decode[place](sinkKey(sink), raw)
+}
+
+// SinkNames lists the sinks that have a place.
+func (r *reader) SinkNames() ([]string, error) {
+	all, err := r.places()
+	if err != nil {
+		return nil, readError("who is told of events", err)
+	}
+	return slices.Sorted(maps.Keys(all)), nil
 }
 
 // Kept returns what Keep was given last for a sink; nil before.

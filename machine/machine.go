@@ -59,7 +59,7 @@ func (m *Machine) begin(ctx context.Context, task, document string) (*attempt, e
 // Resume goes on with the unfinished attempt, and with further attempts where
 // its container was lost.
 func (m *Machine) Resume(ctx context.Context, task, reason string) (Head, error) {
-	a, err := m.takeUp(ctx, task, reason)
+	a, err := m.takeUp(ctx, task, reason, nil)
 	if err != nil {
 		return Head{}, err
 	}
@@ -74,7 +74,24 @@ func (m *Machine) Resume(ctx context.Context, task, reason string) (Head, error)
 // attempt that was already rolling back keeps its outcome; any other one ends
 // Interrupted.
 func (m *Machine) RollBack(ctx context.Context, task, reason string) (Head, error) {
-	a, err := m.takeUp(ctx, task, reason)
+	return m.rollBackFor(ctx, task, reason, nil)
+}
+
+// Resumption is the detail of the record that a process takes up an attempt.
+type Resumption struct {
+	// GivenUp says that the process only ends the attempt: whether the task runs
+	// again, here or elsewhere, is not known to it.
+	GivenUp bool `json:"given_up"`
+}
+
+// GiveUp is RollBack by a process that does not go on with the task at all. The
+// journal says so, for those who wait for the task's end.
+func (m *Machine) GiveUp(ctx context.Context, task, reason string) (Head, error) {
+	return m.rollBackFor(ctx, task, reason, Resumption{GivenUp: true})
+}
+
+func (m *Machine) rollBackFor(ctx context.Context, task, reason string, detail any) (Head, error) {
+	a, err := m.takeUp(ctx, task, reason, detail)
 	if err != nil {
 		return Head{}, err
 	}
@@ -87,7 +104,7 @@ func (m *Machine) RollBack(ctx context.Context, task, reason string) (Head, erro
 }
 
 // takeUp loads an unfinished attempt and journals that a new process has it.
-func (m *Machine) takeUp(ctx context.Context, task, reason string) (*attempt, error) {
+func (m *Machine) takeUp(ctx context.Context, task, reason string, detail any) (*attempt, error) {
 	a, err := resume(ctx, m.Journal, task)
 	if err != nil {
 		return nil, err
@@ -96,7 +113,11 @@ func (m *Machine) takeUp(ctx context.Context, task, reason string) (*attempt, er
 	defer a.mu.Unlock()
 	head := a.head
 	head.Resumed++
-	r := Record{Kind: KindResume, From: head.State, To: head.State, Reason: reason}
+	text, err := encode(detail)
+	if err != nil {
+		return nil, err
+	}
+	r := Record{Kind: KindResume, From: head.State, To: head.State, Reason: reason, Detail: text}
 	if err := a.append(ctx, r, head, nil); err != nil {
 		return nil, err
 	}

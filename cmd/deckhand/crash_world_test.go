@@ -327,7 +327,7 @@ func (p *process) run(ctx context.Context, s *session, task any) error {
 		err = s.app.report(d, o, head, s.journal.Records(d.id))
 	}
 	if err != nil {
-		return s.app.unstarted(d, o, err)
+		return s.app.unstarted(ctx, d, o, err)
 	}
 	return s.app.ended(head)
 }

@@ -22,7 +22,7 @@ func (a *app) sinks() (sinks []outbox.Sink, err error) {
 		return nil, usage("events.webhook.secret_file is set and events.webhook.url is not; set both or none")
 	}
 	if c.Webhook.URL != "" {
-		secret, err := readSecret(c.Webhook.SecretFile)
+		secret, err := readSecret("events.webhook.secret_file", c.Webhook.SecretFile)
 		if err != nil {
 			return nil, err
 		}
@@ -42,18 +42,19 @@ func (a *app) sinks() (sinks []outbox.Sink, err error) {
 	return sinks, nil
 }
 
-// readSecret reads a file with a secret; without a name there is none.
-func readSecret(name string) (string, error) {
+// readSecret reads the file with a secret that a setting names; without a name there
+// is none.
+func readSecret(setting, name string) (string, error) {
 	if name == "" {
 		return "", nil
 	}
 	text, err := os.ReadFile(name)
 	if err != nil {
-		return "", usage("events.webhook.secret_file is %s: it cannot be read: %w", name, cause(err))
+		return "", usage("%s is %s: it cannot be read: %w", setting, name, cause(err))
 	}
 	text = bytes.TrimSpace(text)
 	if len(text) == 0 {
-		return "", usage("events.webhook.secret_file is %s: it is empty", name)
+		return "", usage("%s is %s: it is empty", setting, name)
 	}
 	return string(text), nil
 }
@@ -68,8 +69,11 @@ func sinkNames(sinks []outbox.Sink) (names []string) {
 
 // tell begins to tell the sinks what the journal holds, and to count it.
 func (s *session) tell(sinks []outbox.Sink) (err error) {
-	s.outbox, err = outbox.Open(s.journal, sinks, s.app.log)
-	if err == nil {
+	servers, err := s.servers()
+	if err != nil {
+		return err
+	}
+	if s.outbox, err = outbox.Open(s.journal, append(sinks, servers...), s.app.log); err == nil {
 		s.stopMetrics = s.writeMetrics()
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/batch"
+	"github.com/deckhand/deckhand/internal/funnel"
 	"github.com/deckhand/deckhand/internal/ledger"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -125,13 +126,18 @@ func publishedBy(r machine.Record) ([]upload.Published, error) {
 type opening struct {
 	Metadata map[string]string `json:"metadata"`
 	Warnings []string          `json:"warnings,omitempty"` // about the document
+	// Funnel is the server that the task came from; nil for none.
+	Funnel *funnel.Server `json:"funnel,omitempty"`
 }
 
 // newOpening takes down where an attempt begins; docker is the engine's version.
-func newOpening(d *document, docker string) opening {
+func (a *app) newOpening(d *document, docker string) opening {
 	o := opening{Warnings: d.warnings, Metadata: map[string]string{
 		"host": hostname(), "deckhand.version": version, "deckhand.docker_version": docker,
 	}}
+	if a.front != nil {
+		o.Funnel = &a.front.server
+	}
 	for name, key := range engineKeys {
 		if id := os.Getenv(name); id != "" {
 			o.Metadata[key] = id

@@ -20,6 +20,7 @@ type app struct {
 	conf           *config.Loaded
 	log            *slog.Logger
 	screen         *screen
+	front          *front // of a task that comes from a server; nil for none
 }
 
 func newRootCommand(a *app) *cobra.Command {

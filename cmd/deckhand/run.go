@@ -21,6 +21,7 @@ import (
 type runOptions struct {
 	base64 string
 	result string
+	taskID string
 	fresh  bool
 	dryRun bool
 }
@@ -33,9 +34,11 @@ func newRunCommand(a *app) *cobra.Command {
 		Long: `Run takes a TES 1.1 task document (a file, - for standard input, or an http(s)
 URL) through Scrub, ImageCheck, Download, Run and Upload. A task that an earlier
 process left unfinished is resumed; one that is Complete is not run again: its
-recorded result is written. "deckhand help exit-codes" says how it can end.`,
+recorded result is written. With --task-id the task is one of a Funnel server, and
+the server is told of all that happens to it. "deckhand help exit-codes" says how it can end.`,
 		Example: `  deckhand run task.json --result result.json
   deckhand run task.json --dry-run
+  deckhand run --funnel http://tes:8000 --funnel-rpc tes:9090 --task-id b8581farl6qjjvpcc720
   curl -s https://tes.example.org/task | deckhand run - --result -`,
 		Args: optionalArgument("TASK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,14 +54,15 @@ recorded result is written. "deckhand help exit-codes" says how it can end.`,
 	f.StringVar(&o.result, "result", "", "write the final TES task document to this `file`; - is standard output")
 	f.BoolVar(&o.fresh, "fresh", false, "roll back what is unfinished of this task and start over")
 	f.BoolVar(&o.dryRun, "dry-run", false, "check the document and print the plan; touch nothing")
-	config.AddFlags(f, "lock.wait", "workdir.keep", "outputs.missing", "run.stop_grace", "exit.policy")
+	f.StringVar(&o.taskID, "task-id", "", "take the task with this `id` from Funnel's server")
+	config.AddFlags(f, "lock.wait", "workdir.keep", "outputs.missing", "run.stop_grace", "exit.policy", "funnel.url", "funnel.rpc")
 	return cmd
 }
 
 func (a *app) run(ctx context.Context, source string, o runOptions) error {
 	ctx, cancel := a.onSignals(ctx)
 	defer cancel(nil)
-	d, err := a.readDocument(ctx, source, o.base64)
+	d, err := a.readTask(ctx, source, o)
 	if err != nil {
 		return a.beforeStart(ctx, err)
 	}
@@ -66,21 +70,36 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 		a.log.Warn("task document", "warning", w)
 	}
 	if err := checkResult(o.result); err != nil {
-		return err
+		return a.unstarted(ctx, d, o, err)
 	}
 	if o.dryRun {
 		return printPlan(a.stdout, a.conf, d)
 	}
-	if !o.fresh {
+	if over, err := a.over(ctx, d); over || err != nil {
+		return err
+	}
+	// A server may still have to be told of the end.
+	if !o.fresh && (a.front == nil || d.state == tes.Complete) {
 		if known, err := a.repeat(ctx, d, o); known || err != nil {
 			return err
 		}
 	}
 	head, err := a.runTask(ctx, cancel, d, o)
 	if err != nil {
-		return a.unstarted(d, o, err)
+		return a.unstarted(ctx, d, o, err)
 	}
 	return a.ended(head)
+}
+
+// readTask reads the task from where the command line says.
+func (a *app) readTask(ctx context.Context, source string, o runOptions) (*document, error) {
+	if o.taskID == "" {
+		return a.readDocument(ctx, source, o.base64)
+	}
+	if source != "" || o.base64 != "" {
+		return nil, usage("give the task as a document or with --task-id, not both")
+	}
+	return a.fetchTask(ctx, o.taskID, o)
 }
 
 // runTask takes the node and the task as far as they go. The head is that of
@@ -97,8 +116,16 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 		}
 	}()
 	defer s.serveControl(d.id, cancel)()
+	unwatch := func() {}
+	if a.front != nil {
+		if d.state == tes.Canceled || d.state == tes.Canceling {
+			cancel(machine.ErrCancel) // while no process had the task
+		}
+		unwatch = a.watchServer(ctx, cancel, d.id)
+	}
 
 	head, err = s.take(ctx, d, o.fresh)
+	unwatch()
 	if err != nil {
 		return head, err
 	}
@@ -106,7 +133,10 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 		// The attempt has ended all the same: another run prints what it came to.
 		return head, &exit{exitRetry, err}
 	}
-	return head, nil
+	if a.front != nil && head.State != machine.Interrupted {
+		err = s.settle(ctx)
+	}
+	return head, err
 }
 
 // repeat prints the recorded result of a task that is Complete. That needs
@@ -180,7 +210,7 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 		if err != nil {
 			s.app.log.Warn("cannot tell the version of Docker", "error", err)
 		}
-		return newOpening(d, docker.Version)
+		return s.app.newOpening(d, docker.Version)
 	}
 	head, known, err := s.journal.Head(d.id)
 	if err != nil {
@@ -189,6 +219,10 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 	stop := s.app.follow(s.meter, s.standing)
 	defer stop()
 
+	if !fresh && s.owesEnd(d.id) {
+		s.app.log.Info("the task has ended already; telling Funnel's server", "task", d.id, "state", head.State)
+		return head, nil
+	}
 	switch machine.Decide(head, known, d.hash, fresh) {
 	case machine.Refuse:
 		return head, usage("task %s is unfinished on this node with another document; run it with its own document, or use --fresh to roll it back and start over", d.id)
@@ -214,9 +248,17 @@ func (a *app) report(d *document, o runOptions, head machine.Head, records iter.
 }
 
 // unstarted ends a run that could not bring its attempt to an end. A front end
-// that reads the result learns what kept the node from it.
-func (a *app) unstarted(d *document, o runOptions, err error) error {
+// that reads the result, or a server that the task came from, learns what kept the node from it.
+func (a *app) unstarted(ctx context.Context, d *document, o runOptions, err error) error {
 	code := exitCode(err)
+	if a.front != nil {
+		switch code {
+		case exitUnfit, exitSystemError, exitUsage:
+			a.closeTask(ctx, d.id, tes.SystemError, err)
+		case exitCanceled:
+			a.closeTask(ctx, d.id, tes.Canceled, err)
+		}
+	}
 	if o.result == "" || code != exitUnfit && code != exitSystemError {
 		return err
 	}

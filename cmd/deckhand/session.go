@@ -41,6 +41,9 @@ type session struct {
 	lock    *node.RootLock
 	journal record
 	outbox  *outbox.Outbox
+	// owed are the last records of tasks that their server was not told of when this
+	// process began.
+	owed map[string]machine.Record
 	// stopMetrics writes down what there is to count, for the last time.
 	stopMetrics func()
 	counting    sync.Mutex
@@ -57,6 +60,7 @@ type record interface {
 	machine.Journal
 	outbox.Journal
 	tallied
+	SinkNames() ([]string, error)
 	Keep(sink string, number uint64, state json.RawMessage) error
 	Heads() ([]machine.Head, error)
 	Close() error
@@ -147,6 +151,9 @@ func (a *app) open(ctx context.Context, task string, lock *node.RootLock, docker
 	}
 	options := a.journalOptions(boot)
 	options.Sinks = append(sinkNames(sinks), metricsSink)
+	if a.front != nil {
+		options.Sinks = append(options.Sinks, sinkOf(a.front.server))
+	}
 	j, err := a.openJournal(ctx, task, options, docker)
 	if err != nil {
 		return nil, err
@@ -408,7 +415,7 @@ func (s *session) rollBackOther(ctx context.Context, task, reason string) error 
 	if err != nil {
 		return err
 	}
-	if _, err := m.RollBack(ctx, other, reason); err != nil {
+	if _, err := m.GiveUp(ctx, other, reason); err != nil {
 		return fmt.Errorf("cannot roll back task %s: %w", other, err)
 	}
 	return nil

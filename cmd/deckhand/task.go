@@ -27,6 +27,7 @@ type document struct {
 	id       string
 	hash     string
 	warnings []string
+	state    tes.State // on the server that it came from; empty for a document that came from none
 }
 
 // readDocument reads, decodes and checks a task document. Whatever is wrong
@@ -36,6 +37,11 @@ func (a *app) readDocument(ctx context.Context, source, encoded string) (*docume
 	if err != nil {
 		return nil, err
 	}
+	return a.parseDocument(text, name)
+}
+
+// parseDocument decodes and checks a document; name tells people which.
+func (a *app) parseDocument(text []byte, name string) (*document, error) {
 	task, err := tes.Decode(bytes.NewReader(text))
 	if err != nil {
 		return nil, unusable(name, err)

@@ -31,6 +31,7 @@ type Outbox interface {
 	Delivered(sink string, number uint64) error
 	Keep(sink string, number uint64, state json.RawMessage) error
 	Kept(sink string) (json.RawMessage, error)
+	SinkNames() ([]string, error)
 }
 
 // Settings are what the suite sets in a journal that it asks for.
@@ -161,6 +162,9 @@ func Run(t *testing.T, open func(*testing.T, Settings) Journal) {
 		}
 		if left := Undelivered(t, j, "one"); !reflect.DeepEqual(left, all[4:]) {
 			t.Errorf("after four were delivered %d of %d are left", len(left), len(all))
+		}
+		if names, err := j.SinkNames(); err != nil || !slices.Equal(names, []string{"one", "two"}) {
+			t.Errorf("the sinks are %q (%v)", names, err)
 		}
 		if state, err := j.Kept("one"); state != nil || err != nil {
 			t.Errorf("a state that nobody has given: %s, %v", state, err)

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -98,6 +99,13 @@ func (m *Memory) Kept(sink string) (json.RawMessage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return bytes.Clone(m.states[sink]), nil
+}
+
+// SinkNames is that of journal.Journal.
+func (m *Memory) SinkNames() ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.places)), nil
 }
 
 // Delivered is that of journal.Journal.

@@ -56,7 +56,7 @@ var calls = []string{
 	// Of storage.
 	"Join", "List", "Open", "ReadDir", "Stat", "hash", "list", "published",
 	// Of the journal and the notes.
-	"All", "Each", "Get", "Head", "Heads", "Images", "Kept", "Node", "Records", "Undelivered", "scan",
+	"All", "Each", "Get", "Head", "Heads", "Images", "Kept", "Node", "Records", "SinkNames", "Undelivered", "scan",
 	// What runs more of deckhand's own code, which has its points.
 	"Deliver", "Do", "Probe", "State", "Undo", "Name",
 }

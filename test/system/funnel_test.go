@@ -1,0 +1,466 @@
+package system
+
+import (
+	"encoding/json"
+	"encoding/pem"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/funnel"
+	"github.com/deckhand/deckhand/test/rig"
+)
+
+// front is a node whose tasks come from a server of Funnel.
+type front struct {
+	*World
+	*funnel.Server
+	image string
+}
+
+func newFront(t *testing.T) *front {
+	t.Helper()
+	server := funnel.New(t) // it outlives the node, whose last word is for it
+	w := NewWorld(t)
+	w.Env = append(w.Env, "DECKHAND_FUNNEL_POLL=100ms", "DECKHAND_EVENTS_DRAIN=100ms")
+	return &front{w, server, w.Image(t, "funnel", rig.Spec{}).Digest}
+}
+
+// submit gives the server a task.
+func (f *front) submit(t *testing.T, task tes.Task) {
+	t.Helper()
+	text, err := json.Marshal(task)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Submit(t, task.ID, text)
+}
+
+// submitSh submits a task of one executor.
+func (f *front) submitSh(t *testing.T, id, script string) {
+	t.Helper()
+	f.submit(t, tes.Task{ID: id, Executors: []tes.Executor{Sh(f.image, script)}})
+}
+
+func (f *front) args(id string, more ...string) []string {
+	return append([]string{"run", "--funnel", f.URL, "--funnel-rpc", f.RPC, "--task-id", id}, more...)
+}
+
+// run runs a task of the server that is to end with an exit code.
+func (f *front) run(t *testing.T, code int, id string, more ...string) Result {
+	t.Helper()
+	r := f.Deckhand(t, f.args(id, more...)...)
+	if r.Code != code {
+		t.Fatalf("exit code is %d, want %d\n%s", r.Code, code, r.Stderr)
+	}
+	return r
+}
+
+func (f *front) background(t *testing.T, id string, more ...string) *Background {
+	t.Helper()
+	b := &Background{Cmd: f.Command(t, f.args(id, more...)...), lines: make(chan string, 10_000)}
+	b.start(t)
+	return b
+}
+
+var saidOnServer = regexp.MustCompile(`^level='\w+' msg='(.*)' timestamp='.* deckhand_id='`)
+
+// same holds what the server has of a task against what the journal of the node says:
+// nothing is missing and nothing is there twice. The states are all that it went through.
+func (f *front) same(t *testing.T, id string, states ...string) {
+	t.Helper()
+	if got := f.States(id); !slices.Equal(got, append([]string{"QUEUED"}, states...)) {
+		t.Errorf("on the server the task was %v, want %v", got, states)
+	}
+	text := f.Deckhand(t, "journal", "inspect", id, "--json").Stdout
+	if text == "" {
+		t.Fatal("the journal does not know the task")
+	}
+	log := f.Log(id)
+	var got, want []string
+	for _, line := range log.SystemLogs {
+		if m := saidOnServer.FindStringSubmatch(line); m != nil {
+			got = append(got, strings.ReplaceAll(m[1], `\'`, "'"))
+		}
+	}
+	result := f.result(t, id)
+	for _, attempt := range result.Logs {
+		for _, line := range attempt.SystemLogs {
+			_, line, _ = strings.Cut(line, " ") // the time
+			want = append(want, strings.TrimPrefix(line, "warning: "))
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the server's system logs are\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+	last := result.Logs[len(result.Logs)-1]
+	var executors []funnel.ExecutorLog
+	clock := func(at time.Time) string { return at.UTC().Format(time.RFC3339Nano) }
+	for _, x := range last.Logs {
+		executors = append(executors, funnel.ExecutorLog{StartTime: clock(x.StartTime), EndTime: clock(x.EndTime), ExitCode: int32(x.ExitCode), Stdout: x.Stdout, Stderr: x.Stderr})
+	}
+	if !slices.Equal(log.Logs, executors) {
+		t.Errorf("the server's executors are\n%+v\nwant\n%+v", log.Logs, executors)
+	}
+	var outputs []funnel.OutputLog
+	for _, o := range last.Outputs {
+		outputs = append(outputs, funnel.OutputLog{Path: o.Path, SizeBytes: strconv.FormatInt(o.SizeBytes, 10), URL: o.URL})
+	}
+	if !slices.Equal(log.Outputs, outputs) {
+		t.Errorf("the server's outputs are %+v, want %+v", log.Outputs, outputs)
+	}
+	for key, value := range last.Metadata {
+		if log.Metadata[key] != value {
+			t.Errorf("the server's metadata have %q for %s, want %q", log.Metadata[key], key, value)
+		}
+	}
+	if log.StartTime != clock(last.StartTime) || log.EndTime != clock(last.EndTime) {
+		t.Errorf("the server has the attempt from %s to %s, want %v to %v", log.StartTime, log.EndTime, last.StartTime, last.EndTime)
+	}
+}
+
+// result is what the node itself says of a task that has ended.
+func (f *front) result(t *testing.T, id string) (task tes.Task) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(f.Dir, id+".result"))
+	if err == nil {
+		err = json.Unmarshal(text, &task)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return task
+}
+
+func (f *front) resultFlag(id string) string { return "--result=" + filepath.Join(f.Dir, id+".result") }
+
+// A task comes from the server as a whole, and all that the journal knows of it is on
+// the server in the end. Neither password nor token is anywhere on the node.
+func TestFunnel(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.User, f.Password = "someone", "pass-4711"
+	// gRPC by TLS, with a certificate that the node is told of.
+	secure := httptest.NewUnstartedServer(nil)
+	secure.StartTLS()
+	certificate := f.Write(t, "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})))
+	f.Leave()
+	f.TLS = secure.TLS.Clone()
+	f.TLS.NextProtos = nil
+	secure.Close()
+	f.Return(t)
+	f.RPC = "https://" + f.RPC
+	f.Env = append(f.Env, "SSL_CERT_FILE="+certificate, "DECKHAND_FUNNEL_USER=someone", "DECKHAND_FUNNEL_PASSWORD_FILE="+f.Write(t, "password", "pass-4711\n"))
+	out := filepath.Join(f.Dir, "out")
+	first := Sh(f.image, "cat /in; echo oops >&2")
+	first.Stdout = "/data/first"
+	second := Sh(f.image, "exit 3")
+	second.IgnoreError = true
+	f.submit(t, tes.Task{
+		ID: "t", Executors: []tes.Executor{first, second, Sh(f.image, "tr a-z A-Z < /data/first")},
+		Inputs:  []tes.Input{{Path: "/in", Content: ptr("content")}},
+		Outputs: []tes.Output{{Path: "/data/first", URL: "file://" + out}},
+	})
+	r := f.run(t, 0, "t", f.resultFlag("t"))
+	f.same(t, "t", "INITIALIZING", "RUNNING", "COMPLETE")
+	log := f.Log("t")
+	if len(log.Logs) != 3 || log.Logs[0].Stdout != "content" || log.Logs[0].Stderr != "oops\n" || log.Logs[1].ExitCode != 3 || log.Logs[2].Stdout != "CONTENT" {
+		t.Errorf("the server's executors are %+v", log.Logs)
+	}
+	if text := f.Read(t, "out"); text != "content" || len(log.Outputs) != 1 {
+		t.Errorf("the output is %q, on the server %v", text, log.Outputs)
+	}
+	if log.Metadata["deckhand.bytes_out"] != "7" || log.Metadata["host"] == "" {
+		t.Errorf("the server's metadata are %v", log.Metadata)
+	}
+	export := f.Deckhand(t, "journal", "export").Stdout
+	if said := r.Stdout + r.Stderr + export + strings.Join(log.SystemLogs, ""); strings.Contains(said, "4711") || strings.Contains(said, "c29tZW9uZTpwYXNzLTQ3MTE") {
+		t.Errorf("the password is told:\n%s", said)
+	}
+	if !strings.Contains(export, f.RPC) {
+		t.Error("the journal does not say which server the task came from")
+	}
+
+	// It is complete: run again it is not run again.
+	events := f.Events("t")
+	f.run(t, 0, "t", f.resultFlag("t"))
+	f.same(t, "t", "INITIALIZING", "RUNNING", "COMPLETE")
+	if f.Events("t") != events {
+		t.Errorf("the server was told %d more events", f.Events("t")-events)
+	}
+
+	wrong := f.Env
+	f.Env = append(f.Env, "DECKHAND_FUNNEL_PASSWORD_FILE="+f.Write(t, "wrong", "x"))
+	if r := f.run(t, 2, "t", "--fresh"); !strings.Contains(r.Stderr, "funnel.password_file") {
+		t.Errorf("a wrong password is told as\n%s", r.Stderr)
+	}
+	f.Env = wrong
+	if r := f.run(t, 2, "other"); !strings.Contains(r.Stderr, "does not know the task") {
+		t.Errorf("an unknown task is told as\n%s", r.Stderr)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// A command that fails, a document that is not valid, and a node that cannot run
+// anything are told, each in its own way.
+func TestFunnelFailures(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.submitSh(t, "fails", "echo why >&2; exit 7")
+	f.run(t, 1, "fails", f.resultFlag("fails"))
+	f.same(t, "fails", "INITIALIZING", "RUNNING", "EXECUTOR_ERROR")
+	if x := f.Log("fails").Logs; len(x) != 1 || x[0].ExitCode != 7 || x[0].Stderr != "why\n" {
+		t.Errorf("the server's executors are %+v", x)
+	}
+	// Run again it is another attempt, as the server allows.
+	f.run(t, 1, "fails", f.resultFlag("fails"))
+	f.same(t, "fails", "INITIALIZING", "RUNNING", "EXECUTOR_ERROR", "INITIALIZING", "RUNNING", "EXECUTOR_ERROR")
+
+	closed := func(id string, code int, why string) {
+		t.Helper()
+		for range 2 { // to be told twice is to be told once
+			f.run(t, code, id)
+		}
+		told := 0
+		for _, line := range f.Log(id).SystemLogs {
+			if strings.Contains(line, why) {
+				told++
+			}
+		}
+		if f.State(id) != "SYSTEM_ERROR" || told != 1 {
+			t.Errorf("%s is %s on the server, which was told why %d times:\n%s", id, f.State(id), told, strings.Join(f.Log(id).SystemLogs, "\n"))
+		}
+	}
+	f.submit(t, tes.Task{ID: "invalid", Executors: []tes.Executor{{Image: f.image, Command: []string{"true"}, Workdir: "relative"}}})
+	closed("invalid", 2, "executors[0].workdir")
+	f.submit(t, tes.Task{ID: "missing", Executors: []tes.Executor{Sh(f.image, "true")}, Inputs: []tes.Input{{Path: "/in", URL: "file:///not/there"}}})
+	f.run(t, 3, "missing", f.resultFlag("missing"))
+	f.same(t, "missing", "INITIALIZING", "SYSTEM_ERROR")
+	f.submitSh(t, "unfit", "true")
+	host := f.DockerHost
+	f.DockerHost = "unix:///not/there"
+	f.Env = append(f.Env, "DECKHAND_ENGINE_WAIT=0")
+	closed("unfit", 78, "/not/there")
+	// The engine runs it again when the node is well.
+	f.DockerHost = host
+	f.run(t, 0, "unfit")
+	if want := []string{"QUEUED", "SYSTEM_ERROR", "INITIALIZING", "RUNNING", "COMPLETE"}; !slices.Equal(f.States("unfit"), want) {
+		t.Errorf("on the server the task was %v, want %v", f.States("unfit"), want)
+	}
+}
+
+// The user cancels on the server: while the task runs, while no process has it, and
+// before anything has begun.
+func TestFunnelCancel(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.submitSh(t, "running", "sleep 1000")
+	b := f.background(t, "running", f.resultFlag("running"))
+	b.Until(t, " Run (")
+	f.Cancel(t, "running")
+	if code, log := b.End(t); code != 4 {
+		t.Fatalf("exit code is %d\n%s", code, log)
+	}
+	if states := f.States("running"); states[len(states)-1] != "CANCELED" || f.result(t, "running").State != tes.Canceled {
+		t.Errorf("on the server the task was %v, in the result it is %s", states, f.result(t, "running").State)
+	}
+
+	f.submitSh(t, "down", "sleep 1000")
+	b = f.background(t, "down")
+	b.Until(t, "executor started")
+	b.Kill(t)
+	f.Cancel(t, "down")
+	f.run(t, 4, "down", f.resultFlag("down"))
+	if list := f.Docker(t, "ps", "-aq", "--filter", "label=deckhand.task=down"); strings.TrimSpace(list) != "" {
+		t.Errorf("containers are left: %s", list)
+	}
+	if last := f.result(t, "down"); f.State("down") != "CANCELED" || last.State != tes.Canceled {
+		t.Errorf("the task is %s on the server and %s in the result", f.State("down"), last.State)
+	}
+
+	f.submitSh(t, "early", "true")
+	f.Cancel(t, "early")
+	r := f.run(t, 4, "early")
+	if strings.Contains(r.Stderr, " Accepted") || f.Events("early") != 0 {
+		t.Errorf("a task that was canceled before it began was begun:\n%s", r.Stderr)
+	}
+
+	// Here the user stops it on the node.
+	f.submitSh(t, "here", "sleep 1000")
+	b = f.background(t, "here", f.resultFlag("here"))
+	b.Until(t, "executor started")
+	if err := b.Process.Signal(unix.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if code, log := b.End(t); code != 4 {
+		t.Fatalf("exit code is %d\n%s", code, log)
+	}
+	f.run(t, 4, "here") // with whatever it was not told in the little time
+	f.same(t, "here", "INITIALIZING", "RUNNING", "CANCELED")
+}
+
+// The server goes away at any time and comes back. A run does not end before it was
+// told; one that may not wait so long is run again, and then only tells.
+func TestFunnelOutage(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.submitSh(t, "start", "true")
+	f.Leave()
+	b := f.background(t, "start", f.resultFlag("start"))
+	b.Until(t, "does not answer")
+	f.Return(t)
+	b.Until(t, " Run (")
+	f.Leave()
+	b.Until(t, " Complete (")
+	b.Until(t, "cannot deliver")
+	f.Return(t)
+	if code, log := b.End(t); code != 0 {
+		t.Fatalf("exit code is %d\n%s", code, log)
+	}
+	f.same(t, "start", "INITIALIZING", "RUNNING", "COMPLETE")
+
+	f.submitSh(t, "away", "sleep 1; exit 5")
+	f.Env = append(f.Env, "DECKHAND_FUNNEL_RETRY_FOR=100ms")
+	b = f.background(t, "away")
+	b.Until(t, "executor started")
+	f.Leave()
+	if code, log := b.End(t); code != 75 {
+		t.Fatalf("exit code is %d\n%s", code, log)
+	}
+	if r := f.Deckhand(t, f.args("away")...); r.Code != 75 {
+		t.Errorf("without a server a run ends with %d\n%s", r.Code, r.Stderr)
+	}
+	f.Return(t)
+	f.Env = append(f.Env, "DECKHAND_FUNNEL_RETRY_FOR=15m")
+	f.run(t, 1, "away", f.resultFlag("away"))
+	f.same(t, "away", "INITIALIZING", "RUNNING", "EXECUTOR_ERROR")
+	if n := len(f.result(t, "away").Logs); n != 1 {
+		t.Errorf("the task was run %d times", n)
+	}
+
+	// Whatever process has the root next tells what is left, if it is not told of a server itself.
+	f.submitSh(t, "later", "sleep 1")
+	f.Env = append(f.Env, "DECKHAND_FUNNEL_RETRY_FOR=100ms")
+	b = f.background(t, "later", f.resultFlag("later"))
+	b.Until(t, "executor started")
+	f.Leave()
+	if code, log := b.End(t); code != 75 {
+		t.Fatalf("exit code is %d\n%s", code, log)
+	}
+	f.Return(t)
+	f.Env = append(f.Env, "DECKHAND_EVENTS_DRAIN=1m")
+	if r := f.Deckhand(t, "recover"); r.Code != 0 {
+		t.Errorf("recover: %+v", r)
+	}
+	f.same(t, "later", "INITIALIZING", "RUNNING", "COMPLETE")
+}
+
+// A process is killed in each state, also when the server has taken what it was told
+// and the process does not know; the next one goes on, and the server's record is whole.
+func TestFunnelKilled(t *testing.T) {
+	t.Parallel()
+	for i, at := range []string{" Accepted", " Scrub", " ImageCheck (", " Download (", " Run (", "executor started", " Upload (", " Complete ("} {
+		lose := []int{1, 1000, 0}[i%3]
+		t.Run(strings.Trim(at, " ("), func(t *testing.T) {
+			t.Parallel()
+			f := newFront(t)
+			f.submit(t, tes.Task{
+				ID: "t", Executors: []tes.Executor{Sh(f.image, "echo one > /data/f; cat /data/f")}, Volumes: []string{"/data"},
+				Outputs: []tes.Output{{Path: "/data/f", URL: "file://" + filepath.Join(f.Dir, "f")}, {Path: "/data/none", URL: "file://" + filepath.Join(f.Dir, "g")}},
+			})
+			b := f.background(t, "t")
+			b.Until(t, " Accepted")
+			f.Lose(lose)
+			if at != " Accepted" {
+				b.Until(t, at)
+			}
+			b.Kill(t)
+			f.Lose(0)
+			f.run(t, 0, "t", f.resultFlag("t"))
+			f.same(t, "t", "INITIALIZING", "RUNNING", "COMPLETE")
+		})
+	}
+}
+
+// A task that a node gives up ends on the server, and one that another node has taken
+// over since is left to that.
+func TestFunnelRecover(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.Env = append(f.Env, "DECKHAND_EVENTS_DRAIN=1m")
+	lost := func(id string) {
+		t.Helper()
+		f.submitSh(t, id, "sleep 1000")
+		b := f.background(t, id)
+		b.Until(t, "executor started")
+		b.Kill(t)
+	}
+	lost("given-up")
+	if r := f.Deckhand(t, "recover"); r.Code != 0 || !strings.Contains(r.Stdout, "given-up") {
+		t.Errorf("recover: %+v", r)
+	}
+	if f.State("given-up") != "SYSTEM_ERROR" || !strings.Contains(strings.Join(f.Log("given-up").SystemLogs, "\n"), "rolled back by recover") {
+		t.Errorf("the task is %s on the server:\n%s", f.State("given-up"), strings.Join(f.Log("given-up").SystemLogs, "\n"))
+	}
+
+	// The next task of the node rolls it back as well.
+	lost("given-up-too")
+	f.submitSh(t, "next", "true")
+	f.run(t, 0, "next")
+	if f.State("given-up-too") != "SYSTEM_ERROR" || f.State("next") != "COMPLETE" {
+		t.Errorf("the tasks are %s and %s on the server", f.State("given-up-too"), f.State("next"))
+	}
+
+	// An engine that runs it again later runs it well.
+	f.submitSh(t, "again", "exec sleep ${N:-0}")
+	b := f.background(t, "again")
+	b.Until(t, " Run (")
+	b.Kill(t)
+	f.Deckhand(t, "recover")
+	f.run(t, 0, "again", f.resultFlag("again"))
+	f.same(t, "again", "INITIALIZING", "RUNNING", "SYSTEM_ERROR", "INITIALIZING", "RUNNING", "COMPLETE")
+
+	// Another node has it: what this one does with its remains is not told.
+	lost("moved")
+	other := NewNode(t, f.DockerHost)
+	other.Env = append(other.Env, f.Env[2:]...)
+	there := &front{&World{Node: other, Registry: f.Registry, Dir: t.TempDir(), Docker: f.Docker}, f.Server, f.image}
+	t.Cleanup(func() {
+		there.Deckhand(t, "recover")
+		there.Deckhand(t, "scrub")
+	})
+	b = there.background(t, "moved")
+	b.Until(t, "executor started")
+	until(t, "the other node's claim", func() bool { return f.State("moved") == "RUNNING" && len(f.Log("moved").SystemLogs) > 0 })
+	before := len(f.Log("moved").SystemLogs)
+	f.Deckhand(t, "recover")
+	if log := f.Log("moved"); f.State("moved") != "RUNNING" || len(log.SystemLogs) != before {
+		t.Errorf("the task is %s on the server:\n%s", f.State("moved"), strings.Join(log.SystemLogs, "\n"))
+	}
+	b.Kill(t)
+	there.Deckhand(t, "recover")
+	if f.State("moved") != "SYSTEM_ERROR" {
+		t.Errorf("the task is %s on the server", f.State("moved"))
+	}
+
+	// A task that was handed back is for the engine to run again, here or elsewhere.
+	f.submitSh(t, "handed", "sleep 1000")
+	b = f.background(t, "handed")
+	b.Until(t, "executor started")
+	if err := b.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code, log := b.End(t); code != 75 || f.State("handed") != "RUNNING" {
+		t.Errorf("exit code is %d, the task is %s on the server\n%s", code, f.State("handed"), log)
+	}
+}
