@@ -75,8 +75,9 @@ type Server struct {
 	grpc  *grpc.Server
 	// listeners are closed by hand too: a server that has not come to serve does not.
 	listeners []net.Listener
-	// lose says of how many events that are taken the answer is lost.
-	lose int
+	// lose says of how many events that are taken the answer is lost, and loseLines of
+	// how many system logs.
+	lose, loseLines int
 }
 
 // New starts a server on ports of its own. A test sets its credentials before the first request.
@@ -144,6 +145,13 @@ func (s *Server) Lose(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lose = n
+}
+
+// LoseLines is Lose of system logs alone, which are not to be told again.
+func (s *Server) LoseLines(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loseLines = n
 }
 
 // Submit gives the server a task, which waits in its queue. The document is JSON.
@@ -328,8 +336,12 @@ func (s *Server) writeEvent(_ any, ctx context.Context, decode func(any) error, 
 	if err := s.take(event{e}); err != nil {
 		return nil, err // its code is Unknown, as that of the real server
 	}
-	if s.lose > 0 {
-		s.lose--
+	lost := &s.lose
+	if e.Get(e.Descriptor().Fields().ByName("type")).Enum() == protoreflect.EnumNumber(typeNumbers["SYSTEM_LOG"]) && s.loseLines > 0 {
+		lost = &s.loseLines
+	}
+	if *lost > 0 {
+		*lost--
 		return nil, status.Error(codes.Unavailable, "the answer is lost")
 	}
 	return dynamicpb.NewMessage(responseType), nil

@@ -392,6 +392,26 @@ func TestFunnelKilled(t *testing.T) {
 	}
 }
 
+// A line of the system logs that the server has taken, and of which no answer came, is
+// not told again, whether the process goes on or another one does.
+func TestFunnelTellsLinesOnce(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.LoseLines(4)
+	f.submit(t, tes.Task{
+		ID: "t", Executors: []tes.Executor{Sh(f.image, "true")}, Volumes: []string{"/data"},
+		Outputs: []tes.Output{{Path: "/data/none", URL: "file://" + filepath.Join(f.Dir, "f")}, {Path: "/data/nothing", URL: "file://" + filepath.Join(f.Dir, "g")}},
+	})
+	b := f.background(t, "t")
+	until(t, "the server has a line about an output", func() bool { return len(f.Log("t").SystemLogs) > 1 })
+	b.Kill(t)
+	f.run(t, 0, "t", f.resultFlag("t"))
+	f.same(t, "t", "INITIALIZING", "RUNNING", "COMPLETE")
+	if n := len(f.Log("t").SystemLogs); n < 3 {
+		t.Errorf("only %d lines were told", n)
+	}
+}
+
 // A task that a node gives up ends on the server, and one that another node has taken
 // over since is left to that.
 func TestFunnelRecover(t *testing.T) {
