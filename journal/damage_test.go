@@ -275,7 +275,9 @@ func TestDamageBeforeTheNewest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		full = raw
+		if len(raw) >= len(full) { // badger cuts it to nothing before it removes it
+			full = raw
+		}
 		appendTest(t, j, journaltest.Task(fmt.Sprint("t", n), 1)...)
 	}
 	appendTest(t, j, journaltest.Task("newest", 1)[:5]...)
