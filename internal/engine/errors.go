@@ -22,6 +22,8 @@ var (
 	ErrInUse = errors.New("in use")
 	// ErrPlatform: this node's processor cannot run the image.
 	ErrPlatform = errors.New("wrong platform")
+	// ErrNoSpace: the disk on which Docker keeps its data is full.
+	ErrNoSpace = errors.New("no space left")
 )
 
 // StartError says that a container's command could not be started. That is the
@@ -69,6 +71,14 @@ func message(err error) string {
 func isContext(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
+
+// full is what Docker says of a full disk, in the kernel's words: an ErrNoSpace.
+type full string
+
+func (f full) Error() string        { return string(f) }
+func (f full) Is(target error) bool { return target == ErrNoSpace }
+
+var noSpace = regexp.MustCompile(`(?i)no space left on device|disk quota exceeded`)
 
 // nodeTrouble are failures of the node's storage, as the kernel words them.
 var nodeTrouble = regexp.MustCompile(`(?i)no space left on device|disk quota exceeded|read-only file system|input/output error`)

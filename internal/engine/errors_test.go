@@ -133,6 +133,9 @@ func TestPullFailures(t *testing.T) {
 		if v != c.verdict || machine.FaultOf(err) != c.fault {
 			t.Errorf("%s\ngives verdict %d and %s, want %d and %s", c.said, v, machine.FaultOf(err), c.verdict, c.fault)
 		}
+		if full := strings.Contains(c.said, "no space left"); errors.Is(err, ErrNoSpace) != full {
+			t.Errorf("%s: is ErrNoSpace: %v", c.said, !full)
+		}
 		if !strings.HasPrefix(err.Error(), "cannot pull image registry.example:5000/tool:1: ") {
 			t.Errorf("error %q", err)
 		}

@@ -103,7 +103,7 @@ func (d *Docker) digestByDocker(ctx context.Context, named reference.Named) (str
 // as it comes along. Failures that may pass are tried again for
 // Options.PullRetryFor, counted from the first, and are machine.RetryLater
 // after that. An image that does not exist, may not be had or is for another
-// platform is machine.TaskFault at once, a full disk machine.NodeFault.
+// platform is machine.TaskFault at once, a full disk machine.NodeFault and ErrNoSpace.
 func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)) error {
 	named, err := parse(ref)
 	if err != nil {
@@ -263,6 +263,8 @@ func pullFault(doing string, named reference.Named, err error) (verdict, error) 
 	switch {
 	case errors.Is(err, errStalled), errors.Is(err, errBroke):
 		return passing, fail(machine.RetryLater, "it may work later")
+	case noSpace.MatchString(said):
+		return final, machine.Faultf(machine.NodeFault, "cannot %s image %s: %w; make room where Docker keeps its images", doing, name, full(said))
 	case isNodeTrouble(said):
 		return final, fail(machine.NodeFault, "make room where Docker keeps its images")
 	case passingTrouble.MatchString(said):

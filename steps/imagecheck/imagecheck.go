@@ -153,9 +153,10 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return err
 	}
 	moved := false
+	spare := &spare{wants: wants}
 	for _, w := range wants {
 		before := w.local.ID
-		if err := s.provide(ctx, t, n, w); err != nil {
+		if err := s.provide(ctx, t, n, w, spare); err != nil {
 			return err
 		}
 		moved = moved || before != "" && before != w.local.ID
@@ -442,26 +443,53 @@ func (s *Step) surplus(n machine.Notes, wants []*want, keep ledger.Keep) []machi
 // pulled, so that their space is free.
 func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want, keep ledger.Keep) error {
 	for _, r := range s.surplus(n, wants, keep) {
-		freed, err := ledger.Remove(ctx, n, s.Engine, r)
-		switch {
-		case errors.Is(err, engine.ErrInUse):
-			s.Log.Info("image is in use; the next scrub tries again to delete it", "image", r.Reference, "id", r.ImageID)
-		case err != nil:
+		if err := s.remove(ctx, n, r); err != nil {
 			return err
-		default:
-			s.Log.Info("deleted the image", "image", r.Reference, "id", r.ImageID, "bytes", freed)
 		}
 	}
 	return nil
 }
 
+// remove deletes an image of ours, now or, where Docker refuses, in a later scrub.
+func (s *Step) remove(ctx context.Context, n machine.Notes, r machine.ImageRecord) error {
+	freed, err := ledger.Remove(ctx, n, s.Engine, r)
+	switch {
+	case errors.Is(err, engine.ErrInUse):
+		s.Log.Info("image is in use; the next scrub tries again to delete it", "image", r.Reference, "id", r.ImageID)
+	case err != nil:
+		return err
+	default:
+		s.Log.Info("deleted the image", "image", r.Reference, "id", r.ImageID, "bytes", freed)
+	}
+	return nil
+}
+
+// spare are the images that the task does not use. Where it does not fit beside
+// them they go one by one, the one that was used longest ago first.
+type spare struct {
+	wants []*want
+	gone  []machine.ImageRecord // also those that Docker did not let go
+}
+
+// makeRoom deletes the next of the spare images; false when there is none.
+func (s *Step) makeRoom(ctx context.Context, n machine.Notes, spare *spare) (bool, error) {
+	for _, r := range slices.Backward(s.surplus(n, spare.wants, none)) {
+		if slices.ContainsFunc(spare.gone, func(g machine.ImageRecord) bool { return ledger.Same(g, r) }) {
+			continue
+		}
+		spare.gone = append(spare.gone, r)
+		return true, s.remove(ctx, n, r)
+	}
+	return false, nil
+}
+
 // provide brings one image and makes the containers that use it.
-func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w *want) error {
+func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w *want, spare *spare) error {
 	// Somebody else, another root perhaps, may delete the image until Docker knows
 	// of the container.
 	const tries = 3
 	for try := 1; ; try++ {
-		err := s.bring(ctx, t, n, w)
+		err := s.bring(ctx, t, n, w, spare)
 		brought := err == nil
 		if brought {
 			err = s.create(ctx, t, n, w.ref, w.local)
@@ -509,7 +537,7 @@ func (s *Step) create(ctx context.Context, t *machine.Task, n machine.Notes, ref
 }
 
 // bring pulls an image when that was decided, and journals what is there now.
-func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *want) error {
+func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *want, spare *spare) error {
 	if !w.pull {
 		if note, ok := n.Get(WhatImage, w.ref); ok && note.Kind == machine.KindDone {
 			return nil // how it came was journaled then
@@ -524,7 +552,7 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 		if err != nil {
 			return err
 		}
-		if named, err = s.pull(ctx, w.ref); err != nil {
+		if named, err = s.pull(ctx, n, w.ref, spare); err != nil {
 			return err
 		}
 	}
@@ -559,8 +587,25 @@ func origin(images []machine.ImageRecord, imageID string) string {
 	return Present
 }
 
-// pull brings an image, and says whether that gave it the reference.
-func (s *Step) pull(ctx context.Context, ref string) (named bool, err error) {
+// pull brings an image, and says whether that gave it the reference. Where the disk
+// is full before it has come, as many spare images go as it takes.
+func (s *Step) pull(ctx context.Context, n machine.Notes, ref string, spare *spare) (named bool, err error) {
+	for {
+		named, err = s.pullOnce(ctx, ref)
+		if !errors.Is(err, engine.ErrNoSpace) {
+			return named, err
+		}
+		switch more, removal := s.makeRoom(ctx, n, spare); {
+		case removal != nil:
+			return false, removal
+		case !more:
+			return false, err
+		}
+		s.Log.Warn("the disk was full in the pull; trying again without an image that was kept", "image", ref, "error", err)
+	}
+}
+
+func (s *Step) pullOnce(ctx context.Context, ref string) (named bool, err error) {
 	s.Log.Info("pulling", "image", ref)
 	s.Meter.Reset("pull " + ref)
 	var done, total int64

@@ -466,6 +466,58 @@ func TestKeptImagesMakeRoom(t *testing.T) {
 	}
 }
 
+// A disk that gets full while an image comes is given the room of kept images, as
+// many as it takes, the one used longest ago first; never that of the task's own.
+func TestFullDiskInThePull(t *testing.T) {
+	const c, d, big = "r.test/c:1", "r.test/d:1", "r.test/big:1"
+	for _, test := range []struct {
+		room int // how many images may be there for the pull to end
+		gone []string
+		code machine.Fault
+	}{{4, nil, ""}, {3, []string{"y"}, ""}, {1, []string{"x", "y", "z"}, ""}, {0, []string{"x", "z"}, machine.NodeFault}} {
+		t.Run(fmt.Sprint("room for ", test.room), func(t *testing.T) {
+			w := newWorld()
+			w.keep.Tasks = 9
+			w.registry[a], w.registry[b], w.registry[c], w.registry[d], w.registry[big] = "x", "y", "z", "d", "big"
+			for _, ref := range []string{a, b, c, a} {
+				w.run(t, ref)
+			}
+			w.Load(d, "d") // which the task uses as well, and nobody of us brought
+			pulls, tries := 0, len(test.gone)+1
+			if !slices.Contains(test.gone, "y") && len(test.gone) > 0 {
+				w.Use("y", true) // by a container of somebody else's
+				tries++
+			}
+			w.pulling = func(string) error {
+				if pulls++; pulls > tries {
+					return errKilled
+				}
+				images, err := w.Store.Images(t.Context())
+				if err != nil || len(images) > test.room {
+					return errors.Join(err, machine.Faultf(machine.NodeFault, "cannot pull: %w", engine.ErrNoSpace))
+				}
+				return nil
+			}
+			k := w.task(t, d, big)
+			err := k.do()
+			if test.code != "" != errors.Is(err, engine.ErrNoSpace) || err != nil && machine.FaultOf(err) != test.code {
+				t.Errorf("%v", err)
+			}
+			want(t, "pulls", pulls, tries)
+			for _, content := range []string{"x", "y", "z"} {
+				want(t, content+" is there", w.Has(content), !slices.Contains(test.gone, content))
+			}
+			want(t, "the task's other image is there", w.Has("d"), true)
+			if err != nil {
+				if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+					t.Fatal(err)
+				}
+				w.wantLedger(t, d+" present last", b+" removing ours")
+			}
+		})
+	}
+}
+
 func TestPolicies(t *testing.T) {
 	for _, test := range []struct {
 		policy imagecheck.Policy

@@ -140,6 +140,50 @@ func TestDiskFullDrill(t *testing.T) {
 	})
 }
 
+// A disk that fills up while an image is pulled gets the room of the images that were kept: the one used longest ago
+// first, and no more than it takes.
+func TestFullDiskInThePullCostsKeptImages(t *testing.T) {
+	t.Parallel()
+	w, docker, _, _ := newDrill(t)
+	w.Env = append(w.Env, "DECKHAND_IMAGE_KEEP=9")
+	image := func(name string, size int64) rig.Ref {
+		return w.Image(t, name+":1", rig.Spec{Size: size * mib, Marker: name})
+	}
+	// The last one takes twice its size while it comes: more than the first gives back.
+	first, second, third, last := image("first", 12), image("second", 12), image("third", 4), image("last", 9)
+	runs := 0
+	use := func(i rig.Ref, code int) Outcome {
+		runs++
+		return w.MustRun(t, code, tes.Task{ID: fmt.Sprint("t", runs), Executors: []tes.Executor{{Image: i.Tag, Command: []string{"true"}}}})
+	}
+	there := func(i rig.Ref) bool { return strings.Contains(w.Docker(t, "images", "--no-trunc", "-q"), i.ID) }
+	for _, i := range []rig.Ref{second, first, third, second, third} {
+		use(i, 0)
+	}
+	var once sync.Once
+	w.Registry.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, last.Layers[1]) && r.Header.Get("Range") == "" {
+			once.Do(func() { fill(t, docker) }) // by others, when the layer comes
+		}
+		return false
+	})
+	o := use(last, 0)
+	if n := strings.Count(o.Stderr, "the disk was full in the pull"); n != 2 {
+		t.Errorf("it was tried again %d times, want 2:\n%s", n, o.Stderr)
+	}
+	for i, want := range map[*rig.Ref]bool{&first: false, &second: false, &third: true, &last: true} {
+		if there(*i) != want {
+			t.Errorf("image %s is there: %v", i.Tag, !want)
+		}
+	}
+	w.Clean(t)
+	if err := os.Remove(filepath.Join(docker, filler)); err != nil {
+		t.Fatal(err)
+	}
+	use(first, 0)
+	w.Clean(t)
+}
+
 // The same task fifty times on a nearly full node, with one image and then the
 // other, never fails, and the node never grows.
 func TestFiftyTasksOnANearlyFullNode(t *testing.T) {

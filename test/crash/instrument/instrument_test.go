@@ -106,7 +106,7 @@ func TestProduct(t *testing.T) {
 	t.Logf("%d effects:\n%s", len(effects), strings.Join(effects, "\n"))
 	for _, want := range []string{
 		"journal.(*Journal).commit/Txn.Commit", "machine.(*attempt).append/Journal.Append", "steps/run.(*Step).execute/Engine.Start",
-		"steps/imagecheck.(*Step).pull/Engine.Pull", "steps/upload.(*Step).send/Storage.Put", "internal/worktree.(*Tree).Prepare/os.MkdirAll",
+		"steps/imagecheck.(*Step).pullOnce/Engine.Pull", "steps/upload.(*Step).send/Storage.Put", "internal/worktree.(*Tree).Prepare/os.MkdirAll",
 		"internal/outbox.(*File).Deliver/File.Write", "internal/outbox.(*Webhook).Deliver/Client.Do", "internal/outbox.(*Exec).Deliver/Cmd.Run",
 	} {
 		if !slices.Contains(effects, want) {
