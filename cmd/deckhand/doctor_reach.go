@@ -6,6 +6,7 @@ import (
 	neturl "net/url"
 	"time"
 
+	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -127,7 +128,11 @@ func (e *examination) images(ctx context.Context) (found []finding) {
 			found = append(found, fine("%s is on the node", ref))
 			continue
 		}
-		need, err := e.docker.PullNeed(ctx, []string{ref}) // of images that share layers, each as if alone
+		manifest, err := e.docker.Manifest(ctx, ref)
+		var need engine.PullNeed
+		if err == nil {
+			need, err = e.docker.PullNeed(ctx, []*engine.Manifest{manifest}) // of images that share layers, each as if alone
+		}
 		if err != nil {
 			found = append(found, broken(message(err), "see whether the name is right, the registry can be reached, and \"docker login\" has been done for this user"))
 			continue

@@ -126,8 +126,8 @@ func TestWrongManifests(t *testing.T) {
 	if err := docker.Pull(t.Context(), right.Tag, nil); machine.FaultOf(err) != machine.TaskFault || !contains(err, right.Tag, "platform") {
 		t.Errorf("no manifest for this platform: %v (fault %s)", err, machine.FaultOf(err))
 	}
-	if need, err := docker.PullNeed(t.Context(), []string{right.Tag}); err == nil || machine.FaultOf(err) == machine.EngineFault {
-		t.Errorf("the size of no image: %+v, %v", need, err)
+	if m, err := docker.Manifest(t.Context(), right.Tag); err == nil || machine.FaultOf(err) == machine.EngineFault {
+		t.Errorf("the manifest of no image: %+v, %v", m, err)
 	}
 }
 

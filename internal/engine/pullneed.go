@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -18,6 +19,25 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
+// Manifest is what a registry says of an image that is to be pulled.
+type Manifest struct {
+	Reference string
+	// IDs are what the image may have for its ID: Docker names images by their
+	// configuration or, in a store of containerd, by what the registry gave.
+	IDs    []string
+	layers []layerOf // the lowest first
+	from   *remoteImage
+}
+
+// layerOf is a layer of an image in its registry. Its chain ID (OCI image spec,
+// config.md) stands for what lies below it as well: with the same layers below it, a
+// layer is not loaded again.
+type layerOf struct {
+	chain    digest.Digest
+	blob     v1.Descriptor
+	unpacked int64 // 0 until it is asked for
+}
+
 // PullNeed is what pulling images takes of the disk on which Docker keeps them.
 // It is a lower bound: what the registry does not tell is counted too small
 // rather than too large.
@@ -29,9 +49,8 @@ type PullNeed struct {
 	// Peak is the most that is taken at a time. Docker loads a layer whole
 	// before it unpacks it.
 	Peak int64
-	// IDs are what each reference's image may have for its ID: Docker names images by
-	// their configuration or, in a store of containerd, by what the registry gave.
-	IDs map[string][]string
+	// Saved is how many layers more it were without the images that are to go.
+	Saved int
 }
 
 const (
@@ -44,138 +63,150 @@ const (
 	wrapsFrom = 1 << 30
 )
 
-// PullNeed tells what pulling these images, one after the other, would take:
-// nothing for the layers that are there already. It asks their registries and
-// loads no layer. ErrPlatform means that one of them is of no use here, any other
-// error that it cannot be told.
-func (d *Docker) PullNeed(ctx context.Context, refs []string) (PullNeed, error) {
+// Manifest asks a registry what it has to say of an image, and loads no layer.
+// ErrPlatform means that the image is of no use here, any other error that it cannot
+// be told.
+func (d *Docker) Manifest(ctx context.Context, ref string) (*Manifest, error) {
 	ctx, cancel := context.WithTimeout(ctx, digestLimit)
 	defer cancel()
-	there, err := d.layers(ctx)
+	m, err := d.manifest(ctx, ref)
+	var ours *machine.Error
+	switch {
+	case err == nil, errors.Is(err, ErrPlatform):
+		return m, err
+	case errors.As(err, &ours):
+		return nil, fmt.Errorf("cannot tell the size of image %s: %w", ref, err)
+	}
+	return nil, fmt.Errorf("cannot tell the size of image %s: %s", ref, message(err)) // with URLs in it
+}
+
+func (d *Docker) manifest(ctx context.Context, ref string) (*Manifest, error) {
+	named, err := parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	from, err := d.remote(ctx, named)
+	if err != nil {
+		return nil, err
+	}
+	descriptor, err := from.puller.Get(ctx, from.ref)
+	if err != nil {
+		return nil, err
+	}
+	// Of an image for several platforms, the one for this node.
+	content, err := descriptor.Image()
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := content.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	config, err := content.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFor(ref, cmp.Or(config.OS, from.platform.OS), config.Architecture, from.platform.OS, from.platform.Architecture); err != nil {
+		return nil, err
+	}
+	configID, err := content.ConfigName()
+	if err != nil {
+		return nil, err
+	}
+	manifestID, err := content.Digest()
+	if err != nil {
+		return nil, err
+	}
+	m := &Manifest{Reference: ref, IDs: []string{configID.String(), manifestID.String(), descriptor.Digest.String()}, from: from}
+	var diffs []string
+	for _, diff := range config.RootFS.DiffIDs {
+		diffs = append(diffs, diff.String())
+	}
+	for i, chain := range chainIDs(diffs) {
+		if i < len(manifest.Layers) {
+			m.layers = append(m.layers, layerOf{chain: chain, blob: manifest.Layers[i]})
+		}
+	}
+	return m, nil
+}
+
+func chainIDs(layers []string) []digest.Digest {
+	diffs := make([]digest.Digest, 0, len(layers))
+	for _, l := range layers {
+		diffs = append(diffs, digest.Digest(l))
+	}
+	return identity.ChainIDs(diffs)
+}
+
+// PullNeed tells what pulling these images, one after the other, would take: nothing
+// for the layers that are there already. old are the IDs of images that are to go;
+// their layers are there as well. Of a layer that is not there the registry is asked
+// for the size, once.
+func (d *Docker) PullNeed(ctx context.Context, of []*Manifest, old ...string) (PullNeed, error) {
+	there, stays, err := d.layers(ctx, old)
 	if err != nil {
 		return PullNeed{}, err
 	}
-	need := PullNeed{IDs: map[string][]string{}}
-	for _, ref := range refs {
-		layers, ids, err := d.missing(ctx, ref, there)
-		var ours *machine.Error
-		switch {
-		case err == nil:
-		case errors.Is(err, ErrPlatform):
-			return PullNeed{}, err
-		case errors.As(err, &ours):
-			return PullNeed{}, fmt.Errorf("cannot tell the size of image %s: %w", ref, err)
-		default: // with URLs in it
-			return PullNeed{}, fmt.Errorf("cannot tell the size of image %s: %s", ref, message(err))
+	ctx, cancel := context.WithTimeout(ctx, digestLimit)
+	defer cancel()
+	var need PullNeed
+	var missing []*layerOf
+	ask, inner := group.WithContext(ctx)
+	ask.SetLimit(endsAtATime)
+	for _, m := range of {
+		for i := range m.layers {
+			l := &m.layers[i]
+			switch {
+			case !there[l.chain]:
+				missing = append(missing, l)
+				if l.unpacked == 0 {
+					ask.Go(func() error {
+						l.unpacked = m.from.unpacked(inner, l.blob)
+						return nil
+					})
+				}
+			case !stays[l.chain]:
+				need.Saved++
+			}
+			there[l.chain], stays[l.chain] = true, true // an image after this one shares it
 		}
-		for _, l := range layers {
-			need.add(l)
-		}
-		need.IDs[ref] = ids
+	}
+	if err := ask.Wait(); err != nil {
+		return PullNeed{}, err
+	}
+	for _, l := range missing {
+		need.Layers++
+		need.Compressed += l.blob.Size
+		need.Unpacked += l.unpacked
+		need.Peak = max(need.Peak, need.Unpacked+l.blob.Size)
 	}
 	return need, nil
 }
 
-// layerSize is the size of a layer, as it comes and as it stays.
-type layerSize struct{ compressed, unpacked int64 }
-
-func (n *PullNeed) add(l layerSize) {
-	n.Layers++
-	n.Compressed += l.compressed
-	n.Unpacked += l.unpacked
-	n.Peak = max(n.Peak, n.Unpacked+l.compressed)
-}
-
-// layers returns the chain IDs (OCI image spec, config.md) of all layers on the
-// node: with the same layers below it, a layer is not loaded again.
-func (d *Docker) layers(ctx context.Context) (map[digest.Digest]bool, error) {
+// layers returns the chain IDs of all layers on the node, and of those that stay when
+// the old images go.
+func (d *Docker) layers(ctx context.Context, old []string) (there, stays map[digest.Digest]bool, err error) {
 	images, err := d.Images(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	there := map[digest.Digest]bool{}
+	there, stays = map[digest.Digest]bool{}, map[digest.Digest]bool{}
 	for _, img := range images {
-		var diffs []digest.Digest
+		var chains []digest.Digest
 		err := d.ask(ctx, func(ctx context.Context) error {
 			i, err := d.api.ImageInspect(ctx, img.ID)
-			diffs = nil
-			for _, l := range i.RootFS.Layers {
-				diffs = append(diffs, digest.Digest(l))
-			}
+			chains = chainIDs(i.RootFS.Layers)
 			return err
 		})
 		if err != nil {
 			continue // it went meanwhile, or is of no use to a pull
 		}
-		for _, chain := range identity.ChainIDs(diffs) {
+		for _, chain := range chains {
 			there[chain] = true
+			stays[chain] = stays[chain] || !slices.Contains(old, img.ID)
 		}
 	}
-	return there, ctx.Err()
-}
-
-// missing returns the layers of an image that are not there, and adds them to
-// what is there: an image after it shares them. It returns the IDs that the image
-// may have, too.
-func (d *Docker) missing(ctx context.Context, ref string, there map[digest.Digest]bool) (sizes []layerSize, ids []string, err error) {
-	named, err := parse(ref)
-	if err != nil {
-		return nil, nil, err
-	}
-	from, err := d.remote(ctx, named)
-	if err != nil {
-		return nil, nil, err
-	}
-	descriptor, err := from.puller.Get(ctx, from.ref)
-	if err != nil {
-		return nil, nil, err
-	}
-	// Of an image for several platforms, the one for this node.
-	content, err := descriptor.Image()
-	if err != nil {
-		return nil, nil, err
-	}
-	manifest, err := content.Manifest()
-	if err != nil {
-		return nil, nil, err
-	}
-	config, err := content.ConfigFile()
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := checkFor(ref, cmp.Or(config.OS, from.platform.OS), config.Architecture, from.platform.OS, from.platform.Architecture); err != nil {
-		return nil, nil, err
-	}
-	var diffs []digest.Digest
-	for _, diff := range config.RootFS.DiffIDs {
-		diffs = append(diffs, digest.Digest(diff.String()))
-	}
-	var wanted []v1.Descriptor
-	for i, chain := range identity.ChainIDs(diffs) {
-		if !there[chain] && i < len(manifest.Layers) {
-			wanted = append(wanted, manifest.Layers[i])
-			there[chain] = true
-		}
-	}
-	sizes = make([]layerSize, len(wanted))
-	ask, inner := group.WithContext(ctx)
-	ask.SetLimit(endsAtATime)
-	for i, layer := range wanted {
-		ask.Go(func() error {
-			sizes[i] = layerSize{layer.Size, from.unpacked(inner, layer)}
-			return nil
-		})
-	}
-	configID, err := content.ConfigName()
-	if err != nil {
-		return nil, nil, err
-	}
-	manifestID, err := content.Digest()
-	if err != nil {
-		return nil, nil, err
-	}
-	ids = []string{configID.String(), manifestID.String(), descriptor.Digest.String()}
-	return sizes, ids, ask.Wait()
+	return there, stays, ctx.Err()
 }
 
 // unpacked is how large a layer is when it is unpacked, or smaller. A gzip file

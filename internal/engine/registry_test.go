@@ -24,9 +24,20 @@ func TestPullNeed(t *testing.T) {
 	docker := connect(t, rig.Docker(t))
 	solid := rig.Image(t, registry, "solid:1", rig.Spec{Size: 8 * mib, Shared: 16 * mib})
 	airy := rig.Image(t, registry, "airy:1", rig.Spec{Zeros: 128 * mib, Size: 4 * mib, Shared: 16 * mib})
+	manifests := func(refs ...string) (all []*engine.Manifest) {
+		t.Helper()
+		for _, ref := range refs {
+			m, err := docker.Manifest(t.Context(), ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, m)
+		}
+		return all
+	}
 	need := func(refs ...string) engine.PullNeed {
 		t.Helper()
-		n, err := docker.PullNeed(t.Context(), refs)
+		n, err := docker.PullNeed(t.Context(), manifests(refs...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,19 +61,47 @@ func TestPullNeed(t *testing.T) {
 		t.Errorf("two images that share a layer: %+v", n)
 	}
 	rig.DockerCmd(t, "pull", "-q", solid.Tag)
-	if n := need(solid.Tag); n.Layers != 0 || n.Peak != 0 || !slices.Contains(n.IDs[solid.Tag], solid.ID) {
+	if n := need(solid.Tag); n.Layers != 0 || n.Peak != 0 || n.Saved != 0 {
 		t.Errorf("an image that is there: %+v", n)
 	}
 	if n := need(airy.Tag); n.Layers != 1 || !about(n.Unpacked, 128+4) {
 		t.Errorf("an image that shares a layer with one that is there: %+v", n)
 	}
 
-	if n, err := docker.PullNeed(t.Context(), []string{registry.Addr() + "/absent:1"}); err == nil || machine.FaultOf(err) == machine.EngineFault {
-		t.Errorf("an image that does not exist: %+v, %v", n, err)
+	// Without the other image the shared layer is to be loaded as well, and its size is
+	// asked for only then.
+	m := manifests(airy.Tag)
+	if !slices.Contains(m[0].IDs, airy.ID) {
+		t.Errorf("its IDs are %q, want %s", m[0].IDs, airy.ID)
+	}
+	ends := func() (asked int) {
+		for _, r := range registry.Requests() {
+			if r.Status == http.StatusPartialContent {
+				asked++
+			}
+		}
+		return asked
+	}
+	registry.Reset()
+	for range 2 {
+		if n, err := docker.PullNeed(t.Context(), m, solid.ID); err != nil || n.Layers != 1 || n.Saved != 1 || ends() != 1 || len(registry.Requests()) != 1 {
+			t.Errorf("with an image that is to go: %+v, %v, asked %v", n, err, registry.Requests())
+		}
+	}
+	rig.DockerCmd(t, "rmi", solid.Tag)
+	for range 2 {
+		if n, err := docker.PullNeed(t.Context(), m, solid.ID); err != nil || n.Layers != 2 || n.Saved != 0 || !about(n.Unpacked, 128+20) || ends() != 2 {
+			t.Errorf("when it has gone: %+v, %v, asked %v", n, err, registry.Requests())
+		}
+	}
+	rig.DockerCmd(t, "pull", "-q", solid.Tag)
+
+	if m, err := docker.Manifest(t.Context(), registry.Addr()+"/absent:1"); err == nil || machine.FaultOf(err) == machine.EngineFault {
+		t.Errorf("an image that does not exist: %+v, %v", m, err)
 	}
 	alien := rig.Image(t, registry, "alien:1", rig.Spec{Platform: "linux/s390x"})
-	if n, err := docker.PullNeed(t.Context(), []string{alien.Tag}); !errors.Is(err, engine.ErrPlatform) || machine.FaultOf(err) != machine.TaskFault || !contains(err, alien.Tag, "linux/s390x") {
-		t.Errorf("an image for another platform: %+v, %v", n, err)
+	if m, err := docker.Manifest(t.Context(), alien.Tag); !errors.Is(err, engine.ErrPlatform) || machine.FaultOf(err) != machine.TaskFault || !contains(err, alien.Tag, "linux/s390x") {
+		t.Errorf("an image for another platform: %+v, %v", m, err)
 	}
 	// A registry that knows no ranges: a layer takes no less than it has.
 	registry.Intercept(func(w http.ResponseWriter, r *http.Request) bool {

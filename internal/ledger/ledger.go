@@ -242,6 +242,25 @@ func Without(images []machine.ImageRecord, r machine.ImageRecord) []machine.Imag
 	return kept
 }
 
+// WithLast returns the ledger when the images of a task have gone again before it had
+// them all: the last ones are those of the task before it.
+func WithLast(images []machine.ImageRecord) []machine.ImageRecord {
+	images = slices.Clone(images)
+	last := machine.ImageRecord{}
+	for _, r := range images {
+		switch {
+		case r.Last:
+			return images
+		case r.Phase == machine.Present && r.Since.After(last.Since):
+			last = r
+		}
+	}
+	for i := range images {
+		images[i].Last = images[i].Phase == machine.Present && images[i].Task == last.Task
+	}
+	return images
+}
+
 // Pulled says whether deckhand brought the image with this ID, under any name.
 func Pulled(images []machine.ImageRecord, imageID string) bool {
 	return slices.ContainsFunc(images, func(r machine.ImageRecord) bool {

@@ -3,6 +3,7 @@
 package imagecheck
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,8 @@ type Engine interface {
 	Images(ctx context.Context) ([]engine.Image, error)
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
-	PullNeed(ctx context.Context, refs []string) (engine.PullNeed, error)
+	Manifest(ctx context.Context, ref string) (*engine.Manifest, error)
+	PullNeed(ctx context.Context, of []*engine.Manifest, old ...string) (engine.PullNeed, error)
 }
 
 // Containers makes and removes the task's containers. They are made here,
@@ -114,12 +116,14 @@ type want struct {
 	// came says that the pull has ended already: a process before this one died
 	// before it could journal that.
 	came bool
-	// ids are those that the image has when it is pulled, none when nobody could tell.
-	ids []string
+	// manifest is of an image that is to be pulled, nil when nobody could tell.
+	manifest *engine.Manifest
 }
 
 // mayBe says whether a pull may bring the image with this ID.
-func (w *want) mayBe(imageID string) bool { return len(w.ids) == 0 || slices.Contains(w.ids, imageID) }
+func (w *want) mayBe(imageID string) bool {
+	return w.manifest == nil || slices.Contains(w.manifest.IDs, imageID)
+}
 
 // Do implements machine.Step.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
@@ -138,33 +142,33 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := s.announce(ctx, t, n, images, wants); err != nil {
 		return err
 	}
-	if err := s.evict(ctx, n, wants, s.Keep); err != nil {
+	if err := s.ask(ctx, wants); err != nil {
 		return err
 	}
-	err = s.fits(ctx, wants)
-	if machine.FaultOf(err) == machine.NodeFault && len(s.surplus(n, wants, none)) > 0 {
-		s.Log.Info("deleting the images that were kept, to make room", "error", err)
-		if err := s.evict(ctx, n, wants, none); err != nil {
-			return err
-		}
-		err = s.fits(ctx, wants)
-	}
+	late, err := s.pullsFirst(ctx, n, wants)
 	if err != nil {
 		return err
 	}
-	moved := false
+	if !late {
+		if err := s.evict(ctx, n, wants); err != nil {
+			return err
+		}
+	}
 	spare := &spare{wants: wants}
+	if err := s.fit(ctx, n, spare); err != nil {
+		return err
+	}
 	for _, w := range wants {
 		before := w.local.ID
 		if err := s.provide(ctx, t, n, w, spare); err != nil {
 			return err
 		}
-		moved = moved || before != "" && before != w.local.ID
+		late = late || before != "" && before != w.local.ID
 	}
-	if moved || s.Keep.Bytes > 0 {
+	if late || s.Keep.Bytes > 0 {
 		// What a tag named before goes now, when no image of the task is that one,
-		// and what has no room any more beside the images that came.
-		if err := s.evict(ctx, n, wants, s.Keep); err != nil {
+		// what had layers for those that came, and what has no room any more beside them.
+		if err := s.evict(ctx, n, wants); err != nil {
 			return err
 		}
 	}
@@ -184,37 +188,6 @@ func (s *Step) wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// fits checks, now that what is not wanted has gone, that there is room for the
-// images that are to be pulled and for the task's files, before any of it comes.
-func (s *Step) fits(ctx context.Context, wants []*want) error {
-	var refs []string
-	for _, w := range wants {
-		if w.pull && !w.came {
-			refs = append(refs, w.ref)
-		}
-	}
-	var images []room.Claim
-	if len(refs) > 0 {
-		need, err := s.Engine.PullNeed(ctx, refs)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case machine.FaultOf(err) == machine.EngineFault, errors.Is(err, engine.ErrPlatform):
-			return err
-		case err != nil:
-			// Not for want of the image: the pull finds that out, and says it better.
-			s.Log.Info("cannot tell how large the images are; pulling all the same", "images", refs, "error", err)
-		default:
-			s.Log.Info("images to pull", "layers", need.Layers, "compressed", need.Compressed, "unpacked", need.Unpacked)
-			images = append(images, room.Claim{For: "image " + strings.Join(refs, ", "), Bytes: need.Peak})
-			for _, w := range wants {
-				w.ids = need.IDs[w.ref]
-			}
-		}
-	}
-	return s.Room.Check(ctx, 0, images...)
 }
 
 // decide looks for one image on disk and, where the policy says so, in the registry.
@@ -424,65 +397,6 @@ func (s *Step) begin(ctx context.Context, n machine.Notes, w *want) error {
 	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(n.Images(), w.pulling)})
 }
 
-// none keeps no image but those of the task that runs.
-var none = ledger.Keep{Tasks: 1}
-
-// surplus are the images that the task does not use and that are not kept.
-func (s *Step) surplus(n machine.Notes, wants []*want, keep ledger.Keep) []machine.ImageRecord {
-	var ids, names []string
-	for _, w := range wants {
-		names = append(names, w.ref)
-		if w.local.ID != "" {
-			ids = append(ids, w.local.ID)
-		}
-	}
-	return ledger.Surplus(n.Images(), ids, names, keep)
-}
-
-// evict deletes the images that this task does not use, before anything is
-// pulled, so that their space is free.
-func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want, keep ledger.Keep) error {
-	for _, r := range s.surplus(n, wants, keep) {
-		if err := s.remove(ctx, n, r); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// remove deletes an image of ours, now or, where Docker refuses, in a later scrub.
-func (s *Step) remove(ctx context.Context, n machine.Notes, r machine.ImageRecord) error {
-	freed, err := ledger.Remove(ctx, n, s.Engine, r)
-	switch {
-	case errors.Is(err, engine.ErrInUse):
-		s.Log.Info("image is in use; the next scrub tries again to delete it", "image", r.Reference, "id", r.ImageID)
-	case err != nil:
-		return err
-	default:
-		s.Log.Info("deleted the image", "image", r.Reference, "id", r.ImageID, "bytes", freed)
-	}
-	return nil
-}
-
-// spare are the images that the task does not use. Where it does not fit beside
-// them they go one by one, the one that was used longest ago first.
-type spare struct {
-	wants []*want
-	gone  []machine.ImageRecord // also those that Docker did not let go
-}
-
-// makeRoom deletes the next of the spare images; false when there is none.
-func (s *Step) makeRoom(ctx context.Context, n machine.Notes, spare *spare) (bool, error) {
-	for _, r := range slices.Backward(s.surplus(n, spare.wants, none)) {
-		if slices.ContainsFunc(spare.gone, func(g machine.ImageRecord) bool { return ledger.Same(g, r) }) {
-			continue
-		}
-		spare.gone = append(spare.gone, r)
-		return true, s.remove(ctx, n, r)
-	}
-	return false, nil
-}
-
 // provide brings one image and makes the containers that use it.
 func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w *want, spare *spare) error {
 	// Somebody else, another root perhaps, may delete the image until Docker knows
@@ -571,7 +485,7 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 			r.Task, r.Since, r.Last = t.ID, time.Now().UTC(), true
 		}
 	}
-	w.local = img
+	w.local, w.pull = img, false
 	images = ledger.Without(images, machine.ImageRecord{Reference: w.ref}) // the pulling record has no ID
 	if had := w.pulling.Had; had != img.ID {
 		images = ledger.Left(images, had)
@@ -595,11 +509,12 @@ func (s *Step) pull(ctx context.Context, n machine.Notes, ref string, spare *spa
 		if !errors.Is(err, engine.ErrNoSpace) {
 			return named, err
 		}
-		switch more, removal := s.makeRoom(ctx, n, spare); {
-		case removal != nil:
-			return false, removal
-		case !more:
-			return false, err
+		more, removal := s.makeRoom(ctx, n, spare)
+		if !more || removal != nil {
+			return false, cmp.Or(removal, err)
+		}
+		if no := s.fit(ctx, n, spare); no != nil && machine.FaultOf(no) != machine.NodeFault {
+			return false, no
 		}
 		s.Log.Warn("the disk was full in the pull; trying again without an image that was kept", "image", ref, "error", err)
 	}
@@ -639,5 +554,6 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	if err != nil {
 		return err
 	}
+	settled = ledger.WithLast(settled)
 	return n.Done(ctx, machine.Fact{What: WhatImages, Name: "settled", Images: settled})
 }

@@ -34,7 +34,10 @@ type node struct {
 	listing  func()                 // called when all images are about to be listed
 	make     func(img engine.Image) error
 	need     engine.PullNeed
-	needed   func(refs []string) error // called when the need is asked for; its error is the answer
+	needed   func(ref string) error           // called when a manifest is asked for; its error is the answer
+	alike    []string                         // contents that have a layer in common
+	tight    bool                             // whether there is no room beside old images
+	tighter  func(of []*engine.Manifest) bool // whether there is no room at all
 }
 
 func newNode() *node { return &node{Store: ledgertest.NewStore(), registry: map[string]string{}} }
@@ -72,16 +75,33 @@ func (e *node) Images(ctx context.Context) ([]engine.Image, error) {
 	return e.Store.Images(ctx)
 }
 
-func (e *node) PullNeed(_ context.Context, refs []string) (engine.PullNeed, error) {
+func (e *node) Manifest(_ context.Context, ref string) (*engine.Manifest, error) {
 	if e.needed != nil {
-		if err := e.needed(refs); err != nil {
-			return engine.PullNeed{}, err
+		if err := e.needed(ref); err != nil {
+			return nil, err
 		}
 	}
+	return &engine.Manifest{Reference: ref, IDs: []string{ledgertest.ID(e.registry[ref])}}, nil
+}
+
+// PullNeed is what is set, and what images save whose content is to be pulled or has a
+// layer in common with it.
+func (e *node) PullNeed(_ context.Context, of []*engine.Manifest, old ...string) (engine.PullNeed, error) {
 	need := e.need
-	need.IDs = map[string][]string{}
-	for _, ref := range refs {
-		need.IDs[ref] = []string{ledgertest.ID(e.registry[ref])}
+	if len(old) > 0 && e.tight || len(old) == 0 && e.tighter != nil && e.tighter(of) {
+		need.Peak = 1 << 60
+	}
+	for _, m := range of {
+		content := e.registry[m.Reference]
+		like := []string{content}
+		if slices.Contains(e.alike, content) {
+			like = e.alike
+		}
+		saves := func(of string) bool { return e.Has(of) && slices.Contains(old, ledgertest.ID(of)) }
+		stays := func(of string) bool { return e.Has(of) && !slices.Contains(old, ledgertest.ID(of)) }
+		if slices.ContainsFunc(like, saves) && !slices.ContainsFunc(like, stays) {
+			need.Saved++
+		}
 	}
 	return need, nil
 }
@@ -220,6 +240,7 @@ func want(t tb, what string, got, want any) {
 const (
 	a    = "r.test/a:1"
 	b    = "r.test/b:1"
+	c    = "r.test/c:1"
 	mine = "site.test/mine:1"
 )
 
@@ -266,11 +287,10 @@ func TestRoomForImages(t *testing.T) {
 		return w
 	}
 	w := prepare()
-	w.need.Peak = large
-	w.needed = func(refs []string) error {
-		want(t, "asked for the size of", fmt.Sprint(refs), "[r.test/b:1 r.test/c:1]")
+	w.tighter = func(of []*engine.Manifest) bool {
+		want(t, "asked for the size of", len(of), 2)
 		want(t, "the old image is there", w.Has("a"), false)
-		return nil
+		return true
 	}
 	err := w.task(t, "r.test/b:1", "r.test/c:1").do()
 	if machine.FaultOf(err) != machine.NodeFault || !strings.Contains(fmt.Sprint(err), "1EiB for image r.test/b:1, r.test/c:1") {
@@ -280,26 +300,165 @@ func TestRoomForImages(t *testing.T) {
 
 	w = prepare()
 	w.room.Disk = large
-	w.needed = func(refs []string) error { t.Errorf("asked for the size of %v", refs); return nil }
+	w.needed = func(ref string) error { t.Errorf("asked for the size of %v", ref); return nil }
 	if err := w.task(t, "r.test/a:1").do(); machine.FaultOf(err) != machine.NodeFault {
 		t.Errorf("with nothing to pull: %v", err)
 	}
 
 	w = prepare()
 	w.need.Peak = large
-	w.needed = func([]string) error { return machine.Faultf(machine.RetryLater, "the registry is silent") }
+	w.needed = func(string) error { return machine.Faultf(machine.RetryLater, "the registry is silent") }
 	want(t, "when it cannot be told", w.run(t, "r.test/b:1"), "pulled")
 
 	w = prepare()
-	w.needed = func([]string) error { return fmt.Errorf("cannot use it: %w", engine.ErrPlatform) }
-	if err := w.task(t, "r.test/b:1").do(); !errors.Is(err, engine.ErrPlatform) || len(w.asked) > 0 {
+	w.needed = func(string) error { return fmt.Errorf("cannot use it: %w", engine.ErrPlatform) }
+	if err := w.task(t, "r.test/b:1").do(); !errors.Is(err, engine.ErrPlatform) || len(w.asked) > 0 || !w.Has("a") {
 		t.Errorf("for another platform: %v, and the registry was asked for %v", err, w.asked)
 	}
 
 	w = prepare()
-	w.needed = func([]string) error { return machine.Faultf(machine.EngineFault, "Docker is silent") }
+	w.needed = func(string) error { return machine.Faultf(machine.EngineFault, "Docker is silent") }
 	if err := w.task(t, "r.test/b:1").do(); machine.FaultOf(err) != machine.EngineFault {
 		t.Errorf("without Docker: %v", err)
+	}
+}
+
+// layers is a world with images x and y that have a layer in common, and z that has not.
+func layers(t *testing.T) *world {
+	w := newWorld()
+	w.room = room.Room{Dir: "/", Images: func(context.Context) (string, error) { return "/", nil }}
+	w.alike = []string{"x", "y"}
+	w.registry[a], w.registry[b], w.registry[c] = "x", "y", "z"
+	w.run(t, a)
+	return w
+}
+
+// An old image goes after the pull when that saves layers, all others stay in their
+// order, and there is room for both.
+func TestOldImageWithLayersOfTheNewOne(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(w *world)
+		refs   []string
+		late   bool
+	}{
+		{"shared", func(*world) {}, []string{b}, true},
+		{"not shared", func(*world) {}, []string{c}, false},
+		{"one of two", func(*world) {}, []string{c, b}, true},
+		{"no room for both", func(w *world) { w.tight = true }, []string{b}, false},
+		{"somebody else's image has them", func(w *world) { w.alike = append(w.alike, "s"); w.Load(mine, "s") }, []string{b}, false},
+		{"nobody can tell", func(w *world) {
+			w.needed = func(string) error { return machine.Faultf(machine.RetryLater, "the registry is silent") }
+		}, []string{b}, false},
+		{"nobody can tell of one", func(w *world) {
+			w.needed = func(ref string) error {
+				if ref == c {
+					return machine.Faultf(machine.RetryLater, "the registry is silent")
+				}
+				return nil
+			}
+		}, []string{c, b}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := layers(t)
+			test.change(w)
+			w.pulling = func(ref string) error {
+				want(t, "the old image is there in the pull of "+ref, w.Has("x"), test.late)
+				return nil
+			}
+			k := w.task(t, test.refs...)
+			if err := k.do(); err != nil {
+				t.Fatal(err)
+			}
+			want(t, "the old image is there in the end", w.Has("x"), false)
+			var last []string
+			for _, ref := range test.refs {
+				last = append(last, ref+" present ours last")
+			}
+			w.wantLedger(t, last...)
+		})
+	}
+}
+
+// When the pull fails, the old image is the last one as it was before.
+func TestOldImageStaysWhenThePullFails(t *testing.T) {
+	for _, next := range []string{b, a} { // another one, or the tag has moved
+		w := layers(t)
+		w.run(t, c, a)
+		w.registry[a] = "y"
+		w.pulling = func(string) error { return machine.Faultf(machine.RetryLater, "the registry fails") }
+		k := w.task(t, next)
+		if err := k.do(); machine.FaultOf(err) != machine.RetryLater {
+			t.Fatal(err)
+		}
+		if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+			t.Fatal(err)
+		}
+		if next == a {
+			w.wantLedger(t, a+" present ours last")
+		} else {
+			w.wantLedger(t, a+" present ours last", c+" present ours last")
+		}
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{true, false})
+		w.pulling = nil
+		w.run(t, c)
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{false, false})
+	}
+}
+
+// Killed at any write between the pull and the deletion, the next task deletes the old
+// image: the same one, or another after the roll-back. That uses either, if it wants.
+func TestKilledBeforeTheOldImageGoes(t *testing.T) {
+	for _, next := range []string{"resumed", a, b, c} {
+		writes := 0
+		for n := 0; ; n++ {
+			w := layers(t)
+			k := w.task(t, b)
+			w.kill(n)
+			err := k.do()
+			if err == nil {
+				writes = n
+				break
+			}
+			w.memory.Reopen()
+			k.notes = again(t, w, k)
+			content := map[string]string{"resumed": "y", a: "x", b: "y", c: "z"}[next]
+			if next == "resumed" {
+				if err := k.do(); err != nil {
+					t.Fatal(err)
+				}
+				w.wantLedger(t, b+" present ours last")
+			} else {
+				if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+					t.Fatal(err)
+				}
+				w.asked = nil
+				had := w.Has(content)
+				want(t, fmt.Sprint("killed at ", n, ", then ", next), w.run(t, next), map[bool]string{true: "reused", false: "pulled"}[had])
+				w.wantLedger(t, next+" present ours last")
+			}
+			for _, other := range []string{"x", "y", "z"} {
+				want(t, fmt.Sprint("killed at ", n, ", then ", next, ": ", other, " is there"), w.Has(other), other == content)
+			}
+		}
+		if writes < 5 {
+			t.Errorf("only %d writes", writes)
+		}
+	}
+}
+
+// A disk that has no room for both images of a tag that has moved is given the old one's.
+func TestMovedTagOnASmallDisk(t *testing.T) {
+	for _, moved := range []bool{true, false} {
+		w := layers(t)
+		w.policy = imagecheck.Always
+		if moved {
+			w.registry[a] = "y"
+		}
+		w.tighter = func([]*engine.Manifest) bool { return w.Has("x") }
+		err := w.task(t, a).do()
+		want(t, "failed", machine.FaultOf(err) == machine.NodeFault, !moved)
+		want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{!moved, moved})
 	}
 }
 
@@ -452,13 +611,7 @@ func TestKeptImagesMakeRoom(t *testing.T) {
 		w.registry[a], w.registry[b] = "x", "y"
 		w.run(t, a)
 		asked := 0
-		w.needed = func([]string) error {
-			w.need.Peak = 0
-			if asked++; asked == 1 || large {
-				w.need.Peak = 1 << 60
-			}
-			return nil
-		}
+		w.tighter = func([]*engine.Manifest) bool { asked++; return asked == 1 || large }
 		err := w.task(t, b).do()
 		want(t, "refused", machine.FaultOf(err) == machine.NodeFault, large)
 		want(t, "the kept image is there", w.Has("x"), false)
@@ -469,7 +622,7 @@ func TestKeptImagesMakeRoom(t *testing.T) {
 // A disk that gets full while an image comes is given the room of kept images, as
 // many as it takes, the one used longest ago first; never that of the task's own.
 func TestFullDiskInThePull(t *testing.T) {
-	const c, d, big = "r.test/c:1", "r.test/d:1", "r.test/big:1"
+	const d, big = "r.test/d:1", "r.test/big:1"
 	for _, test := range []struct {
 		room int // how many images may be there for the pull to end
 		gone []string
@@ -904,6 +1057,20 @@ func TestResumeStaysWithTheImage(t *testing.T) {
 	w.wantLedger(t, a+" present ours last")
 }
 
+// crowd decides how full the disk is for the next task: whether old images leave room
+// for new ones, and whether it gets full in a pull.
+func (e *node) crowd(t *rapid.T) {
+	e.alike = []string{"x", "y"}
+	e.tight = rapid.Bool().Draw(t, "tight")
+	full := rapid.SampledFrom([]int{0, 0, 0, 1, 5}).Draw(t, "pulls that fill the disk")
+	e.pulling = func(string) error {
+		if full--; full >= 0 {
+			return machine.Faultf(machine.NodeFault, "cannot pull: %w", engine.ErrNoSpace)
+		}
+		return nil
+	}
+}
+
 // Whatever tasks, administrators and crashes do: what others brought or named
 // stays, and what we brought goes when the last task does not use it.
 func TestNothingForeignGoesNothingOfOursLeaks(t *testing.T) {
@@ -911,6 +1078,7 @@ func TestNothingForeignGoesNothingOfOursLeaks(t *testing.T) {
 	contents := []string{"x", "y", "z"}
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld()
+		w.room.Images = func(context.Context) (string, error) { return "/", nil }
 		for _, r := range refs {
 			w.registry[r] = "x"
 		}
@@ -960,11 +1128,12 @@ func TestNothingForeignGoesNothingOfOursLeaks(t *testing.T) {
 				finish(t)
 				w.policy = rapid.SampledFrom([]imagecheck.Policy{imagecheck.Auto, imagecheck.Always, imagecheck.Missing}).Draw(t, "policy")
 				last = rapid.SliceOfN(rapid.Custom(ref), 1, 2).Draw(t, "images")
+				w.crowd(t)
 				k := w.task(t, last...)
 				w.kill(rapid.IntRange(0, 12).Draw(t, "killed at"))
 				err := k.do()
-				w.memory.Fail = nil
-				if err != nil && !errors.Is(err, errKilled) {
+				w.memory.Fail, w.pulling = nil, nil
+				if err != nil && !errors.Is(err, errKilled) && !errors.Is(err, engine.ErrNoSpace) {
 					t.Fatal(err)
 				}
 				if err != nil {

@@ -36,6 +36,7 @@ func newRoots(n int) *roots {
 	r := &roots{node: newNode()}
 	for range n {
 		x := &root{world: newWorld(), roots: r}
+		x.room.Images = func(context.Context) (string, error) { return "/", nil }
 		x.node = r.node
 		r.all = append(r.all, x)
 	}
@@ -77,9 +78,14 @@ func (x *root) Pull(ctx context.Context, ref string, report func(engine.PullProg
 	return x.node.Pull(ctx, ref, report)
 }
 
-func (x *root) PullNeed(ctx context.Context, refs []string) (engine.PullNeed, error) {
+func (x *root) Manifest(ctx context.Context, ref string) (*engine.Manifest, error) {
 	x.others()
-	return x.node.PullNeed(ctx, refs)
+	return x.node.Manifest(ctx, ref)
+}
+
+func (x *root) PullNeed(ctx context.Context, of []*engine.Manifest, old ...string) (engine.PullNeed, error) {
+	x.others()
+	return x.node.PullNeed(ctx, of, old...)
 }
 
 func (x *root) Create(ctx context.Context, _ *machine.Task, _ machine.Notes, _ int, img engine.Image) error {
@@ -114,6 +120,7 @@ func (x *root) end(t tb, resume bool) {
 	if k := x.running; k != nil {
 		x.running = nil
 		x.memory.Reopen()
+		x.pulling = nil
 		k.notes = again(t, x.world, k)
 		if resume {
 			if err := k.do(); err != nil {
@@ -139,9 +146,9 @@ func (x *root) work(t tb, policy imagecheck.Policy, killed int, refs ...string) 
 	x.roots.Between = x.others
 	err := k.do()
 	x.roots.Between = nil
-	x.memory.Fail, x.during = nil, nil
+	x.memory.Fail, x.during, x.pulling = nil, nil, nil
 	switch {
-	case errors.Is(err, errKilled):
+	case errors.Is(err, errKilled), errors.Is(err, engine.ErrNoSpace):
 		x.running = k
 	case err != nil:
 		t.Fatalf("task with %v: %v", refs, err)
@@ -207,6 +214,7 @@ func shareImages(t *testing.T, moves bool) {
 			if x.during == nil {
 				killed = rapid.IntRange(0, 12).Draw(t, "killed at")
 			}
+			x.crowd(t)
 			x.work(t, policy, killed, images...)
 		}
 		t.Repeat(map[string]func(*rapid.T){

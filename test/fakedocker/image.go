@@ -326,23 +326,41 @@ func copyTree(from, to string) error {
 	return os.CopyFS(to, os.DirFS(from))
 }
 
+// Manifest tells what the registry says of an image.
+func (e *Engine) Manifest(ctx context.Context, ref string) (*engine.Manifest, error) {
+	img, _, _, err := e.registry.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Manifest{Reference: ref, IDs: []string{img.ID}}, ctx.Err()
+}
+
 // PullNeed tells what pulling these images would take: what those have that are
-// not there yet.
-func (e *Engine) PullNeed(ctx context.Context, refs []string) (engine.PullNeed, error) {
+// not there yet. All images have their lowest layer in common.
+func (e *Engine) PullNeed(ctx context.Context, of []*engine.Manifest, old ...string) (engine.PullNeed, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	need := engine.PullNeed{IDs: map[string][]string{}}
-	for _, ref := range refs {
-		img, _, _, err := e.registry.find(ref)
+	var need engine.PullNeed
+	for _, m := range of {
+		img, _, _, err := e.registry.find(m.Reference)
 		if err != nil {
 			return engine.PullNeed{}, err
 		}
-		need.IDs[ref] = []string{img.ID}
-		if e.images[img.ID] == nil {
-			need.Layers += len(img.layers)
-			need.Compressed += img.Size
-			need.Unpacked += img.Size
-			need.Peak += img.Size
+		for _, layer := range img.layers {
+			has := func(other *image) bool { return slices.Contains(other.layers, layer) }
+			there, stays := false, false
+			for id, other := range e.images {
+				there, stays = there || has(other), stays || has(other) && !slices.Contains(old, id)
+			}
+			switch size := bytesIn(layer); {
+			case !there:
+				need.Layers++
+				need.Compressed += size
+				need.Unpacked += size
+				need.Peak += size
+			case !stays:
+				need.Saved++
+			}
 		}
 	}
 	return need, ctx.Err()

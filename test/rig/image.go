@@ -37,6 +37,7 @@ type Spec struct {
 	Size       int64             // bytes of incompressible filling
 	Zeros      int64             // bytes of filling that compress to next to nothing
 	Shared     int64             // bytes in a layer of their own, the same in every image that has it
+	Apart      bool              // busybox is no layer of its own: the image shares none with others
 	Platform   string            // os/architecture, default linux on this machine's architecture
 	Env        []string          // NAME=value
 	Entrypoint []string
@@ -74,6 +75,9 @@ func Image(tb TB, reg *Registry, name string, spec Spec) Ref {
 		giveUp(tb, err)
 	}
 	layers := []layer{base, top}
+	if spec.Apart {
+		layers = []layer{top}
+	}
 	if spec.Shared > 0 {
 		shared, err := Spec{Size: spec.Shared}.layer("shared")
 		if err != nil {
@@ -153,7 +157,15 @@ type layer struct {
 
 // layer holds what is particular to the image; marker makes it unlike any other.
 func (s Spec) layer(marker string) (layer, error) {
+	base := func(*tree) {}
+	if s.Apart {
+		var err error
+		if base, err = busybox(); err != nil {
+			return layer{}, err
+		}
+	}
 	return tarball(func(t *tree) {
+		base(t)
 		t.file("etc/marker", 0o644, []byte(marker+"\n"+s.Marker+"\n"))
 		for _, name := range slices.Sorted(maps.Keys(s.Files)) {
 			mode := int64(0o644)
@@ -176,29 +188,38 @@ func (s Spec) layer(marker string) (layer, error) {
 	})
 }
 
-// baseLayer is busybox with a link for each applet, and what programs expect of
-// a root directory. It is the same in every image.
+// baseLayer has what busybox writes. It is the same in every image.
 var baseLayer = sync.OnceValues(func() (layer, error) {
-	file, err := program("busybox", "busybox-static")
+	write, err := busybox()
 	if err != nil {
 		return layer{}, err
+	}
+	return tarball(write)
+})
+
+// busybox writes the program with a link for each applet, and what programs expect of
+// a root directory.
+var busybox = sync.OnceValues(func() (func(*tree), error) {
+	file, err := program("busybox", "busybox-static")
+	if err != nil {
+		return nil, err
 	}
 	binary, err := os.ReadFile(file)
 	if err != nil {
-		return layer{}, err
+		return nil, err
 	}
 	exe, err := elf.NewFile(bytes.NewReader(binary))
 	if err != nil {
-		return layer{}, fmt.Errorf("read %s: %w", file, err)
+		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	if exe.Section(".interp") != nil {
-		return layer{}, lacking{file + " needs shared libraries: apt-get install busybox-static"}
+		return nil, lacking{file + " needs shared libraries: apt-get install busybox-static"}
 	}
 	applets, err := exec.Command(file, "--list").Output()
 	if err != nil {
-		return layer{}, fmt.Errorf("list the applets of %s: %w", file, err)
+		return nil, fmt.Errorf("list the applets of %s: %w", file, err)
 	}
-	return tarball(func(t *tree) {
+	return func(t *tree) {
 		for _, dir := range []string{"bin", "dev", "etc", "home", "proc", "root", "sys", "usr", "var"} {
 			t.dir(dir, 0o755)
 		}
@@ -215,7 +236,7 @@ var baseLayer = sync.OnceValues(func() (layer, error) {
 				t.link("bin/"+path.Base(applet), "busybox")
 			}
 		}
-	})
+	}, nil
 })
 
 // tree writes the entries of a layer. Its times are zero, so that equal content

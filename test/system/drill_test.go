@@ -168,8 +168,8 @@ func TestFullDiskInThePullCostsKeptImages(t *testing.T) {
 		return false
 	})
 	o := use(last, 0)
-	if n := strings.Count(o.Stderr, "the disk was full in the pull"); n != 2 {
-		t.Errorf("it was tried again %d times, want 2:\n%s", n, o.Stderr)
+	if n := strings.Count(o.Stderr, "the disk was full in the pull"); n != 1 {
+		t.Errorf("it was tried again %d times, want once, with room by the numbers:\n%s", n, o.Stderr)
 	}
 	for i, want := range map[*rig.Ref]bool{&first: false, &second: false, &third: true, &last: true} {
 		if there(*i) != want {

@@ -15,7 +15,7 @@ import (
 )
 
 // images is a world with an image a and an image b, for tests of what becomes
-// of them.
+// of them. They share no layers.
 type images struct {
 	*World
 	a, b rig.Ref
@@ -26,8 +26,8 @@ func newImages(t *testing.T) *images {
 	t.Helper()
 	t.Parallel()
 	w := &images{World: NewWorld(t)}
-	w.a = w.Image(t, "a:1", rig.Spec{Marker: "a"})
-	w.b = w.Image(t, "b:1", rig.Spec{Marker: "b"})
+	w.a = w.Image(t, "a:1", rig.Spec{Marker: "a", Apart: true})
+	w.b = w.Image(t, "b:1", rig.Spec{Marker: "b", Apart: true})
 	return w
 }
 
@@ -99,14 +99,15 @@ func equal[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
-// hold stops the registry's answers to requests whose path has match in it.
+// hold stops the registry's answers to requests whose path has match in it, but for
+// those for the size of a layer.
 // reached is closed at the first one; open lets them pass.
 func (w *images) hold(t *testing.T, match string) (reached <-chan struct{}, open func()) {
 	t.Helper()
 	first, gate := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	w.Registry.Intercept(func(_ http.ResponseWriter, req *http.Request) bool {
-		if strings.Contains(req.URL.Path, match) {
+		if strings.Contains(req.URL.Path, match) && req.Header.Get("Range") == "" {
 			once.Do(func() { close(first) })
 			<-gate
 		}
@@ -178,7 +179,7 @@ func TestDigestAlone(t *testing.T) {
 func TestOtherImageIsDeletedBeforeThePull(t *testing.T) {
 	w := newImages(t)
 	w.run(t, w.a.Tag)
-	asked, open := w.hold(t, "/b/")
+	asked, open := w.hold(t, w.b.Layers[0])
 	task := w.use(w.b.Tag)
 	run := w.Start(t, task)
 	<-asked
@@ -238,7 +239,7 @@ func TestMovedTag(t *testing.T) {
 		w := newImages(t)
 		w.run(t, w.a.Tag)
 		second := w.Image(t, "a:1", rig.Spec{Marker: "second"})
-		asked, open := w.hold(t, "/blobs/")
+		asked, open := w.hold(t, second.Layers[1])
 		run := w.Start(t, w.use(w.a.Tag))
 		<-asked
 		on(t, w.a.ID)
@@ -364,6 +365,61 @@ func TestSharedLayers(t *testing.T) {
 	}
 }
 
+// Layers that only the old image and the new one have are not fetched again: the old
+// one goes when the new one has come. Until then it is what it was.
+func TestOldImageSharesLayersWithTheNewOne(t *testing.T) {
+	t.Parallel()
+	w := &images{World: NewWorld(t)}
+	size := 4*mib + int64(2*os.Getpid()+10) // of this test alone
+	c := w.Image(t, "c:1", rig.Spec{Shared: size, Marker: "c"})
+	d := w.Image(t, "d:1", rig.Spec{Shared: size, Marker: "d"})
+	w.run(t, c.Tag)
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		asked, open := w.hold(t, d.Layers[2])
+		run := w.Start(t, w.use(d.Tag))
+		<-asked
+		on(t, c.ID)
+		w.wants(t, "c:1 present ours", "d:1 pulling last")
+		if err := run.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		run.End(t)
+		open()
+		if signal == syscall.SIGKILL {
+			w.wants(t, "c:1 present ours", "d:1 pulling last")
+			w.Deckhand(t, "recover")
+		}
+		w.wants(t, "c:1 present ours last")
+		on(t, c.ID)
+		off(t, d.ID)
+		w.Registry.Intercept(nil)
+	}
+	w.Registry.Reset()
+	task := w.use(d.Tag)
+	w.MustRun(t, 0, task)
+	if got := w.blobs(c, d); !slices.Equal(got, d.Layers[2:]) {
+		t.Errorf("fetched %q, want the layer of its own, %q", got, d.Layers[2:])
+	}
+	off(t, c.ID)
+	w.wants(t, "d:1 present ours last")
+	var facts []string
+	for _, r := range w.Records(t, task.ID) {
+		if r.From == "ImageCheck" && r.Kind != "transition" {
+			facts = append(facts, fmt.Sprint(r.Kind, " ", r.Detail["what"]))
+		}
+	}
+	want := []string{"intent images", "intent images", "done image", "intent container", "intent image-removal", "done image-removal"}
+	if !slices.Equal(facts, want) {
+		t.Errorf("facts of the image check: %q, want %q", facts, want)
+	}
+	var requests []string
+	for _, r := range w.Registry.Requests() {
+		requests = append(requests, r.Method+" "+r.Path)
+	}
+	t.Logf("asked of the registry: %q", requests)
+	w.Clean(t)
+}
+
 func TestImageThatSomebodyTagged(t *testing.T) {
 	w := newImages(t)
 	w.run(t, w.a.Tag)
@@ -409,7 +465,7 @@ func TestKilledInThePull(t *testing.T) {
 	for _, next := range []string{"the same task", "another task"} {
 		t.Run(next, func(t *testing.T) {
 			w := newImages(t)
-			asked, open := w.hold(t, "/a/blobs/")
+			asked, open := w.hold(t, w.a.Layers[0])
 			task := w.use(w.a.Tag)
 			run := w.Start(t, task)
 			<-asked
@@ -470,7 +526,7 @@ func TestInterruptedInThePull(t *testing.T) {
 		t.Run(test.signal.String(), func(t *testing.T) {
 			w := newImages(t)
 			w.run(t, w.b.Tag)
-			asked, open := w.hold(t, "/a/blobs/")
+			asked, open := w.hold(t, w.a.Layers[0])
 			run := w.Start(t, w.use(w.a.Tag))
 			<-asked
 			if err := run.Process.Signal(test.signal); err != nil {
