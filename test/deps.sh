@@ -44,6 +44,7 @@ need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs
 if [ "${1:-}" = bench ]; then
+	need /usr/bin/time time
 	need curl curl
 	need aria2c aria2
 	need rclone rclone

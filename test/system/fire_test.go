@@ -39,7 +39,11 @@ func TestOwnershipUnderFire(t *testing.T) {
 	var sum figures
 	rapid.Check(t, func(rt *rapid.T) {
 		f := newFire(t, docker, registry, &sum)
-		defer f.wipe()
+		defer func() {
+			if !t.Failed() {
+				f.wipe()
+			}
+		}()
 		if f.rounds == 1 {
 			f.openings()
 		}
@@ -102,6 +106,8 @@ type fire struct {
 	last     rig.Ref
 	layers   int // entries of the engine's layers before the round
 	next     int // number of the next task or thing of others
+	mu       sync.Mutex
+	faults   []string
 	theirs
 }
 
@@ -358,7 +364,7 @@ func (f *fire) intact(e check.Engine, asked []string) {
 		if there[c.Image] != nil {
 			f.held[c.ID] = true
 		} else if f.held[c.ID] {
-			f.t.Errorf("image %s of container %s has gone", c.Image, c.Name)
+			f.wrong("image %s of container %s has gone", c.Image, c.Name)
 		}
 	}
 	for _, v := range e.Volumes {
@@ -369,17 +375,17 @@ func (f *fire) intact(e check.Engine, asked []string) {
 	}
 	for id, was := range f.containers {
 		if state[id] != was {
-			f.t.Errorf("container %s of others was %s and is %q", id, was, state[id])
+			f.wrong("container %s of others was %s and is %q", id, was, state[id])
 		}
 	}
 	for name, was := range f.volumes {
 		if text, err := os.ReadFile(f.volume(name)); !volumes[name] || err != nil || string(text) != was {
-			f.t.Errorf("volume %s of others: there %t, %q, %v", name, volumes[name], text, err)
+			f.wrong("volume %s of others: there %t, %q, %v", name, volumes[name], text, err)
 		}
 	}
 	for id := range f.networks {
 		if !networks[id] {
-			f.t.Errorf("network %s of others has gone", id)
+			f.wrong("network %s of others has gone", id)
 		}
 	}
 	for name, id := range f.names {
@@ -387,14 +393,14 @@ func (f *fire) intact(e check.Engine, asked []string) {
 			continue
 		}
 		if names[name] == "" || !slices.Contains(asked, name) {
-			f.t.Errorf("name %s of others for image %s has gone; it names %q", name, id, names[name])
+			f.wrong("name %s of others for image %s has gone; it names %q", name, id, names[name])
 		}
 		delete(f.names, name)
 		f.nameless[id] = true
 	}
 	for id := range f.nameless {
 		if there[id] == nil {
-			f.t.Errorf("image %s of others has gone, whose tag a pull of ours has moved", id)
+			f.wrong("image %s of others has gone, whose tag a pull of ours has moved", id)
 		}
 	}
 }
@@ -410,11 +416,11 @@ func (f *fire) clean(e check.Engine) {
 			continue
 		}
 		if left := x.TaskDirs(f.t); len(left) > 0 {
-			f.t.Errorf("%s: task directories are left: %v", x.name, left)
+			f.wrong("%s: task directories are left: %v", x.name, left)
 		}
 		j := f.journal(x)
 		if len(j.Problems) > 0 || j.Active != nil {
-			f.t.Errorf("%s: the journal has the active task %v and the problems %v", x.name, j.Active, j.Problems)
+			f.wrong("%s: the journal has the active task %v and the problems %v", x.name, j.Active, j.Problems)
 		}
 	}
 	excused := func(labels map[string]string) bool {
@@ -423,18 +429,18 @@ func (f *fire) clean(e check.Engine) {
 	}
 	for _, c := range e.Containers {
 		if _, theirs := f.containers[c.ID]; !theirs && !excused(c.Labels) {
-			f.t.Errorf("container %s is left, %s, with labels %v", c.Name, c.State, c.Labels)
+			f.wrong("container %s is left, %s, with labels %v", c.Name, c.State, c.Labels)
 		}
 	}
 	for _, v := range e.Volumes {
 		if _, theirs := f.volumes[v.Name]; !theirs && !excused(v.Labels) {
-			f.t.Errorf("volume %s is left, with labels %v", v.Name, v.Labels)
+			f.wrong("volume %s is left, with labels %v", v.Name, v.Labels)
 		}
 	}
 	for _, n := range e.Networks {
 		builtin := slices.Contains([]string{"bridge", "host", "none"}, n.Name)
 		if _, theirs := f.networks[n.ID]; !theirs && !builtin && !excused(n.Labels) {
-			f.t.Errorf("network %s is left, with labels %v", n.Name, n.Labels)
+			f.wrong("network %s is left, with labels %v", n.Name, n.Labels)
 		}
 	}
 	if len(dead) > 0 {
@@ -444,14 +450,14 @@ func (f *fire) clean(e check.Engine) {
 	for _, x := range f.roots {
 		for _, r := range f.journal(x).Images {
 			if r.Phase == machine.Pulling {
-				f.t.Errorf("%s: a pull of %s is under way in the ledger", x.name, r.Reference)
+				f.wrong("%s: a pull of %s is under way in the ledger", x.name, r.Reference)
 			}
 			known[r.ImageID] = true
 		}
 	}
 	for _, i := range e.Images {
 		if !known[i.ID] {
-			f.t.Errorf("image %s %v is left, and nobody has it", i.ID, i.Names)
+			f.wrong("image %s %v is left, and nobody has it", i.ID, i.Names)
 		}
 	}
 }
@@ -478,19 +484,29 @@ func (f *fire) judge(asked ...string) check.Engine {
 	e := f.look()
 	f.intact(e, asked)
 	f.clean(e)
-	if f.t.Failed() {
-		f.tell(e)
-		f.t.FailNow()
-	}
+	f.stop(e)
 	return e
 }
 
-// tell logs what is there, for whoever looks into a failure.
-func (f *fire) tell(e check.Engine) {
+// wrong notes what is not as it should be.
+func (f *fire) wrong(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults = append(f.faults, fmt.Sprintf(format, args...))
+}
+
+// stop ends the test when anything is wrong. What is wrong comes last, after what
+// is there: of a long log the end is read, and sometimes nothing else is kept.
+func (f *fire) stop(e check.Engine) {
+	f.t.Helper()
+	if len(f.faults) == 0 {
+		return
+	}
 	f.t.Logf("engine: %+v\ntheirs: %+v", e, f.theirs)
 	for _, x := range f.roots {
 		f.t.Logf("%s, dead task %v: %+v", x.name, x.dead != nil, f.journal(x).Images)
 	}
+	f.t.Fatal(strings.Join(f.faults, "\n"))
 }
 
 // ledger fails when a root keeps more than it may after a task of its own, during
@@ -508,16 +524,13 @@ func (f *fire) ledger(x *fireRoot, e check.Engine) {
 		case r.PulledByUs && r.Phase == machine.Present && (r.Last || !last[r.ImageID]):
 			tasks[r.Task] = true
 		case r.Phase == machine.Removing && !used && (!r.Lone || !foreign[r.ImageID]):
-			f.t.Errorf("%s: the deletion of %s %s is pending, which nobody has", x.name, r.Reference, r.ImageID)
+			f.wrong("%s: the deletion of %s %s is pending, which nobody has", x.name, r.Reference, r.ImageID)
 		}
 	}
 	if len(tasks) > x.keep {
-		f.t.Errorf("%s: images of the tasks %v are kept, %d may be", x.name, slices.Sorted(maps.Keys(tasks)), x.keep)
+		f.wrong("%s: images of the tasks %v are kept, %d may be", x.name, slices.Sorted(maps.Keys(tasks)), x.keep)
 	}
-	if f.t.Failed() {
-		f.tell(e)
-		f.t.FailNow()
-	}
+	f.stop(e)
 }
 
 // a root and a task for it.
@@ -570,7 +583,7 @@ func (f *fire) run(x *fireRoot, task tes.Task, killAfter time.Duration) []string
 	case code < 0 && killAfter > 0:
 		x.dead = &task
 	default:
-		f.t.Errorf("%s: task %s with %v ended with %d:\n%s", x.name, task.ID, task.Images(), code, log)
+		f.wrong("%s: task %s with %v ended with %d:\n%s", x.name, task.ID, task.Images(), code, log)
 	}
 	f.t.Logf("%s, %s: task %s with %v, killed after %s: %d", x.name, strings.Join(x.Env[2:], " "), task.ID, task.Images(), killAfter, code)
 	return asked
@@ -606,7 +619,7 @@ func (f *fire) beside(x *fireRoot, task tes.Task, killAfter time.Duration) []str
 	had := directories()
 	asked := f.run(x, task, killAfter)
 	if have := directories(); !slices.Equal(had, have) {
-		f.t.Errorf("the other roots had the task directories %v and have %v", had, have)
+		f.wrong("the other roots had the task directories %v and have %v", had, have)
 	}
 	return asked
 }
@@ -647,7 +660,7 @@ func (f *fire) settle(x *fireRoot) (asked []string) {
 	r := x.Deckhand(f.t, "recover")
 	f.t.Logf("%s: recover: %d", x.name, r.Code)
 	if r.Code != 0 {
-		f.t.Errorf("%s: recover: %+v", x.name, r)
+		f.wrong("%s: recover: %+v", x.name, r)
 	}
 	x.dead = nil
 	return asked
@@ -872,15 +885,13 @@ func (f *fire) end() {
 	known := f.foreignImages()
 	for _, i := range e.Images {
 		if i.ID != f.last.ID && !known[i.ID] {
-			f.t.Errorf("image %s %v is left at the end", i.ID, i.Names)
+			f.wrong("image %s %v is left at the end", i.ID, i.Names)
 		}
 	}
-	if f.t.Failed() {
-		f.tell(e)
-		f.t.FailNow()
-	}
+	f.stop(e)
 	f.wipe()
 	if left := f.entries(); left != f.layers {
-		f.t.Errorf("%d entries are left in the engine's layers, there were %d", left, f.layers)
+		f.wrong("%d entries are left in the engine's layers, there were %d", left, f.layers)
 	}
+	f.stop(f.look())
 }

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
@@ -44,21 +43,18 @@ func BenchmarkScrub(b *testing.B) {
 			left, same := filepath.Join(w.Root, "tasks", "left"), filepath.Join(at, "same")
 			plant(b, left, files)
 			plant(b, same, files)
-			remove := func(cmd *exec.Cmd, tree string, times *[]time.Duration) {
+			remove := func(cmd *exec.Cmd, tree string, times *[]time.Duration) (peak int64) {
 				unix.Sync()
 				start := time.Now()
-				if out, err := cmd.CombinedOutput(); err != nil {
-					b.Fatalf("%v\n%s", err, out)
-				}
+				peak = observe(b, cmd)
 				*times = append(*times, time.Since(start))
 				if _, err := os.Lstat(tree); !os.IsNotExist(err) {
 					b.Fatalf("%s is left: %v", tree, err)
 				}
+				return peak
 			}
 			scrub := func() {
-				cmd := w.Command(b, "scrub", "--progress", "none")
-				remove(cmd, left, &ours)
-				memory = max(memory, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss<<10)
+				memory = max(memory, remove(w.Command(b, "scrub", "--progress", "none"), left, &ours))
 			}
 			rm := func() { remove(exec.Command("rm", "-rf", same), same, &peer) }
 			for _, do := range [][]func(){{scrub, rm}, {rm, scrub}}[round%2] {

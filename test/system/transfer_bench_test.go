@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -58,10 +57,8 @@ func (x *transfers) ours(state string, task tes.Task) {
 		task.ID = fmt.Sprint("transfer-", round)
 		result := filepath.Join(x.Dir, "result.json")
 		cmd := x.Command(b, "run", x.Save(b, task), "--result", result)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			b.Fatalf("%v\n%s", err, out)
-		}
-		return stateTime(b, result, state), cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
+		peak := observe(b, cmd)
+		return stateTime(b, result, state), peak
 	}})
 }
 
@@ -76,10 +73,8 @@ func (x *transfers) peer(name string, line ...string) {
 		cmd := exec.Command(line[0], line[1:]...)
 		cmd.Dir = dir
 		start := time.Now()
-		if out, err := cmd.CombinedOutput(); err != nil {
-			b.Fatalf("%s: %v\n%s", line, err, out)
-		}
-		return time.Since(start), cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
+		peak := observe(b, cmd)
+		return time.Since(start), peak
 	}})
 }
 
