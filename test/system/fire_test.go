@@ -693,12 +693,13 @@ func (f *fire) forgive(said string) {
 	maps.DeleteFunc(f.volumes, func(name, _ string) bool { return took[name] })
 	maps.DeleteFunc(f.networks, func(_, name string) bool { return took[name] })
 	// An image that a container uses stays, but not its other names, and a task may
-	// have brought back what has gone.
+	// have brought back what has gone. A name that a pull of ours had moved before is
+	// not among those that went with its image.
 	maps.DeleteFunc(f.names, func(name, id string) bool {
 		if took[name] && there[id] != nil {
 			f.anyones[id] = true
 		}
-		return took[name]
+		return took[name] || took[id]
 	})
 	maps.DeleteFunc(f.nameless, func(id string, _ bool) bool { return took[id] })
 	maps.DeleteFunc(f.anyones, func(id string, _ bool) bool { return there[id] == nil })
