@@ -87,7 +87,7 @@ func textfile(field func(*Config) *string) kind {
 
 // webhook is the URL of a server, or empty; it may hold secrets.
 func webhook(field func(*Config) *string) kind {
-	return kind{"http://HOST[:PORT][/PATH] or https://…, or empty", "url", func(c *Config, s string) error {
+	return kind{"an address such as http://host:8000/path or https://…, or empty", "url", func(c *Config, s string) error {
 		u, err := url.Parse(s)
 		if err != nil || s != "" && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Fragment != "") {
 			return errNotAllowed
@@ -147,7 +147,7 @@ func dockerHost(field func(*Config) *string) kind {
 
 // endpoint is the URL of a service, or empty.
 func endpoint(field func(*Config) *string) kind {
-	return kind{"http://HOST[:PORT][/PATH] or https://…, or empty", "url", func(c *Config, s string) error {
+	return kind{"an address such as http://host:8000/path or https://…, or empty", "url", func(c *Config, s string) error {
 		u, err := url.Parse(strings.ReplaceAll(s, "{account}", "account"))
 		if err != nil || s != "" && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
 			return errNotAllowed
