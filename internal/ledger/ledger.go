@@ -89,16 +89,20 @@ func Left(images []machine.ImageRecord, imageID string) []machine.ImageRecord {
 	return images
 }
 
-// Held says whether an image that is to go has to stay, whatever containers say:
-// it was there before our pull, and the digest of that repository, which comes
-// with a pull and goes with the last tag, may be all by which somebody else has it.
+// Held says whether a name that is to go has to stay, whatever containers say: the
+// image was there before our pull, and the digest of that repository, which comes
+// with a pull and goes with the last tag, may be what somebody else has it by. Another
+// tag does not change that: it may be a root's, which knows nothing of that digest.
 func Held(images []machine.ImageRecord, r machine.ImageRecord, img engine.Image) bool {
-	return r.Lone && Alone(images, r.Reference, img) && (strings.Contains(r.Reference, "@") || slices.Contains(img.Digests, r.Digest))
+	if strings.Contains(r.Reference, "@") {
+		return r.Lone && nameless(images, r.Reference, img)
+	}
+	return r.Lone && slices.Contains(img.Digests, r.Digest)
 }
 
-// Alone says whether an image has no name but reference, those that images say
+// nameless says whether an image has no name but reference, those that images say
 // are ours and, perhaps, digests of their repositories.
-func Alone(images []machine.ImageRecord, reference string, img engine.Image) bool {
+func nameless(images []machine.ImageRecord, reference string, img engine.Image) bool {
 	names, repositories := []string{normal(reference)}, []string{repository(reference)}
 	for _, r := range images {
 		if r.ImageID == img.ID && r.PulledByUs {
@@ -111,26 +115,37 @@ func Alone(images []machine.ImageRecord, reference string, img engine.Image) boo
 }
 
 // Lone says whether an image that is there before a pull of reference may be
-// somebody's who has no tag of it. With a name of ours in that repository it is as
-// lone as it was; with one in another, it needs a digest to be somebody's.
+// somebody's by the digest of that repository alone, or without a name. With a name
+// of ours in that repository it is as lone as it was; with one in another, it needs a
+// digest to be somebody's.
 func Lone(images []machine.ImageRecord, reference string, img engine.Image) bool {
-	ours, near := false, false
+	known, near := false, false
 	for _, r := range images {
 		if r.ImageID != img.ID || !r.PulledByUs {
 			continue
 		}
-		ours = true
+		known = true
 		if repository(r.Reference) == repository(reference) {
 			if r.Lone {
 				return true
 			}
-			near = true
+			near = near || named(img, r.Reference) // somebody may have taken it
 		}
 	}
-	if near || ours && RepoDigest(img, reference) == "" {
+	switch digest := RepoDigest(img, reference); {
+	case near || known && digest == "":
 		return false
+	case digest == "":
+		return nameless(images, reference, img)
 	}
-	return Alone(images, reference, img)
+	// A tag of ours that is still on the image is near.
+	return !slices.ContainsFunc(img.Tags, func(tag string) bool { return repository(tag) == repository(reference) })
+}
+
+// named says whether an image has that name.
+func named(img engine.Image, name string) bool {
+	is := func(other string) bool { return normal(other) == normal(name) }
+	return slices.ContainsFunc(img.Tags, is) || slices.ContainsFunc(img.Digests, is)
 }
 
 // Remove deletes an image that is ours, first by the reference that we gave

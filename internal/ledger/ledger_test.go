@@ -90,8 +90,10 @@ func TestRemove(t *testing.T) {
 			node: func(s *ledgertest.Store) { s.Load(digestOf(tag, "x"), "x"); s.Load(tag, "x") }},
 		{name: "it was there, and its digest has gone since", record: shared, gone: true,
 			node: func(s *ledgertest.Store) { s.Load(tag, "x"); untag(t, s, digestOf(tag, "x")) }},
-		{name: "it was there, and has another tag", record: shared, names: []string{"registry.test/app:mine", digestOf(tag, "x")},
+		{name: "it was there, and has another tag", record: shared, pending: true, names: []string{"registry.test/app:mine", tag, digestOf(tag, "x")},
 			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Tag("x", "registry.test/app:mine") }},
+		{name: "it was there, and has a tag elsewhere", record: shared, pending: true, names: []string{tag, other, digestOf(tag, "x")},
+			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Tag("x", other) }},
 		{name: "in use", record: record(tag, "x"), pending: true, names: []string{tag, digestOf(tag, "x")},
 			node: func(s *ledgertest.Store) { s.Load(tag, "x"); s.Use("x", true) }},
 		{name: "in use under a tag that has moved", record: record(tag, "x"), pending: true, names: []string{digestOf(tag, "x")},
@@ -287,5 +289,34 @@ func TestRepoDigest(t *testing.T) {
 		if got := ledger.RepoDigest(img, name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
+	}
+}
+
+func TestLone(t *testing.T) {
+	const near = "registry.test/app:2"
+	lone := record(near, "x")
+	lone.Lone = true
+	for _, test := range []struct {
+		name          string
+		tags, digests []string
+		ours          []machine.ImageRecord
+		lone          bool
+	}{
+		{name: "without a name", lone: true},
+		{name: "its names have moved on, and it is ours", ours: []machine.ImageRecord{record(near, "x")}},
+		{name: "by its digest alone", digests: []string{digestOf(tag, "x")}, lone: true},
+		{name: "by its digest, with a tag elsewhere", digests: []string{digestOf(tag, "x")}, tags: []string{other}, lone: true},
+		{name: "with a tag of the repository", digests: []string{digestOf(tag, "x")}, tags: []string{near}},
+		{name: "with our tag", digests: []string{digestOf(tag, "x")}, tags: []string{near}, ours: []machine.ImageRecord{record(near, "x")}},
+		{name: "with our tag, which came to a digest", digests: []string{digestOf(tag, "x")}, tags: []string{near}, ours: []machine.ImageRecord{lone}, lone: true},
+		{name: "our tag was moved, the digest is there", digests: []string{digestOf(tag, "x")}, ours: []machine.ImageRecord{record(near, "x")}, lone: true},
+		{name: "with a tag elsewhere alone", tags: []string{other}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			img := engine.Image{ID: ledgertest.ID("x"), Tags: test.tags, Digests: test.digests}
+			if got := ledger.Lone(test.ours, tag, img); got != test.lone {
+				t.Errorf("lone: %t, want %t", got, test.lone)
+			}
+		})
 	}
 }

@@ -353,13 +353,15 @@ func (s *Step) look(ctx context.Context, images []machine.ImageRecord, w *want) 
 	}
 	sure = was == r.Had
 	for _, img := range there {
-		if img.ID == r.Had || ledger.Pulled(images, img.ID) {
+		if img.ID == r.Had {
 			continue
 		}
-		r.Before = append(r.Before, img.ID)
+		if !ledger.Pulled(images, img.ID) {
+			r.Before = append(r.Before, img.ID)
+		}
 		if ledger.Lone(images, w.ref, img) {
 			r.Alone = append(r.Alone, img.ID)
-			sure = sure && (len(img.Tags) > 0 || !w.mayBe(img.ID))
+			sure = sure && !w.mayBe(img.ID)
 		}
 	}
 	if r.Had != "" {
@@ -387,7 +389,7 @@ func (s *Step) begin(ctx context.Context, n machine.Notes, w *want) error {
 	}
 	if w.pulling.Begun {
 		// What has come since may have come by the pull of the dead process.
-		gone := func(id string) bool { return !slices.Contains(now.Before, id) }
+		gone := func(id string) bool { return !slices.Contains(now.Before, id) && !slices.Contains(now.Alone, id) }
 		now.Before, now.Alone = slices.DeleteFunc(slices.Clone(w.pulling.Before), gone), slices.DeleteFunc(slices.Clone(w.pulling.Alone), gone)
 		if now.Had != "" {
 			now.Had = w.pulling.Had
