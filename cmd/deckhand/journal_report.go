@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -72,6 +73,8 @@ var reportText string
 // from strangers.
 var reportPage = template.Must(template.New("report").Funcs(template.FuncMap{
 	"bytes": func(n int64) string { return units.BytesSize(float64(n)) },
+	"space": func(n uint64) string { return units.BytesSize(float64(n)) },
+	"share": func(part float64) string { return fmt.Sprintf("%.0f%%", 100*part) },
 	"short": shortID,
 	"took":  tookExactly,
 	"time":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
@@ -99,6 +102,7 @@ type reportData struct {
 	Ends                        []reportEnd
 	In, Out, Freed              int64
 	Images                      []machine.ImageRecord
+	Disks                       []reportDisk
 	Removed                     []reportRemoval
 	MoreRemoved                 int
 }
@@ -127,6 +131,8 @@ type reportAttempt struct {
 	Number         int
 	State          machine.State
 	Start, End     time.Time
+	readings       []reading
+	Disks          []reportDisk
 	Code           string // exit code of the run; empty while it is not known
 	Reason         string
 	stays          []stay
@@ -149,6 +155,22 @@ func (a *reportAttempt) Took() time.Duration { return a.End.Sub(a.Start) }
 type reportSpan struct {
 	stay
 	X, Width float64
+}
+
+// reading is what was free when a state was entered.
+type reading struct {
+	Time  time.Time
+	State machine.State
+	Task  string
+	filesystem
+}
+
+// reportDisk is how full a filesystem was. Line are the points of a line in a field
+// of 1000 by 100, whose upper edge is a full disk.
+type reportDisk struct {
+	Path               string
+	First, Least, Last reading
+	Line               string
 }
 
 type reportImage struct{ Reference, ID, Pull string }
@@ -213,14 +235,19 @@ func (a *app) gather(name string, most int) (page *reportData, err error) {
 		a.log.Debug("cannot tell whether the owner lives", "error", err)
 	}
 	ends := map[machine.State]int{}
+	var readings []reading
 	for _, h := range shown {
 		t, err := page.task(v, h, alive && owner.Task == h.Task)
 		if err != nil {
 			return nil, err
 		}
 		ends[h.State]++
+		for _, a := range t.Attempts {
+			readings = append(readings, a.readings...)
+		}
 		page.Tasks = append(page.Tasks, t)
 	}
+	page.Disks = disksOf(readings)
 	if name == "" {
 		if err := page.byItself(v); err != nil {
 			return nil, err
@@ -284,6 +311,7 @@ func (p *reportData) task(v *journal.View, h machine.Head, running bool) (*repor
 	}
 	for _, a := range t.Attempts {
 		a.draw()
+		a.Disks = disksOf(a.readings)
 	}
 	return t, nil
 }
@@ -293,6 +321,13 @@ func (a *reportAttempt) add(r machine.Record, whole bool) error {
 	a.End, a.stays = r.Time, addStay(a.stays, r)
 	switch r.Kind {
 	case machine.KindTransition:
+		found, err := disk(r)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			a.readings = append(a.readings, reading{r.Time, r.To, r.Task, f})
+		}
 		a.State = r.To
 		if r.Reason != "" {
 			a.Reason = r.Reason
@@ -362,6 +397,32 @@ func (a *reportAttempt) draw() {
 		a.Spans = append(a.Spans, reportSpan{s, x, width})
 		x += width
 	}
+}
+
+// disksOf sums up readings, by filesystem.
+func disksOf(all []reading) (disks []reportDisk) {
+	slices.SortStableFunc(all, func(a, b reading) int { return a.Time.Compare(b.Time) })
+	byPath := map[string][]reading{}
+	for _, r := range all {
+		byPath[r.Path] = append(byPath[r.Path], r)
+	}
+	for _, path := range slices.Sorted(maps.Keys(byPath)) {
+		of := byPath[path]
+		d := reportDisk{Path: path, First: of[0], Last: of[len(of)-1]}
+		d.Least = slices.MinFunc(of, func(a, b reading) int { return cmp.Compare(a.Free, b.Free) })
+		from, span := d.First.Time, d.Last.Time.Sub(d.First.Time).Seconds()
+		var line strings.Builder
+		for _, r := range of {
+			x := 0.0
+			if span > 0 {
+				x = r.Time.Sub(from).Seconds() / span * 1000
+			}
+			fmt.Fprintf(&line, "%.1f,%.1f ", x, 100-100*r.Used())
+		}
+		d.Line = line.String() + fmt.Sprintf("1000,%.1f", 100-100*d.Last.Used())
+		disks = append(disks, d)
+	}
+	return disks
 }
 
 // removal takes down what a record says to be removed.

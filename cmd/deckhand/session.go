@@ -53,6 +53,7 @@ type session struct {
 	bounds      run.Limits                   // of the containers of the task that is run
 	partial     []helper.File                // what was removed when the root was taken
 	head        atomic.Pointer[machine.Head] // of the task that is being worked on
+	dockerDir   atomic.Pointer[string]       // as dataRoot found it
 }
 
 // record is the journal as a session writes it.
@@ -338,7 +339,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	}
 	s.head.Store(&head)
 	m := &machine.Machine{
-		Journal: s.journal, Steps: map[machine.State]machine.Step{}, MaxAttempts: conf.Run.MaxAttempts, Log: s.app.log,
+		Journal: spaceJournal{s.journal, s.disks}, Steps: map[machine.State]machine.Step{}, MaxAttempts: conf.Run.MaxAttempts, Log: s.app.log,
 		Entered: s.entered,
 	}
 	for _, step := range steps {
@@ -361,7 +362,22 @@ func containerUser(setting string) string {
 // dataRoot is where Docker keeps its data.
 func (s *session) dataRoot(ctx context.Context) (string, error) {
 	info, err := s.docker.Info(ctx)
+	if err == nil {
+		s.dockerDir.Store(&info.DataRoot)
+	}
 	return info.DataRoot, err
+}
+
+// disks are the directories whose filesystems a task fills. Docker's is known once
+// it was asked for; nobody waits for Docker to write down a transition.
+func (s *session) disks() []string {
+	paths := []string{s.app.conf.Root}
+	if dir := s.dockerDir.Load(); dir != nil {
+		if _, err := os.Stat(*dir); err == nil { // else it is of an engine elsewhere
+			paths = append(paths, *dir)
+		}
+	}
+	return paths
 }
 
 // hardening is what the configuration says of containers.

@@ -215,6 +215,13 @@ func TestReport(t *testing.T) {
 			t.Errorf("the page does not say %q:\n%s", words, text)
 		}
 	}
+	// Five or six states of each task, and one corner more.
+	if points := value[[]int](t, wide, `[...document.querySelectorAll('main > .card > svg.disk polyline')].map(l => l.getBoundingClientRect().width > 500 ? l.points.numberOfItems : 0)`); len(points) == 0 || points[0] < 25 {
+		t.Errorf("the lines of the disks have %d points", points)
+	}
+	if label := value[string](t, wide, `document.querySelector('svg.disk').ariaLabel`); !strings.HasPrefix(label, "Used of "+w.Root+": ") {
+		t.Errorf("the first disk is %q", label)
+	}
 	// By keyboard: past the header, to the first task.
 	wide.run(t, chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Enter))
 	if at := value[string](t, wide, `location.hash + ' ' + document.querySelector(location.hash + ' h3').textContent`); at != "#task-0 waiting" {
@@ -235,6 +242,9 @@ func TestReport(t *testing.T) {
 	records := strings.Count(w.Deckhand(t, "journal", "inspect", hostile).Stdout, "\n")
 	if shown := value[int](t, phone, `document.querySelectorAll('.records li').length`); shown != records {
 		t.Errorf("%d records are shown, there are %d", shown, records)
+	}
+	if lines := value[int](t, phone, `document.querySelectorAll('article svg.disk').length`); lines == 0 {
+		t.Error("the page about a task does not show the disk")
 	}
 	phone.check(t)
 	tell(t, phone, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Media: "print"})
