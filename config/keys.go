@@ -49,7 +49,7 @@ var keys = []key{
 		doc:  "How many tasks' sets of images stay on disk, the last used first."},
 	{name: "image.keep_bytes", fallback: "none",
 		kind: sizeOrNone(func(c *Config) *int64 { return &c.Image.KeepBytes }),
-		doc:  "Most bytes that the images which deckhand pulled and keeps may take together; those that were used longest ago go first, the running task's never. A layer counts in each image that has it."},
+		doc:  "Most bytes that the images which deckhand pulled and keeps may take together; those that were used longest ago go first, the running task's never. A layer that several of them have counts once."},
 	{name: "image.retry_for", fallback: "15m",
 		kind: duration(func(c *Config) *time.Duration { return &c.Image.RetryFor }),
 		doc:  "How long a pull that fails for a passing reason is tried again."},

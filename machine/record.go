@@ -116,6 +116,9 @@ type ImageRecord struct {
 	// Bytes is the image's size on disk, layers that it shares with others
 	// included; 0 while it is not known.
 	Bytes int64 `json:"bytes"`
+	// Layers are the bytes of its layers, the lowest first, which make up Bytes; none
+	// when they are not known.
+	Layers []int64 `json:"layers,omitempty"`
 	// Begun says that a pull may be under way; it was only announced before.
 	Begun bool `json:"begun,omitempty"`
 	// Before are the IDs of the images that were on the node when a pull began:

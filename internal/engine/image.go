@@ -22,6 +22,7 @@ type Image struct {
 	Tags    []string // name:tag
 	Digests []string // name@sha256:…, of the registries that it came from
 	Size    int64    // bytes on disk, layers shared with other images included
+	Layers  []string // chain IDs of its layers (OCI image spec, config.md), the lowest first
 	OS      string
 	Arch    string
 
@@ -69,6 +70,9 @@ func (d *Docker) image(ctx context.Context, ref string) (Image, error) {
 			return err
 		}
 		found = Image{ID: i.ID, Tags: i.RepoTags, Digests: i.RepoDigests, Size: i.Size, OS: i.Os, Arch: i.Architecture}
+		for _, chain := range chainIDs(i.RootFS.Layers) {
+			found.Layers = append(found.Layers, chain.String())
+		}
 		if c := i.Config; c != nil {
 			found.Entrypoint, found.Cmd, found.Env = c.Entrypoint, c.Cmd, c.Env
 			found.Workdir, found.User = c.WorkingDir, c.User

@@ -26,7 +26,10 @@ type Manifest struct {
 	// configuration or, in a store of containerd, by what the registry gave.
 	IDs    []string
 	layers []layerOf // the lowest first
-	from   *remoteImage
+	// empty says for each step of the image's history, the oldest first, whether it
+	// made no layer.
+	empty []bool
+	from  *remoteImage
 }
 
 // layerOf is a layer of an image in its registry. Its chain ID (OCI image spec,
@@ -118,6 +121,9 @@ func (d *Docker) manifest(ctx context.Context, ref string) (*Manifest, error) {
 		return nil, err
 	}
 	m := &Manifest{Reference: ref, IDs: []string{configID.String(), manifestID.String(), descriptor.Digest.String()}, from: from}
+	for _, step := range config.History {
+		m.empty = append(m.empty, step.EmptyLayer)
+	}
 	var diffs []string
 	for _, diff := range config.RootFS.DiffIDs {
 		diffs = append(diffs, diff.String())

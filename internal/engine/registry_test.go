@@ -113,6 +113,52 @@ func TestPullNeed(t *testing.T) {
 	}
 }
 
+// The bytes of each layer add up to the image's, and are the same in every image that
+// has it; which steps made a layer without a byte, the registry alone tells.
+func TestLayerBytes(t *testing.T) {
+	registry := rig.NewRegistry(t)
+	docker := connect(t, rig.Docker(t))
+	var all [][]int64
+	for _, spec := range []rig.Spec{{Shared: 4 * mib}, {Shared: 4 * mib, Hollow: true, Size: mib}} {
+		ref := rig.Image(t, registry, "layers:1", spec)
+		rig.DockerCmd(t, "pull", "-q", ref.Tag)
+		img, err := docker.Image(t.Context(), ref.Tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := docker.Manifest(t.Context(), ref.Tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, manifest := range []*engine.Manifest{m, nil, {Reference: "another"}} {
+			bytes, err := docker.LayerBytes(t.Context(), img, manifest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if spec.Hollow && manifest != m {
+				if bytes != nil {
+					t.Errorf("without the manifest: %v", bytes)
+				}
+				continue
+			}
+			sum := int64(0)
+			for _, b := range bytes {
+				sum += b
+			}
+			if len(bytes) != len(ref.Layers) || len(bytes) != len(img.Layers) || sum != img.Size {
+				t.Errorf("%d layers of %v bytes, want %d of %d in all", len(img.Layers), bytes, len(ref.Layers), img.Size)
+			}
+			all = append(all, bytes)
+		}
+	}
+	if first, last := all[0], all[len(all)-1]; !slices.Equal(first[:2], last[:2]) || !about(first[1], 4) || last[2] != 0 || !about(last[3], 1) {
+		t.Errorf("%v and %v", first, last)
+	}
+	if _, err := docker.LayerBytes(t.Context(), engine.Image{ID: "sha256:" + strings.Repeat("0", 64)}, nil); !errors.Is(err, engine.ErrNotFound) {
+		t.Errorf("of an image that is not there: %v", err)
+	}
+}
+
 // A tag is asked for once, with HEAD, and nothing else is fetched; where this
 // process does not get an answer, Docker may.
 func TestDigestIsOneQuestion(t *testing.T) {

@@ -308,21 +308,16 @@ type Keep struct {
 // used images most recently, as many as keep has room for. wanted holds the
 // image IDs that the task uses and names the references that it asks for: what
 // such a reference named before goes whatever keep is, because no task finds it
-// again.
-func Surplus(images []machine.ImageRecord, wanted, names []string, keep Keep) []machine.ImageRecord {
-	bytes, counted := int64(0), map[string]bool{} // of the images that stay, by ID
-	count := func(r machine.ImageRecord) {
-		if !counted[r.ImageID] {
-			counted[r.ImageID] = true
-			bytes += r.Bytes
-		}
-	}
+// again. chains are the layers of images, by ID: what several of those that stay
+// have in common takes its bytes once.
+func Surplus(images []machine.ImageRecord, wanted, names []string, keep Keep, chains map[string][]string) []machine.ImageRecord {
+	stay := newTally(images, chains)
 	var recent []machine.ImageRecord // that may go
 	for _, r := range images {
 		switch {
 		case r.Phase == machine.Pulling || !r.PulledByUs:
 		case slices.Contains(wanted, r.ImageID):
-			count(r)
+			stay.count(r)
 		default:
 			recent = append(recent, r)
 		}
@@ -338,11 +333,11 @@ func Surplus(images []machine.ImageRecord, wanted, names []string, keep Keep) []
 		if len(kept) < keep.Tasks-1 {
 			kept[r.Task] = true
 		}
-		full = full || !kept[r.Task] || keep.Bytes > 0 && !counted[r.ImageID] && r.Bytes > keep.Bytes-bytes
+		full = full || !kept[r.Task] || keep.Bytes > 0 && stay.adds(r) > max(0, keep.Bytes-stay.bytes)
 		if full {
 			surplus = append(surplus, r)
 		} else {
-			count(r)
+			stay.count(r)
 		}
 	}
 	return surplus

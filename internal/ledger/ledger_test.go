@@ -252,9 +252,56 @@ func TestSurplus(t *testing.T) {
 			for _, w := range test.wanted {
 				ids, names = append(ids, w.ImageID), append(names, w.Reference)
 			}
-			got := ledger.Surplus(test.images, ids, names, ledger.Keep{Tasks: test.keep, Bytes: test.bytes})
+			got := ledger.Surplus(test.images, ids, names, ledger.Keep{Tasks: test.keep, Bytes: test.bytes}, nil)
 			if !reflect.DeepEqual(got, test.want) {
 				t.Errorf("%+v\nwant %+v", got, test.want)
+			}
+		})
+	}
+}
+
+// A layer takes its bytes once, however many of the images have it that stay. What
+// nobody knows of is counted in each.
+func TestSharedLayersCountOnce(t *testing.T) {
+	// Below each other: base 100, tools 50; app1 and app2 stand on tools, app3 on base.
+	minute := 0
+	image := func(content string, layers ...int64) machine.ImageRecord {
+		r := record("r.test/"+content+":1", content)
+		minute++
+		r.Task, r.Since, r.Layers = content, time.Unix(int64(minute)*60, 0), layers
+		for _, b := range layers {
+			r.Bytes += b
+		}
+		return r
+	}
+	app1, app2, app3, base := image("app1", 100, 50, 0, 7), image("app2", 100, 50, 9), image("app3", 100, 30), image("base", 100)
+	chains := map[string][]string{
+		app1.ImageID: {"base", "tools", "empty", "app1"}, app2.ImageID: {"base", "tools", "app2"},
+		app3.ImageID: {"base", "app3"}, base.ImageID: {"base"},
+	}
+	unknown := func(r machine.ImageRecord) machine.ImageRecord { r.Layers = nil; return r }
+	for _, test := range []struct {
+		name   string
+		images []machine.ImageRecord
+		bytes  int64 // the least that all of them have room in
+	}{
+		{"one", []machine.ImageRecord{app1}, 157},
+		{"two", []machine.ImageRecord{app1, app2}, 166},
+		{"three", []machine.ImageRecord{app1, app2, app3}, 196},
+		{"in another order", []machine.ImageRecord{app3, app2, app1}, 196},
+		{"with their base", []machine.ImageRecord{app1, base, app3}, 187},
+		{"one unknown", []machine.ImageRecord{unknown(app1), app2, unknown(app3)}, 196},
+		{"all unknown", []machine.ImageRecord{unknown(app1), unknown(app2)}, 157 + 159},
+		{"all unknown but by their base", []machine.ImageRecord{unknown(app1), unknown(app3), unknown(base)}, 187},
+		{"a stranger", []machine.ImageRecord{app1, image("other", 100, 1)}, 157 + 101},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for bytes, want := range map[int64]int{test.bytes: 0, test.bytes - 1: 1} {
+				wanted := test.images[:1]
+				got := ledger.Surplus(test.images, []string{wanted[0].ImageID}, []string{wanted[0].Reference}, ledger.Keep{Tasks: 9, Bytes: bytes}, chains)
+				if len(test.images) > 1 && len(got) < want || want == 0 && len(got) > 0 {
+					t.Errorf("with room for %d bytes %d images go", bytes, len(got))
+				}
 			}
 		})
 	}

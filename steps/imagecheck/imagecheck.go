@@ -29,6 +29,7 @@ type Engine interface {
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
 	Manifest(ctx context.Context, ref string) (*engine.Manifest, error)
 	PullNeed(ctx context.Context, of []*engine.Manifest, old ...string) (engine.PullNeed, error)
+	LayerBytes(ctx context.Context, img engine.Image, m *engine.Manifest) ([]int64, error)
 }
 
 // Containers makes and removes the task's containers. They are made here,
@@ -298,7 +299,7 @@ func present(images []machine.ImageRecord, ref string, img engine.Image) machine
 	digest := ledger.RepoDigest(img, ref)
 	had, ours := ledger.Ours(images, ref, digest, img.ID)
 	return machine.ImageRecord{
-		Reference: ref, ImageID: img.ID, Digest: digest, Bytes: img.Size,
+		Reference: ref, ImageID: img.ID, Digest: digest, Bytes: img.Size, Layers: had.Layers,
 		PulledByUs: ours, Shared: had.Shared, Lone: had.Lone, Phase: machine.Present,
 	}
 }
@@ -429,9 +430,11 @@ func (s *Step) provide(ctx context.Context, t *machine.Task, n machine.Notes, w 
 			}
 		}
 		s.Log.Warn("the image went away while its container was made; pulling again", "image", w.ref)
-		gone := machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID}
+		images := n.Images()
+		if brought { // or it is what a tag named before
+			images = ledger.Without(images, machine.ImageRecord{Reference: w.ref, ImageID: w.local.ID})
+		}
 		w.local, w.pull, w.came = engine.Image{}, true, false
-		images := ledger.Without(n.Images(), gone)
 		w.pulling = pulling(n.Images(), w.ref)
 		w.pulling.Task, w.pulling.Since, w.pulling.Last = t.ID, time.Now().UTC(), true
 		if err := n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(images, w.pulling)}); err != nil {
@@ -486,6 +489,9 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 			r = present(images, w.ref, img)
 			r.Task, r.Since, r.Last = t.ID, time.Now().UTC(), true
 		}
+	}
+	if r.Layers, err = s.Engine.LayerBytes(ctx, img, w.manifest); err != nil {
+		s.Log.Info("cannot tell how large the layers are; the image counts whole for image.keep_bytes", "image", w.ref, "error", err)
 	}
 	w.local, w.pull = img, false
 	images = ledger.Without(images, machine.ImageRecord{Reference: w.ref}) // the pulling record has no ID

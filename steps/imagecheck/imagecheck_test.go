@@ -35,6 +35,7 @@ type node struct {
 	make     func(img engine.Image) error
 	need     engine.PullNeed
 	needed   func(ref string) error           // called when a manifest is asked for; its error is the answer
+	base     int64                            // bytes that all images have in common
 	alike    []string                         // contents that have a layer in common
 	tight    bool                             // whether there is no room beside old images
 	tighter  func(of []*engine.Manifest) bool // whether there is no room at all
@@ -104,6 +105,22 @@ func (e *node) PullNeed(_ context.Context, of []*engine.Manifest, old ...string)
 		}
 	}
 	return need, nil
+}
+
+// LayerBytes: all images have their lowest layer in common.
+func (e *node) LayerBytes(_ context.Context, img engine.Image, _ *engine.Manifest) ([]int64, error) {
+	if e.base == 0 {
+		return nil, nil
+	}
+	return []int64{e.base, img.Size - e.base}, nil
+}
+
+func (e *node) Image(ctx context.Context, ref string) (engine.Image, error) {
+	img, err := e.Store.Image(ctx, ref)
+	if e.base > 0 {
+		img.Layers = []string{"base", img.ID}
+	}
+	return img, err
 }
 
 // Create, Settle and Remove make node the containers of the task.
@@ -600,6 +617,28 @@ func TestKeepBytes(t *testing.T) {
 	w.keep.Bytes = 500
 	want(t, "came", w.run(t, "r.test/z:1"), "reused")
 	w.wantLedger(t, "r.test/z:1 present ours last")
+}
+
+// What the images that are kept have in common takes its bytes once, also when they
+// are used again.
+func TestKeepBytesOfSharedLayers(t *testing.T) {
+	for _, test := range []struct {
+		bytes int64
+		stays bool
+	}{{1800, true}, {1799, false}} {
+		w := newWorld() // each image has 1000 bytes
+		w.base, w.keep = 200, ledger.Keep{Tasks: 9, Bytes: test.bytes}
+		w.registry[a], w.registry[b] = "x", "y"
+		w.run(t, a)
+		w.run(t, b)
+		for range 2 {
+			want(t, "the kept image is there", w.Has("x"), test.stays)
+			w.run(t, b)
+			if test.stays {
+				want(t, "came", w.run(t, a)+" "+w.run(t, b), "reused reused")
+			}
+		}
+	}
 }
 
 // Kept images go when what a task needs does not fit beside them.

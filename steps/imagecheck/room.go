@@ -14,7 +14,7 @@ import (
 )
 
 // surplus are the images that the task does not use and that are not kept.
-func (s *Step) surplus(n machine.Notes, wants []*want, keep ledger.Keep) []machine.ImageRecord {
+func (s *Step) surplus(ctx context.Context, n machine.Notes, wants []*want, keep ledger.Keep) ([]machine.ImageRecord, error) {
 	var ids, names []string
 	for _, w := range wants {
 		names = append(names, w.ref)
@@ -22,12 +22,28 @@ func (s *Step) surplus(n machine.Notes, wants []*want, keep ledger.Keep) []machi
 			ids = append(ids, w.local.ID)
 		}
 	}
-	return ledger.Surplus(n.Images(), ids, names, keep)
+	images := n.Images()
+	chains := map[string][]string{}
+	for _, r := range images {
+		if keep.Bytes == 0 || !r.PulledByUs || r.ImageID == "" {
+			continue
+		}
+		img, err := s.Engine.Image(ctx, r.ImageID)
+		if err != nil && !errors.Is(err, engine.ErrNotFound) {
+			return nil, err
+		}
+		chains[r.ImageID] = img.Layers
+	}
+	return ledger.Surplus(images, ids, names, keep, chains), nil
 }
 
 // evict deletes the images that this task does not use and that are not kept.
 func (s *Step) evict(ctx context.Context, n machine.Notes, wants []*want) error {
-	for _, r := range s.surplus(n, wants, s.Keep) {
+	surplus, err := s.surplus(ctx, n, wants, s.Keep)
+	if err != nil {
+		return err
+	}
+	for _, r := range surplus {
 		if err := s.remove(ctx, n, r); err != nil {
 			return err
 		}
@@ -98,8 +114,12 @@ func (s *Step) need(ctx context.Context, wants []*want, old ...string) (need eng
 // come: they have layers for those, which would be fetched again, and there is room
 // for all of them.
 func (s *Step) pullsFirst(ctx context.Context, n machine.Notes, wants []*want) (bool, error) {
+	surplus, err := s.surplus(ctx, n, wants, s.Keep)
+	if err != nil {
+		return false, err
+	}
 	var old []string
-	for _, r := range s.surplus(n, wants, s.Keep) {
+	for _, r := range surplus {
 		old = append(old, r.ImageID)
 	}
 	unknown := func(w *want) bool { return w.manifest == nil }
@@ -130,7 +150,11 @@ type spare struct {
 
 // makeRoom deletes the next of the spare images; false when there is none.
 func (s *Step) makeRoom(ctx context.Context, n machine.Notes, spare *spare) (bool, error) {
-	for _, r := range slices.Backward(s.surplus(n, spare.wants, ledger.Keep{Tasks: 1})) {
+	surplus, err := s.surplus(ctx, n, spare.wants, ledger.Keep{Tasks: 1})
+	if err != nil {
+		return false, err
+	}
+	for _, r := range slices.Backward(surplus) {
 		if slices.ContainsFunc(spare.gone, func(g machine.ImageRecord) bool { return ledger.Same(g, r) }) {
 			continue
 		}

@@ -335,6 +335,19 @@ func (e *Engine) Manifest(ctx context.Context, ref string) (*engine.Manifest, er
 	return &engine.Manifest{Reference: ref, IDs: []string{img.ID}}, ctx.Err()
 }
 
+// LayerBytes tells how large the layers of an image are.
+func (e *Engine) LayerBytes(ctx context.Context, img engine.Image, _ *engine.Manifest) ([]int64, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var bytes []int64
+	if i := e.images[img.ID]; i != nil {
+		for _, layer := range i.layers {
+			bytes = append(bytes, bytesIn(layer))
+		}
+	}
+	return bytes, ctx.Err()
+}
+
 // PullNeed tells what pulling these images would take: what those have that are
 // not there yet. All images have their lowest layer in common.
 func (e *Engine) PullNeed(ctx context.Context, of []*engine.Manifest, old ...string) (engine.PullNeed, error) {

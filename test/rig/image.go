@@ -37,6 +37,7 @@ type Spec struct {
 	Size       int64             // bytes of incompressible filling
 	Zeros      int64             // bytes of filling that compress to next to nothing
 	Shared     int64             // bytes in a layer of their own, the same in every image that has it
+	Hollow     bool              // has a layer without a byte, as WORKDIR makes it
 	Apart      bool              // busybox is no layer of its own: the image shares none with others
 	Platform   string            // os/architecture, default linux on this machine's architecture
 	Env        []string          // NAME=value
@@ -84,6 +85,13 @@ func Image(tb TB, reg *Registry, name string, spec Spec) Ref {
 			giveUp(tb, err)
 		}
 		layers = []layer{base, shared, top}
+	}
+	if spec.Hollow {
+		hollow, err := tarball(func(t *tree) { t.dir("hollow", 0o755) })
+		if err != nil {
+			giveUp(tb, err)
+		}
+		layers = slices.Insert(layers, len(layers)-1, hollow)
 	}
 	config := mustJSON(spec.config(reg.nonce, layers...))
 	var descriptors []any
@@ -133,8 +141,11 @@ func (s Spec) config(owner string, layers ...layer) map[string]any {
 		cmd = []string{"sh"}
 	}
 	var diffs []string
+	var history []any
 	for _, l := range layers {
 		diffs = append(diffs, l.diffID)
+		// Each layer has a step without one after it, such as ENV is.
+		history = append(history, map[string]any{"created_by": "RUN"}, map[string]any{"created_by": "ENV", "empty_layer": true})
 	}
 	return map[string]any{
 		"created":      "2020-01-01T00:00:00Z",
@@ -144,7 +155,8 @@ func (s Spec) config(owner string, layers ...layer) map[string]any {
 			"Env": env, "Entrypoint": s.Entrypoint, "Cmd": cmd, "User": s.User,
 			"WorkingDir": s.Workdir, "Volumes": volumes, "Labels": labels,
 		},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+		"rootfs":  map[string]any{"type": "layers", "diff_ids": diffs},
+		"history": history,
 	}
 }
 

@@ -52,7 +52,7 @@ var effects = map[string][]string{
 // calls it, whatever is behind it.
 var calls = []string{
 	// Of the engine.
-	"Changes", "Container", "Containers", "CopyFrom", "Image", "Images", "Info", "IsPodman", "Log", "Logs", "Manifest", "Networks", "PullNeed", "RemoteDigest", "Restarted", "Volumes", "Wait", "WaitNext",
+	"Changes", "Container", "Containers", "CopyFrom", "Image", "Images", "Info", "IsPodman", "LayerBytes", "Log", "Logs", "Manifest", "Networks", "PullNeed", "RemoteDigest", "Restarted", "Volumes", "Wait", "WaitNext",
 	// Of storage.
 	"Join", "List", "Open", "ReadDir", "Stat", "hash", "list", "published",
 	// Of the journal and the notes.
