@@ -57,11 +57,18 @@ type Transfer struct {
 	Bandwidth int64 // bytes a second, 0 for no limit
 }
 
-// Storage says how object stores are reached.
+// Storage says how files and object stores are reached.
 type Storage struct {
+	File  File
 	S3    S3
 	GCS   GCS
 	Azure Azure
+}
+
+// File says how files of the node are reached.
+type File struct {
+	// Mount are absolute directories separated by commas; empty for none.
+	Mount string
 }
 
 // S3 says how s3:// is reached.

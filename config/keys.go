@@ -67,6 +67,9 @@ var keys = []key{
 		kind: sizeOrNone(func(c *Config) *int64 { return &c.Transfer.Bandwidth }),
 		doc:  "Most bytes a second that all transfers use together."},
 
+	{name: "storage.file.mount", fallback: "none",
+		kind: directories(func(c *Config) *string { return &c.Storage.File.Mount }),
+		doc:  "Directories of the node with data that does not change while tasks run. A local input FILE of 1 MiB and more from them is mounted read-only into containers instead of being copied, where that is safe. See [storage.md](storage.md)."},
 	{name: "storage.s3.endpoint", fallback: "",
 		kind: endpoint(func(c *Config) *string { return &c.Storage.S3.Endpoint }),
 		doc:  "Service that `s3://` means. Empty: what the AWS configuration of the node says (`AWS_ENDPOINT_URL_S3`), else Amazon S3."},

@@ -298,6 +298,15 @@ func list(allowed string, field func(*Config) *string, check func(string) (strin
 	return orNone(k, allowed, func(c *Config) { *field(c) = "" })
 }
 
+func directories(field func(*Config) *string) kind {
+	return list("absolute paths of directories, but not of /, separated by commas", field, func(s string) (string, error) {
+		if s = filepath.Clean(s); !filepath.IsAbs(s) || s == "/" {
+			return "", errNotAllowed
+		}
+		return s, nil
+	})
+}
+
 func addresses(field func(*Config) *string) kind {
 	return list("IP addresses and CIDRs separated by commas", field, func(s string) (string, error) {
 		p, err := netfilter.ParsePrefix(s)

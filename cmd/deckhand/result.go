@@ -278,6 +278,10 @@ func (a *account) done(r machine.Record) error {
 			return err
 		}
 		for _, f := range staged.Files {
+			if f.Mounted {
+				a.say(r.Time, fmt.Sprintf("input %s (%d bytes) is mounted, not copied", f.Path, f.Bytes))
+				continue
+			}
 			a.bytesIn += f.Bytes
 		}
 	case upload.WhatOutputs:

@@ -295,7 +295,9 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	}
 	dir := filepath.Join(s.app.tasksDir(), taskDir(task))
 	tree := func(attempt int, n machine.Notes) *worktree.Tree {
-		return worktree.New(dir, attempt, doc, run.OwnDirs(n)...)
+		tree := worktree.New(dir, attempt, doc, run.OwnDirs(n)...)
+		tree.Plan.Binds = download.Binds(n)
+		return tree
 	}
 	store := storage.New(storage.Options{
 		RetryFor: conf.Transfer.RetryFor, Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
@@ -307,14 +309,16 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		Grants: s.app.grants(), Limits: s.bounds,
 		Hardening: hardening(conf.Run),
 	}
-	inputs := &download.Step{Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Meter: s.meter, Log: s.app.log}
+	inputs := &download.Step{
+		Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Mount: mountable(conf.Config), Meter: s.meter, Log: s.app.log,
+	}
 	space := &room.Room{
 		Dir: s.app.tasksDir(), Images: s.dataRoot, Disk: doc.Resources.DiskBytes(), Inputs: inputs.Need,
 		Floor: room.Floor{Bytes: conf.Disk.Floor, Inodes: conf.Disk.InodeFloor},
 	}
 	steps := []machine.Step{
 		&scrub.Step{
-			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
+			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Choose: inputs.Choose, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
@@ -390,6 +394,17 @@ func hardening(c config.Run) run.Hardening {
 		h.Block = append(h.Block, netip.MustParsePrefix(a)) // config has checked it
 	}
 	return h
+}
+
+// mountable are the directories whose files may be mounted as inputs. A container that
+// may mount could make the mounts writable.
+func mountable(c config.Config) []string {
+	for _, capability := range fields(c.Run.CapAdd) {
+		if capability == "SYS_ADMIN" || capability == "ALL" {
+			return nil
+		}
+	}
+	return fields(c.Storage.File.Mount)
 }
 
 // fields splits a list of the configuration.

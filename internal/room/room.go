@@ -41,7 +41,7 @@ type Room struct {
 	Disk int64
 	// Inputs returns what is known of the size of the inputs. It is asked once;
 	// nil for nothing.
-	Inputs func(ctx context.Context) (bytes, files int64)
+	Inputs func(ctx context.Context, n machine.Notes) (bytes, files int64)
 	Floor  Floor
 
 	once   sync.Once
@@ -60,10 +60,10 @@ type taken struct {
 // Check compares what is claimed with what is free. images is claimed of Docker's
 // filesystem, and back is what will be given back there before. What does not
 // fit is the node's fault, told in numbers.
-func (r *Room) Check(ctx context.Context, back int64, images ...Claim) error {
+func (r *Room) Check(ctx context.Context, n machine.Notes, back int64, images ...Claim) error {
 	r.once.Do(func() {
 		if r.Inputs != nil {
-			r.inputs.bytes, r.inputs.files = r.Inputs(ctx)
+			r.inputs.bytes, r.inputs.files = r.Inputs(ctx, n)
 		}
 	})
 	mine := &taken{dir: r.Dir, inodes: r.inputs.files}

@@ -24,8 +24,8 @@ func TestCheck(t *testing.T) {
 	// 64 MiB each, some of which the filesystem keeps for itself.
 	mine, theirs := rig.Filesystem(t, "ext4", 64*mib), rig.Filesystem(t, "ext4", 64*mib)
 	tasks := filepath.Join(mine, "root", "tasks") // not there yet
-	inputs := func(bytes, files int64) func(context.Context) (int64, int64) {
-		return func(context.Context) (int64, int64) { return bytes, files }
+	inputs := func(bytes, files int64) func(context.Context, machine.Notes) (int64, int64) {
+		return func(context.Context, machine.Notes) (int64, int64) { return bytes, files }
 	}
 	image := []Claim{{"image a:1", 30 * mib}}
 	for _, test := range []struct {
@@ -68,7 +68,7 @@ func TestCheck(t *testing.T) {
 			if test.change != nil {
 				test.change(r)
 			}
-			err := r.Check(t.Context(), test.back, test.images...)
+			err := r.Check(t.Context(), nil, test.back, test.images...)
 			if (err != nil) != (len(test.says) > 0) || err != nil && machine.FaultOf(err) != machine.NodeFault {
 				t.Fatalf("%v (fault %s)", err, machine.FaultOf(err))
 			}
@@ -84,9 +84,9 @@ func TestCheck(t *testing.T) {
 // Sources are asked how large the inputs are once, however often it is checked.
 func TestInputsAreAskedForOnce(t *testing.T) {
 	asked := 0
-	r := &Room{Dir: t.TempDir(), Inputs: func(context.Context) (int64, int64) { asked++; return math.MaxInt64, 1 }}
+	r := &Room{Dir: t.TempDir(), Inputs: func(context.Context, machine.Notes) (int64, int64) { asked++; return math.MaxInt64, 1 }}
 	for range 2 {
-		if r.Check(t.Context(), 0) == nil {
+		if r.Check(t.Context(), nil, 0) == nil {
 			t.Error("it fits")
 		}
 	}
@@ -98,7 +98,7 @@ func TestInputsAreAskedForOnce(t *testing.T) {
 func TestDockerThatDoesNotAnswer(t *testing.T) {
 	silent := machine.Faultf(machine.EngineFault, "no answer")
 	r := &Room{Dir: t.TempDir(), Images: func(context.Context) (string, error) { return "", silent }}
-	if err := r.Check(t.Context(), 0); machine.FaultOf(err) != machine.EngineFault {
+	if err := r.Check(t.Context(), nil, 0); machine.FaultOf(err) != machine.EngineFault {
 		t.Errorf("%v", err)
 	}
 }
@@ -108,7 +108,7 @@ func TestDirectoryThatCannotBeRead(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := (&Room{Dir: file + "/tasks"}).Check(t.Context(), 0)
+	err := (&Room{Dir: file + "/tasks"}).Check(t.Context(), nil, 0)
 	if machine.FaultOf(err) != machine.NodeFault || !strings.Contains(fmt.Sprint(err), file) {
 		t.Errorf("%v", err)
 	}

@@ -120,3 +120,19 @@ func copyThrough(dst, src *os.File, at, n int64) error {
 	}
 	return err
 }
+
+// Clones says whether a copy of a file in a directory would share its blocks. It tries
+// with a part of the file, in a file that has no name.
+func Clones(src *os.File, dir string) bool {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false // no filesystem that shares blocks is without
+	}
+	defer func() { _ = unix.Close(fd) }() // it goes with that
+	const part = 1 << 20                  // a multiple of every filesystem's block
+	info, err := src.Stat()
+	if err != nil || info.Size() < part {
+		return false
+	}
+	return unix.IoctlFileCloneRange(fd, &unix.FileCloneRange{Src_fd: int64(src.Fd()), Src_length: part}) == nil
+}

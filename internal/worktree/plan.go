@@ -23,11 +23,11 @@ type Mount struct {
 
 // Layout is the number of the rules by which NewPlan and Tree lay a directory out.
 // With any change of these it goes up.
-const Layout = 2
+const Layout = 3
 
-// Plan is the layout of a task's work tree. It is a pure function of the
-// document, so that a process which takes the task up again finds everything
-// where the one before it put it.
+// Plan is the layout of a task's work tree. But for Binds, which are journaled, it is a
+// pure function of the document, so that a process which takes the task up again finds
+// everything where the one before it put it.
 type Plan struct {
 	Mounts []Mount
 	// Merges are input directories that the image may have too: mounted, they
@@ -37,6 +37,9 @@ type Plan struct {
 	// filesystem, because mounting their directory would hide what the image
 	// keeps there.
 	Captured []string
+	// Binds are the input files that are mounted from the node instead of being
+	// copied. They do not follow from the document alone: NewPlan knows none.
+	Binds []Bind
 }
 
 // systemTrees are directories whose content belongs to the image: a directory

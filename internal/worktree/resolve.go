@@ -195,7 +195,8 @@ func components(p string) []string {
 
 // OpenFile opens a regular file that the container left, following links
 // inside the tree. It never waits for a FIFO and never opens a device, whatever
-// takes the file's place meanwhile.
+// takes the file's place meanwhile. Of an input that is mounted it opens what the
+// container sees.
 func (t *Tree) OpenFile(container string) (*os.File, fs.FileInfo, error) {
 	physical, _, err := t.Resolve(container)
 	if err != nil {
@@ -212,6 +213,9 @@ func (t *Tree) OpenFile(container string) (*os.File, fs.FileInfo, error) {
 	}
 	if !info.Mode().IsRegular() {
 		return nil, nil, fmt.Errorf("cannot read %s: it is %s, not a regular file", container, describe(info.Mode()))
+	}
+	if b, ok := t.held(info); ok {
+		return b.Open()
 	}
 	// Through /proc the very file that was looked at is opened.
 	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()))

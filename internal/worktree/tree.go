@@ -25,6 +25,7 @@ import (
 //	            ended, and the ends of the others
 //	gate/       a file for each executor whose command may begin; containers
 //	            read it
+//	binds/N     the holders of inputs that are mounted and not copied
 //	captured/   what was fetched from ended containers, at its container path,
 //	            with an empty place for each mount
 type Tree struct {
@@ -62,7 +63,8 @@ func (t *Tree) Staging() *Tree {
 }
 
 // Prepare makes the empty tree: directories that any user of a container may
-// write to, and an empty file for each single-file mount. It keeps what is there.
+// write to, an empty file for each single-file mount, and the holders of inputs that are
+// not copied. It keeps what is there. No container may have run.
 func (t *Tree) Prepare() error {
 	for _, dir := range []string{"", "dirs", "files", "merges", "logs", "captured"} {
 		if err := os.MkdirAll(filepath.Join(t.Dir, dir), 0o700); err != nil {
@@ -88,7 +90,22 @@ func (t *Tree) Prepare() error {
 			return err
 		}
 	}
-	return nil
+	return t.hold()
+}
+
+// Missing says whether a power cut took away what Prepare has made: no executor can.
+func (t *Tree) Missing() bool {
+	var all []string
+	for _, m := range t.Plan.Mounts {
+		all = append(all, t.Source(m))
+	}
+	for i := range t.Plan.Binds {
+		all = append(all, t.holder(i))
+	}
+	return slices.ContainsFunc(all, func(name string) bool {
+		_, err := os.Lstat(name)
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // createOpen makes an empty file that every user may write to.

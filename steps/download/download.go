@@ -43,6 +43,8 @@ const WhatInputs = "inputs"
 type File struct {
 	Path  string `json:"path"` // in the container
 	Bytes int64  `json:"bytes"`
+	// Mounted files were not copied; see worktree.Bind.
+	Mounted bool `json:"mounted,omitempty"`
 }
 
 // Step is the Download state.
@@ -51,8 +53,11 @@ type Step struct {
 	Storage  Storage
 	Tree     func(attempt int, n machine.Notes) *worktree.Tree
 	Parallel int // files at a time
-	Meter    *progress.Meter
-	Log      *slog.Logger
+	// Mount are the directories of the node whose files are mounted instead of being
+	// copied, where that is safe.
+	Mount []string
+	Meter *progress.Meter
+	Log   *slog.Logger
 
 	known known
 }
@@ -79,7 +84,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 	tree := s.Tree(t.Attempt, n).Staging()
 	list := sorted.New(filepath.Join(tree.Dir, "inputs.list"), inTree)
 	defer func() { err = errors.Join(err, list.Close()) }()
-	if err := s.list(ctx, n, list); err != nil {
+	if err := s.list(ctx, n, tree, list); err != nil {
 		return err
 	}
 	files, need, err := s.lay(ctx, n, tree, list)
@@ -119,6 +124,16 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 		if p.kind != aFile || inPlace(tree, p) {
 			continue
 		}
+		if b, bound := tree.Plan.Bound(p.path); bound {
+			f, err := s.hold(tree, b)
+			if err == nil {
+				err = journal.Add(ctx, f)
+			}
+			if listErr = err; listErr != nil {
+				break
+			}
+			continue
+		}
 		downloads.Go(func() error {
 			if err := inner.Err(); err != nil {
 				return err
@@ -139,7 +154,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 }
 
 // list fills the list with what all inputs hold and what the journal says is staged.
-func (s *Step) list(ctx context.Context, n machine.Notes, list *sorted.List) error {
+func (s *Step) list(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List) error {
 	var turn uint64
 	add := func(x entry) error {
 		if x.kind != stagedEntry {
@@ -153,7 +168,7 @@ func (s *Step) list(ctx context.Context, n machine.Notes, list *sorted.List) err
 		return list.Add(e)
 	}
 	for f, err := range batch.Read[File](n, WhatInputs) {
-		if err == nil {
+		if _, bound := tree.Plan.Bound(f.Path); err == nil && bound == f.Mounted {
 			err = add(entry{path: f.Path, kind: stagedEntry, item: item{size: f.Bytes}})
 		}
 		if err != nil {
@@ -163,8 +178,11 @@ func (s *Step) list(ctx context.Context, n machine.Notes, list *sorted.List) err
 	for _, i := range outerFirst(s.Task.Inputs) {
 		in := s.Task.Inputs[i]
 		p := path.Clean(in.Path)
+		b, bound := tree.Plan.Bound(p)
 		var err error
 		switch {
+		case bound:
+			err = add(entry{path: p, item: item{size: b.Size, input: i + 1}})
 		case in.Content != nil:
 			err = add(entry{path: p, item: item{size: int64(len(*in.Content)), input: i + 1}})
 		case in.Type == tes.Directory:
@@ -207,13 +225,14 @@ func (s *Step) directory(ctx context.Context, add func(entry) error, input int, 
 }
 
 // lay makes the directories of inputs, which may be empty, and returns how many files
-// are to be staged and how many bytes they have.
+// are to be staged and how many bytes are to be copied for them.
 func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List) (files, need int64, err error) {
 	left := 0
 	for p, err := range merged(list.All()) {
 		if err != nil {
 			return 0, 0, err
 		}
+		_, bound := tree.Plan.Bound(p.path)
 		switch {
 		case p.kind == leftOut:
 			if left++; left <= told {
@@ -223,6 +242,9 @@ func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, li
 			if err = mkdir(tree, p.path); err != nil {
 				err = fmt.Errorf("input %s: %w", p.path, err)
 			}
+		case bound && inPlace(tree, p):
+		case bound:
+			files++
 		case inPlace(tree, p):
 			s.Meter.AddTotal(1, max(0, p.size))
 			s.Meter.AddBytes(max(0, p.size))
@@ -266,7 +288,7 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, p place) (File, e
 			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", p.path, err)
 		}
 		s.Meter.AddBytes(int64(len(content)))
-		return File{p.path, int64(len(content))}, nil
+		return File{Path: p.path, Bytes: int64(len(content))}, nil
 	}
 	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
 		URL: s.url(p), Dir: dir, Name: name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
@@ -274,7 +296,7 @@ func (s *Step) stage(ctx context.Context, tree *worktree.Tree, p place) (File, e
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", p.path, err)
 	}
-	return File{p.path, got.Bytes}, nil
+	return File{Path: p.path, Bytes: got.Bytes}, nil
 }
 
 // url is where a file is fetched from.

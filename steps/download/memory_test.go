@@ -72,7 +72,7 @@ func staged(files int64) func(attempt int) iter.Seq2[machine.Record, error] {
 				}
 				b.Step, b.What = machine.Scrub, WhatInputs
 				for k := i; k < min(i+together, files); k++ {
-					b.Files.Files = append(b.Files.Files, File{"/in/" + new(numbered).object(k).Name, 1 << 10})
+					b.Files.Files = append(b.Files.Files, File{Path: "/in/" + new(numbered).object(k).Name, Bytes: 1 << 10})
 				}
 				raw, err := json.Marshal(b)
 				if !yield(machine.Record{Kind: machine.KindDone, Attempt: attempt, Seq: uint64(i) + 1, Detail: raw, Time: time.Now()}, err) {

@@ -2,6 +2,8 @@ package download
 
 import (
 	"context"
+	"path"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,6 +11,8 @@ import (
 	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/internal/worktree"
+	"github.com/deckhand/deckhand/machine"
 )
 
 // needLimit bounds the question how large the inputs are.
@@ -21,9 +25,10 @@ type known struct {
 }
 
 // Need adds up what is known of the inputs before anything is fetched. A source
-// that does not answer, or not in time, counts nothing: staging will say why.
+// that does not answer, or not in time, counts nothing: staging will say why. A file
+// that is mounted takes an inode, which holds its place.
 // What is found is not asked for again by Do.
-func (s *Step) Need(ctx context.Context) (bytes, files int64) {
+func (s *Step) Need(ctx context.Context, n machine.Notes) (bytes, files int64) {
 	ctx, cancel := context.WithTimeout(ctx, needLimit)
 	defer cancel()
 	var sum, count atomic.Int64
@@ -35,7 +40,12 @@ func (s *Step) Need(ctx context.Context) (bytes, files int64) {
 	}
 	ask, ctx := group.WithContext(ctx)
 	ask.SetLimit(max(1, s.Parallel))
+	binds := Binds(n)
 	for _, in := range s.Task.Inputs {
+		if slices.ContainsFunc(binds, func(b worktree.Bind) bool { return b.Target == path.Clean(in.Path) }) {
+			add(storage.Object{})
+			continue
+		}
 		if in.Content != nil {
 			add(storage.Object{Size: int64(len(*in.Content))})
 			continue

@@ -46,7 +46,7 @@ func TestNeed(t *testing.T) {
 		{URL: server.URL + "/there", Path: "/in/there"},
 	}
 	f := newFixture(t, inputs...)
-	if bytes, files := f.step.Need(t.Context()); bytes != 10+7+1100+5 || files != 6 { // a directory is an inode too
+	if bytes, files := f.step.Need(t.Context(), f.notes); bytes != 10+7+1100+5 || files != 6 { // a directory is an inode too
 		t.Errorf("%d bytes in %d files", bytes, files)
 	}
 	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
@@ -58,7 +58,7 @@ func TestNeed(t *testing.T) {
 
 	absent := newFixture(t, append(inputs, tes.Input{URL: server.URL + "/absent", Path: "/in/absent"},
 		tes.Input{URL: dir + "/nothing", Path: "/in/nothing", Type: tes.Directory})...)
-	if bytes, files := absent.step.Need(t.Context()); bytes != 10+7+1100+5 || files != 6 {
+	if bytes, files := absent.step.Need(t.Context(), absent.notes); bytes != 10+7+1100+5 || files != 6 {
 		t.Errorf("with inputs that are not there: %d bytes in %d files", bytes, files)
 	}
 	if err := absent.step.Do(t.Context(), absent.task, absent.notes); err == nil {

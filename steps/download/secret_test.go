@@ -54,7 +54,7 @@ func TestListHasNoSecrets(t *testing.T) {
 	f.step.Storage = store
 	list := sorted.New(filepath.Join(t.TempDir(), "list"), inTree)
 	defer list.Close()
-	if err := f.step.list(t.Context(), f.notes, list); err != nil {
+	if err := f.step.list(t.Context(), f.notes, f.tree, list); err != nil {
 		t.Fatal(err)
 	}
 	entries := 0

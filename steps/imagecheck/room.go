@@ -130,7 +130,7 @@ func (s *Step) pullsFirst(ctx context.Context, n machine.Notes, wants []*want) (
 	if err != nil || need.Saved == 0 {
 		return false, err
 	}
-	if err := s.Room.Check(ctx, 0, claims...); err != nil {
+	if err := s.Room.Check(ctx, n, 0, claims...); err != nil {
 		if machine.FaultOf(err) == machine.NodeFault {
 			err = nil
 		}
@@ -181,7 +181,7 @@ func (s *Step) fit(ctx context.Context, n machine.Notes, spare *spare) error {
 		if len(claims) > 0 {
 			s.Log.Info("images to pull", "layers", need.Layers, "compressed", need.Compressed, "unpacked", need.Unpacked)
 		}
-		err = s.Room.Check(ctx, 0, claims...)
+		err = s.Room.Check(ctx, n, 0, claims...)
 		if machine.FaultOf(err) != machine.NodeFault {
 			return err
 		}

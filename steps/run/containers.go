@@ -116,8 +116,12 @@ func (c *Containers) Create(ctx context.Context, t *machine.Task, n machine.Note
 	// Docker goes on with a request that is given up, and would finish it behind
 	// the roll-back's back. A Docker that does not answer is given up all the same.
 	ctx = context.WithoutCancel(ctx)
-	if err := prepared(c.Tree(t.Attempt, n)); err != nil {
-		return machine.Faultf(machine.NodeFault, "cannot make the directories of inputs: %w", err)
+	tree := c.Tree(t.Attempt, n)
+	// Those that are mounted since Settle has decided so are not there yet.
+	if tree.Missing() {
+		if err := tree.Prepare(); err != nil {
+			return machine.Faultf(machine.NodeFault, "cannot make the directories of inputs: %w", err)
+		}
 	}
 	spec, err := c.spec(t, n, executor, img)
 	if err != nil {
@@ -155,17 +159,6 @@ func announced(n machine.Notes, name string) string {
 		return ""
 	}
 	return made.ImageID
-}
-
-// prepared makes the directories that are mounted since Settle has decided so, also
-// when a power cut took them away again.
-func prepared(tree *worktree.Tree) error {
-	for _, m := range tree.Plan.Mounts {
-		if _, err := os.Lstat(tree.Source(m)); errors.Is(err, fs.ErrNotExist) {
-			return tree.Prepare()
-		}
-	}
-	return nil
 }
 
 // adopt checks that a container that has the name is the one to be made. One of
@@ -219,8 +212,20 @@ func (c *Containers) spec(t *machine.Task, n machine.Notes, executor int, img en
 	}
 	var targets []string
 	for _, m := range tree.Plan.Mounts {
+		if _, bound := tree.Plan.Bound(m.Target); bound {
+			continue
+		}
 		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: tree.Source(m), Target: m.Target})
 		targets = append(targets, m.Target)
+	}
+	for _, b := range tree.Plan.Binds {
+		f, _, err := b.Open() // Docker would say less well that it is gone
+		if err != nil {
+			return s, err
+		}
+		_ = f.Close() // nothing was read
+		s.Mounts = append(s.Mounts, engine.Mount{Kind: engine.BindMount, Source: b.Source, Target: b.Target, ReadOnly: true})
+		targets = append(targets, b.Target)
 	}
 	// A volume that the image declares would be anonymous; made by us it has a
 	// name that is known beforehand, and our labels.

@@ -209,8 +209,13 @@ func (s *Step) execute(ctx context.Context, t *machine.Task, n machine.Notes, i 
 
 // checkMounts refuses to start a container when an earlier executor has put a
 // link, or nothing, where a directory of the task is to be mounted: a volume that
-// the image declares inside another one.
+// the image declares inside another one. The same holds for the place of an input that
+// is mounted, which moreover must be the file that the executors before have seen.
 func (s *Step) checkMounts(ctx context.Context, n machine.Notes, tree *worktree.Tree, i int, c engine.Container) error {
+	err := tree.CheckBinds(func(source string) error { return s.Owner.CheckSource(ctx, n, tree, source) })
+	if err != nil {
+		return fmt.Errorf("cannot start executor %d: %w", i, err)
+	}
 	for _, m := range c.Binds {
 		err := s.Owner.CheckSource(ctx, n, tree, m.Source)
 		var journal *machine.JournalError

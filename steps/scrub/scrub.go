@@ -41,9 +41,11 @@ type Step struct {
 	Dir string
 	// Tree is the attempt's work tree; nil when the step only rolls back.
 	Tree func(attempt int, n machine.Notes) *worktree.Tree
-	Keep Keep
-	Room *room.Room
-	Log  *slog.Logger
+	// Choose decides, when the tree is there, which inputs get no file of their own in it.
+	Choose func(ctx context.Context, tree *worktree.Tree, n machine.Notes) error
+	Keep   Keep
+	Room   *room.Room
+	Log    *slog.Logger
 }
 
 var _ machine.Step = (*Step)(nil)
@@ -74,7 +76,14 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err := n.Intent(ctx, machine.Fact{What: whatDirectory, Name: s.Dir, Detail: directory{worktree.Layout}}); err != nil {
 		return err
 	}
-	if err := tree.Prepare(); err != nil {
+	err = tree.Prepare()
+	if err == nil {
+		if err := s.Choose(ctx, tree, n); err != nil {
+			return err
+		}
+		err = s.Tree(t.Attempt, n).Prepare()
+	}
+	if err != nil {
 		return machine.Faultf(machine.NodeFault, "cannot make the task's directory: %w; free space or mend the permissions of %s", err, s.Cleaner.TasksDir)
 	}
 	// What is known to be too small even when the images of earlier tasks go is
@@ -83,7 +92,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	if err != nil {
 		return err
 	}
-	return s.Room.Check(ctx, back)
+	return s.Room.Check(ctx, n, back)
 }
 
 // whatDirectory is the kind of fact that tells of the task's directory.

@@ -146,6 +146,7 @@ func newNode(t *testing.T) *node {
 		Tree: func(attempt int, _ machine.Notes) *worktree.Tree {
 			return worktree.New(filepath.Join(dir, "t"), attempt, &tes.Task{})
 		},
+		Choose: func(context.Context, *worktree.Tree, machine.Notes) error { return nil },
 	}
 	return n
 }

@@ -67,6 +67,9 @@ func (s *Step) checkMounts(ctx context.Context, tree *worktree.Tree, executor in
 	if err != nil {
 		return err
 	}
+	if err := tree.CheckBinds(tree.CheckSource); err != nil {
+		return machine.Faultf(machine.FaultOf(err), "cannot take outputs from the container of executor %d: %w", executor, err)
+	}
 	for _, m := range c.Binds {
 		if err := tree.CheckSource(m.Source); err != nil {
 			return machine.Faultf(machine.TaskFault,

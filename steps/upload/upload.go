@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/group"
@@ -297,12 +299,19 @@ func syncFile(tree *worktree.Tree, p string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	err = f.Sync()
+	if errors.Is(err, unix.EINVAL) {
+		err = nil // of a filesystem that is only read, whose file is mounted as an input
+	}
+	return errors.Join(err, f.Close())
 }
 
 func (s *Step) send(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree, f File) error {
 	file, info, err := tree.OpenFile(f.physical)
 	if err != nil {
+		if errors.Is(err, worktree.ErrReplaced) {
+			return err
+		}
 		return machine.Faultf(machine.NodeFault, "cannot read it: %w", err)
 	}
 	defer func() { _ = file.Close() }() // read-only
