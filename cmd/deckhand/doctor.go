@@ -68,6 +68,7 @@ var checks = []struct {
 	{"docker live-restore", (*examination).liveRestore},
 	{"leftovers", (*examination).leftovers},
 	{"held", (*examination).held},
+	{"mounted inputs", (*examination).mounts},
 	{"launcher", (*examination).launcher},
 	{"slurm", (*examination).slurm},
 	{"job limits", (*examination).jobLimits},

@@ -233,6 +233,24 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 			n.docker.info["CgroupDriver"] = "systemd"
 		}, "warn job limits", "cgroup driver of Docker is systemd", "slurm.md", ""},
 
+		"mounted inputs that are not there": {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_STORAGE_FILE_MOUNT=/nowhere/ref") }, "warn mounted inputs", "/nowhere/ref cannot be used", "copied until then", ""},
+		"mounted inputs of others": {func(t *testing.T, n *sickNode) {
+			dir := t.TempDir()
+			if err := errors.Join(os.Mkdir(dir+"/ref", 0o755), os.Chmod(dir+"/ref", 0o775)); err != nil {
+				t.Fatal(err)
+			}
+			n.set("DECKHAND_STORAGE_FILE_MOUNT=" + dir + "/ref")
+		}, "warn mounted inputs", "others can change", "alone write to it", ""},
+		"mounted inputs below a directory of others": {func(t *testing.T, n *sickNode) {
+			dir := t.TempDir()
+			if err := errors.Join(os.Mkdir(dir+"/ref", 0o755), os.Chmod(dir, 0o777)); err != nil {
+				t.Fatal(err)
+			}
+			n.set("DECKHAND_STORAGE_FILE_MOUNT=" + dir + "/ref")
+		}, "warn mounted inputs", "others can change", "alone write to it", ""},
+		"mounted inputs that containers could mount": {func(t *testing.T, n *sickNode) {
+			n.set("DECKHAND_STORAGE_FILE_MOUNT="+t.TempDir(), "DECKHAND_RUN_CAP_ADD=SYS_ADMIN")
+		}, "warn mounted inputs", "is mounted: run.cap_add", "SYS_ADMIN", ""},
 		"events file": {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_EVENTS_FILE=/nowhere/events") }, "fail events", "events.file", "mend", ""},
 		"events hook": {func(t *testing.T, n *sickNode) {
 			n.save(t, "hook", "#!/bin/sh\n")
