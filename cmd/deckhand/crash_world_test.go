@@ -100,10 +100,7 @@ func (b *bench) world(t *testing.T, s shape.Shape) *world {
 	for _, d := range []string{"root", "engine", "out"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, d), 0o700))
 	}
-	for name, text := range shape.Inputs {
-		file := filepath.Join(dir, "in", name)
-		err = errors.Join(err, os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644))
-	}
+	err = errors.Join(err, shape.MakeInputs(filepath.Join(dir, "in")))
 	// One copy of this large program for the containers of all worlds.
 	program, installed := helper.Install(filepath.Join(b.dir, "bin"))
 	bin := filepath.Join(dir, "root", "bin")
@@ -345,6 +342,7 @@ func (p *process) app(t *testing.T) *app {
 	}
 	conf.Transfer.Parallel, conf.Run.StopGrace = 1, 0
 	conf.Events.Drain = stuckAfter
+	conf.Storage.File.Mount = filepath.Join(p.dir, "in", shape.References)
 	if p.told {
 		conf.Events.File, conf.Events.Webhook.URL = filepath.Join(p.dir, shape.EventsFile), p.server.URL+shape.EventsPath
 	}

@@ -226,11 +226,8 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 	if err := os.MkdirAll(n.memory(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range shape.Inputs {
-		file := filepath.Join(dir, "in", name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
-			t.Fatal(err)
-		}
+	if err := shape.MakeInputs(filepath.Join(dir, "in")); err != nil {
+		t.Fatal(err)
 	}
 	if s.Run.Moved != "" {
 		n.registry.lead(t, s.Run.Moved, false)
@@ -286,6 +283,7 @@ func (n *node) run(t *testing.T, r shape.Run, at string) outcome {
 		"PATH=" + os.Getenv("PATH"), "TMPDIR=" + n.dir, "HOME=" + home, "XDG_CONFIG_HOME=" + home, "XDG_RUNTIME_DIR=" + n.memory(),
 		// One at a time, so that the order of points does not change.
 		"DECKHAND_TRANSFER_PARALLEL=1",
+		"DECKHAND_STORAGE_FILE_MOUNT=" + filepath.Join(n.dir, "in", shape.References),
 		point.AtVariable + "=" + at, point.TraceVariable + "=" + trace,
 	}
 	if n.told {

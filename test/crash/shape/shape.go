@@ -4,7 +4,9 @@
 package shape
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 
@@ -75,6 +77,26 @@ type Place struct {
 
 // Inputs are the files below Place.In.
 var Inputs = map[string]string{"file": "of a file\n", "dir/one": "1\n", "dir/sub/two": "2\n"}
+
+// References is the directory below Place.In whose files are mounted and not copied, and
+// reference one of them, of referenceSize bytes.
+const (
+	References    = "references"
+	reference     = References + "/large"
+	referenceSize = 1 << 20
+)
+
+// MakeInputs makes all files of inputs below a directory.
+func MakeInputs(in string) error {
+	for name, text := range Inputs {
+		file := filepath.Join(in, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
+			return err
+		}
+	}
+	large := filepath.Join(in, reference)
+	return errors.Join(os.MkdirAll(filepath.Dir(large), 0o755), os.WriteFile(large, nil, 0o644), os.Truncate(large, referenceSize))
+}
 
 const content = "of the document\n"
 
@@ -194,6 +216,16 @@ func over(id string) func(Place) tes.Task {
 	}
 }
 
+// mounted is a task with an input that is mounted into its executors.
+func mounted(id string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		t := one(id, "a", false)(p)
+		t.Inputs = append(t.Inputs, tes.Input{URL: path.Join(p.In, reference), Path: "/in/sub/large"})
+		t.Executors[0].Command[2] = "wc -c < /in/sub/large > /data/size; grep -c ' /in/sub/large .* ro' /proc/self/mounts > /data/mounts; " + t.Executors[0].Command[2]
+		return t
+	}
+}
+
 // Points at which earlier runs are killed.
 const (
 	// firstPut: the first of several outputs is published, which nobody has
@@ -214,6 +246,7 @@ var All = []Shape{
 	{Name: "cancelled", Short: true, Run: Run{Task: endless("cancelled"), Cancel: true}, Code: 4},
 	{Name: "missing input", Short: true, Run: Run{Task: missing("missing")}, Code: 3},
 	{Name: "inputs over the image", Short: true, Run: Run{Task: over("over")}},
+	{Name: "mounted input", Run: Run{Task: mounted("mounted")}},
 	{Name: "image already there", Short: true, Present: []string{"b"}, Run: Run{Task: one("present", "b", true)}},
 	{Name: "image replaced", Earlier: []Run{{Task: small("earlier", "b")}}, Run: Run{Task: one("replaced", "a", false)}},
 	{Name: "tag moved", Earlier: []Run{{Task: one("earlier", "moving", true)}}, Run: Run{Task: one("moved", "moving", true), Moved: "moving"}},
