@@ -30,6 +30,7 @@ need systemd-analyze systemd
 need python3 python3-minimal
 need openssl openssl
 need man man-db
+need curl curl
 need rpm rpm
 need zsh zsh
 need chromium "chromium fonts-liberation"
@@ -45,7 +46,6 @@ need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs
 if [ "${1:-}" = bench ]; then
 	need /usr/bin/time time
-	need curl curl
 	need aria2c aria2
 	need rclone rclone
 fi

@@ -2,6 +2,7 @@ package system
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -55,23 +56,31 @@ func (w *World) shell(t *testing.T, lines string) (string, error) {
 	return string(out), err
 }
 
-// Every command in the running text of the documentation does what it says on a node
-// with a task.
-func TestDocumentedCommandsRun(t *testing.T) {
-	t.Parallel()
-	w := NewWorld(t)
-	image := w.Image(t, "said", rig.Spec{Marker: "said"}).Tag
-	task := tes.Task{ID: "t1", Executors: []tes.Executor{Sh(image, "echo done")}}
-	w.MustRun(t, 0, task)
+// saveTasks makes task.json, of t1, and slow.json, of a task that does not end.
+func (w *World) saveTasks(t *testing.T) {
+	t.Helper()
+	image := w.Image(t, "documented", rig.Spec{Marker: "documented"}).Tag
 	for name, task := range map[string]tes.Task{
-		"task.json": task, "slow.json": {ID: "slow", Executors: []tes.Executor{Sh(image, "sleep 1h")}},
+		"task.json": {ID: "t1", Executors: []tes.Executor{Sh(image, "echo done")}}, "slow.json": {ID: "slow", Executors: []tes.Executor{Sh(image, "sleep 1h")}},
 	} {
 		if err := os.Rename(w.Save(t, task), filepath.Join(w.Dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	// A task runs when it is cancelled.
-	const slow = "rm -f ended; { deckhand run slow.json >/dev/null || echo $? >ended; } & until deckhand status slow | grep -q 'Run since'; do sleep 0.1; done; "
+}
+
+// slow runs a task until it is in Run; its exit code will be in the file ended.
+const slow = "rm -f ended; { deckhand run slow.json >/dev/null || echo $? >ended; } & until deckhand status slow | grep -q 'Run since'; do sleep 0.1; done; "
+
+// Every command in the running text of the documentation does what it says on a node
+// with a task.
+func TestDocumentedCommandsRun(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	w.saveTasks(t)
+	if out, err := w.shell(t, "deckhand run task.json"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	lines := map[string]string{
 		// Named for what they do, these stand without their argument.
 		"deckhand run": "deckhand run task.json", "deckhand run --dry-run": "deckhand run --dry-run task.json", "deckhand validate": "deckhand validate task.json",
@@ -97,5 +106,62 @@ func TestDocumentedCommandsRun(t *testing.T) {
 		if out, err := w.shell(t, line); err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
 		}
+	}
+}
+
+// blocksElsewhere says by which test the commands of a block are run, and what it has of
+// them; by document and number. Nobody starts a unit here: what it starts is run.
+var blocksElsewhere = map[string]struct{ test, has string }{
+	"docs/install.md 0":       {"test/packages/packages_test.go", ` -i /mnt/" + packaged`},
+	"docs/install.md 1":       {"test/packages/packages_test.go", "systemctl enable --quiet deckhand-recover.service"},
+	"docs/install.md 2":       {"test/system/units_test.go", `unitCommand(t, "deckhand@.service")`},
+	"docs/install.md 3":       {"test/system/units_test.go", `"run", "--rm", "--pid", "host", "--network", "host"`},
+	"docs/events.md 0":        {"internal/outbox/docs_test.go", `block(t, "sh", 0)`},
+	"docs/events.md 1":        {"internal/outbox/docs_test.go", `block(t, "sh", 1)`},
+	"docs/engines/slurm.md 0": {"test/slurm/page_test.go", `"slurm.md"`},
+	"docs/engines/slurm.md 1": {"test/slurm/page_test.go", `"slurm.md"`},
+}
+
+// So does every block of commands.
+func TestDocumentedBlocks(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	w.saveTasks(t)
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	makes, others := regexp.MustCompile(`^make( \w+)+`), 0
+	for name, text := range documentation(t) {
+		if name == "docs/first-task.md" {
+			continue // TestFirstTask follows it
+		}
+		for i, m := range regexp.MustCompile("(?s)```(?:sh|console)\n(.*?)```").FindAllStringSubmatch(text, -1) {
+			block := fmt.Sprint(name, " ", i)
+			if by, ok := blocksElsewhere[block]; ok {
+				others++
+				if code, err := os.ReadFile("../../" + by.test); err != nil || !strings.Contains(string(code), by.has) {
+					t.Errorf("%s has no %s, as for block %s (%v)", by.test, by.has, block, err)
+				}
+				continue
+			}
+			var lines strings.Builder
+			for line := range strings.Lines(m[1]) {
+				if target := makes.FindString(line); target != "" {
+					line = "make -C " + top + " --dry-run " + strings.TrimPrefix(target, "make") + " >/dev/null\n" // this is one of them
+				}
+				lines.WriteString(strings.ReplaceAll(line, "/var/lib/deckhand", w.Root))
+			}
+			script := lines.String()
+			if name == "docs/metrics.md" { // asks a process that runs
+				script = slow + script + "deckhand cancel slow; wait"
+			}
+			if out, err := w.shell(t, script); err != nil {
+				t.Errorf("block %s: %v\n%s", block, err, out)
+			}
+		}
+	}
+	if others != len(blocksElsewhere) {
+		t.Errorf("%d blocks are run elsewhere, not %d", others, len(blocksElsewhere))
 	}
 }
