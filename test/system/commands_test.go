@@ -69,8 +69,12 @@ func (w *World) saveTasks(t *testing.T) {
 	}
 }
 
-// slow runs a task until it is in Run; its exit code will be in the file ended.
-const slow = "rm -f ended; { deckhand run slow.json >/dev/null || echo $? >ended; } & until deckhand status slow | grep -q 'Run since'; do sleep 0.1; done; "
+// Between slow and cancelled a task is in Run. It ends with the script, whatever that
+// comes to.
+const (
+	slow      = "trap 'kill $! || :' EXIT; deckhand run slow.json >/dev/null & until deckhand status slow | grep -q 'Run since'; do sleep 0.1; done; "
+	cancelled = "deckhand cancel slow; wait $! || [ $? = 4 ]"
+)
 
 // Every command in the running text of the documentation does what it says on a node
 // with a task.
@@ -84,8 +88,8 @@ func TestDocumentedCommandsRun(t *testing.T) {
 	lines := map[string]string{
 		// Named for what they do, these stand without their argument.
 		"deckhand run": "deckhand run task.json", "deckhand run --dry-run": "deckhand run --dry-run task.json", "deckhand validate": "deckhand validate task.json",
-		"deckhand cancel":        slow + "deckhand cancel slow; wait; grep -x 4 ended",
-		"deckhand cancel TASK":   slow + "deckhand cancel slow; wait; grep -x 4 ended",
+		"deckhand cancel":        slow + cancelled,
+		"deckhand cancel TASK":   slow + cancelled,
 		"deckhand man DIRECTORY": "mkdir pages; deckhand man pages",
 	}
 	commands := map[string]bool{}
@@ -154,7 +158,7 @@ func TestDocumentedBlocks(t *testing.T) {
 			}
 			script := lines.String()
 			if name == "docs/metrics.md" { // asks a process that runs
-				script = slow + script + "deckhand cancel slow; wait"
+				script = slow + script + cancelled
 			}
 			if out, err := w.shell(t, script); err != nil {
 				t.Errorf("block %s: %v\n%s", block, err, out)
