@@ -795,6 +795,36 @@ func TestImageGoesAway(t *testing.T) {
 	}
 }
 
+// brief has an image go away as soon as it has been pulled, once.
+type brief struct {
+	*node
+	pulled string
+}
+
+func (b *brief) Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error {
+	if err := b.node.Pull(ctx, ref, report); err != nil || b.pulled != "" {
+		return err
+	}
+	b.pulled = ref
+	return b.RemoveImage(ctx, ref)
+}
+
+// What a tag named before goes also when the image that it names now has to be pulled
+// twice, because somebody deleted it at once.
+func TestImageGoesAwayInItsPull(t *testing.T) {
+	w := newWorld()
+	w.registry[a] = "x"
+	w.run(t, a)
+	w.registry[a] = "y"
+	k := w.task(t, a)
+	k.step.Engine = &brief{node: w.node}
+	if err := k.do(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "old, new", []bool{w.Has("x"), w.Has("y")}, []bool{false, true})
+	w.wantLedger(t, a+" present ours last")
+}
+
 // late has an image go away while Docker makes its container, once.
 type late struct {
 	*node

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -168,4 +169,103 @@ func TestHalfPulledLayers(t *testing.T) {
 	w.run(t, theirs.Tag)
 	unchanged("Docker was killed in the pull")
 	w.Clean(t)
+}
+
+// Docker that is killed while it loads an image, or while it unpacks a layer, does not
+// keep the next task from its image; what stays in its data is what ADR 16 says.
+func TestDockerKilledInThePullOfAnotherTask(t *testing.T) {
+	t.Parallel()
+	d := rig.NewDaemon(t)
+	w := &images{World: NewWorldOn(t, d)}
+	w.set("DECKHAND_DISK_FLOOR", "1MiB")
+	next := w.Image(t, "next:1", rig.Spec{Marker: "next", Apart: true})
+	loaded := w.Image(t, "loaded:1", rig.Spec{Shared: 4 * mib, Size: 4 * mib})
+	unpacked := w.Image(t, "unpacked:1", rig.Spec{Zeros: 512 * mib, Apart: true})
+	w.run(t, next.Tag)
+	// The names of directories in overlay2 are random, and next is pulled anew.
+	count := func() map[string]int {
+		t.Helper()
+		names, kinds := store(t, d), map[string]int{}
+		for _, name := range names[:len(names)-1] {
+			kinds[strings.TrimPrefix(filepath.Dir(name), d.DataRoot()+"/")]++
+		}
+		return kinds
+	}
+	before := count()
+	left := func() string {
+		t.Helper()
+		var more []string
+		for kind, n := range count() {
+			if n != before[kind] {
+				more = append(more, fmt.Sprint(n-before[kind], " in ", kind))
+			}
+		}
+		slices.Sort(more)
+		return strings.Join(more, ", ")
+	}
+	const layers = "image/overlay2/layerdb/sha256"
+	// killed runs a task until something is so, kills Docker and the run, and starts
+	// Docker again.
+	killed := func(image rig.Ref, when func()) {
+		t.Helper()
+		run := w.Start(t, w.use(image.Tag))
+		when()
+		d.Kill(t)
+		if err := run.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		run.End(t)
+		d.Start(t)
+		w.run(t, next.Tag)
+		w.wants(t, "next:1 present ours last")
+	}
+	const part = "1 in image/overlay2/layerdb/tmp, 1 in overlay2"
+	atMost := func(what string, or ...string) {
+		t.Helper()
+		got := left()
+		t.Logf("%s: %s", what, got)
+		if got != "" && got != part && !slices.Contains(or, got) {
+			t.Errorf("%s: %s, want %s at most", what, got, part)
+		}
+	}
+	// The uppermost layer is half there, and those below it are unpacked, the last of
+	// them perhaps not to its end.
+	asked, open := w.hold(t, loaded.Layers[2])
+	killed(loaded, func() {
+		<-asked
+		// next has gone meanwhile.
+		until(t, "the layers below are unpacked", func() bool { return count()[layers] == before[layers]+1 })
+	})
+	open()
+	atMost("left of a pull that loaded a layer", "2 in "+layers+", 2 in overlay2", "1 in "+layers+", 1 in image/overlay2/layerdb/tmp, 2 in overlay2")
+	w.run(t, loaded.Tag)
+	w.run(t, next.Tag)
+	atMost("left when its image has gone")
+	before = count()
+
+	// A layer is being unpacked, by a process of Docker's.
+	killed(unpacked, func() {
+		until(t, "a process unpacks the layer", func() bool { return unpacks(t, d) })
+	})
+	// The process may have come to its end before Docker came to its own.
+	atMost("left of a pull that unpacked a layer", "1 in "+layers+", 1 in overlay2")
+	w.run(t, unpacked.Tag)
+	w.run(t, next.Tag)
+	atMost("left when its image has gone")
+}
+
+// unpacks says whether Docker is unpacking a layer, which it leaves to a process.
+func unpacks(t *testing.T, d *rig.Daemon) bool {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(processes, func(dir string) bool {
+		// A process that has ended meanwhile has neither.
+		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		status, _ := os.ReadFile(filepath.Join(dir, "status"))
+		return (strings.HasPrefix(string(line), "docker-untar") || strings.HasPrefix(string(line), "docker-applyLayer")) &&
+			strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", d.Pid()))
+	})
 }
