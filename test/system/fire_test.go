@@ -126,6 +126,8 @@ type theirs struct {
 	networks   map[string]string // name, by ID
 	// names are the tags and digests that they gave images, with the ID.
 	names map[string]string
+	// brought are images that came by a pull of ours, whoever names them since.
+	brought map[string]bool
 	// nameless are images of theirs whose name a pull of ours took: a tag that moved.
 	nameless map[string]bool
 	// anyones are images that may stay and may go: they removed a name of ours and
@@ -148,7 +150,7 @@ func newFire(t *testing.T, docker *rig.Daemon, registry *rig.Registry, sum *figu
 		tags: []string{"a:1", "a:2", "b:1"},
 		theirs: theirs{
 			containers: map[string]string{}, volumes: map[string]string{}, networks: map[string]string{},
-			names: map[string]string{}, nameless: map[string]bool{}, anyones: map[string]bool{}, held: map[string]bool{},
+			names: map[string]string{}, brought: map[string]bool{}, nameless: map[string]bool{}, anyones: map[string]bool{}, held: map[string]bool{},
 		},
 	}
 	for _, spec := range f.contents["a"] {
@@ -396,7 +398,11 @@ func (f *fire) intact(e check.Engine, asked []string) {
 			f.wrong("name %s of others for image %s has gone; it names %q", name, id, names[name])
 		}
 		delete(f.names, name)
-		f.nameless[id] = true
+		if f.brought[id] {
+			f.anyones[id] = true // nobody else has brought it, and nobody names it any more
+		} else {
+			f.nameless[id] = true
+		}
 	}
 	for id := range f.nameless {
 		if there[id] == nil {
@@ -484,8 +490,22 @@ func (f *fire) judge(asked ...string) check.Engine {
 	e := f.look()
 	f.intact(e, asked)
 	f.clean(e)
+	f.bring(e)
 	f.stop(e)
 	return e
+}
+
+// bring notes which of the images on the engine roots have brought.
+func (f *fire) bring(e check.Engine) {
+	for _, x := range f.roots {
+		for _, r := range f.journal(x).Images {
+			if r.PulledByUs && !r.Shared {
+				f.brought[r.ImageID] = true
+			}
+		}
+	}
+	there := byID(e)
+	maps.DeleteFunc(f.brought, func(id string, _ bool) bool { return there[id] == nil })
 }
 
 // wrong notes what is not as it should be.
