@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -39,7 +40,8 @@ func history() int {
 }
 
 // holder is another program for the tests. holder TASK holds DECKHAND_ROOT for a
-// task, as a run does that does not answer on its socket, until a signal ends it.
+// task, as a run does that does not answer on its socket, until a signal ends it. It
+// says so when it does.
 func holder() int {
 	lock, err := node.Lock(os.Getenv("DECKHAND_ROOT"))
 	if err == nil {
@@ -52,7 +54,9 @@ func holder() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	fmt.Println("held")
 	time.Sleep(time.Hour)
+	runtime.KeepAlive(lock) // what nobody uses any more is closed, and the lock goes with it
 	return 0
 }
 
