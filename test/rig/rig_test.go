@@ -89,7 +89,12 @@ func TestImagesDifferWhereTheyMust(t *testing.T) {
 			t.Errorf("%v and %v are the same image", first, other)
 		}
 	}
-	resp, err := http.Head("http://" + reg.Addr() + "/v2/tool/manifests/latest")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodHead, "http://"+reg.Addr()+"/v2/tool/manifests/latest", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "application/vnd.docker.distribution.manifest.v2+json") // else it is turned into one of schema 1
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
