@@ -324,6 +324,7 @@ func (f *fire) images(before, after check.Engine, asked []string) {
 			f.names[name] = id
 		}
 	}
+	f.unheld(func(name string) bool { return were[name] != "" && are[name] == "" })
 	for id := range there {
 		// What lost its name by them, and they have a digest of.
 		if len(there[id]) == 0 && byID(before)[id] != nil && len(byID(before)[id]) > 0 {
@@ -332,6 +333,19 @@ func (f *fire) images(before, after check.Engine, asked []string) {
 	}
 	for _, set := range []map[string]bool{f.nameless, f.anyones} {
 		maps.DeleteFunc(set, func(id string, _ bool) bool { return there[id] == nil })
+	}
+}
+
+// unheld gives up the digests of others for which a root held a tag that they have
+// removed: the tag of another root, which knows nothing of them, takes them along (ADR 17).
+func (f *fire) unheld(gone func(name string) bool) {
+	for _, x := range f.roots {
+		for _, r := range f.journal(x).Images {
+			if r.Lone && gone(r.Reference) && f.names[r.Digest] == r.ImageID {
+				delete(f.names, r.Digest)
+				f.anyones[r.ImageID] = true
+			}
+		}
 	}
 }
 
@@ -722,6 +736,7 @@ func (f *fire) forgive(said string) {
 		return took[name] || took[id]
 	})
 	maps.DeleteFunc(f.nameless, func(id string, _ bool) bool { return took[id] })
+	f.unheld(func(name string) bool { return took[name] })
 	maps.DeleteFunc(f.anyones, func(id string, _ bool) bool { return there[id] == nil })
 }
 
