@@ -543,6 +543,16 @@ func (f *fire) stop(e check.Engine) {
 	f.t.Fatal(strings.Join(f.faults, "\n"))
 }
 
+// elsewhere says whether another root has brought the image. A root that found it without
+// a name holds it as somebody's until that one has deleted it.
+func (f *fire) elsewhere(x *fireRoot, imageID string) bool {
+	return slices.ContainsFunc(f.roots, func(y *fireRoot) bool {
+		return y != x && slices.ContainsFunc(f.journal(y).Images, func(r machine.ImageRecord) bool {
+			return r.ImageID == imageID && r.PulledByUs && r.Phase == machine.Present
+		})
+	})
+}
+
 // ledger fails when a root keeps more than it may after a task of its own, during
 // which nobody else had an image in use but containers that are still there.
 func (f *fire) ledger(x *fireRoot, e check.Engine) {
@@ -557,7 +567,7 @@ func (f *fire) ledger(x *fireRoot, e check.Engine) {
 		switch {
 		case r.PulledByUs && r.Phase == machine.Present && (r.Last || !last[r.ImageID]):
 			tasks[r.Task] = true
-		case r.Phase == machine.Removing && !used && (!r.Lone || !foreign[r.ImageID]):
+		case r.Phase == machine.Removing && !used && (!r.Lone || !foreign[r.ImageID] && !f.elsewhere(x, r.ImageID)):
 			f.wrong("%s: the deletion of %s %s is pending, which nobody has", x.name, r.Reference, r.ImageID)
 		}
 	}
