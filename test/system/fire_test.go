@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,13 +67,19 @@ func TestOwnershipUnderFire(t *testing.T) {
 	t.Log(&sum)
 }
 
+// seed of the rounds that found a stranger's digest taken along by a root that knew
+// nothing of it. The same rounds each time, as far as the moments of kills allow: who
+// sends a change is not to be told of a chance that has nothing to do with it.
+// docs/developing.md has how to look for others.
+const seed = "1270463234868220905"
+
 // fewRounds sets what rapid does where nobody has said it: as many rounds as CI
-// has time for, and a seed that is told before anything happens.
+// has time for.
 func fewRounds(t *testing.T) {
 	t.Helper()
 	told := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { told[f.Name] = true })
-	for name, value := range map[string]string{"rapid.checks": "2", "rapid.steps": "20", "rapid.seed": fmt.Sprint(1 + rand.Uint64N(1<<62))} {
+	for name, value := range map[string]string{"rapid.checks": "2", "rapid.steps": "20", "rapid.seed": seed} {
 		if told[name] {
 			continue
 		}
