@@ -29,12 +29,17 @@ type chosen struct {
 	Binds []worktree.Bind `json:"binds"`
 }
 
-// Binds are the inputs that are mounted. Before Choose there are none.
+// Binds are the inputs that are mounted. Before Choose there are none. It panics when
+// what Choose has journaled cannot be read: without it the holder of a mount would be
+// taken for the input.
 func Binds(n machine.Notes) []worktree.Bind {
 	note, ok := n.Of(machine.Scrub).Get(whatBinds, "inputs")
-	var c chosen
-	if !ok || json.Unmarshal(note.Detail, &c) != nil { // it is this package's own
+	if !ok {
 		return nil
+	}
+	var c chosen
+	if err := json.Unmarshal(note.Detail, &c); err != nil {
+		panic(fmt.Sprintf("the journaled mounts of inputs cannot be read: %v", err))
 	}
 	return c.Binds
 }

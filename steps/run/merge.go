@@ -28,12 +28,16 @@ type ownDirs struct {
 }
 
 // OwnDirs are the input directories in the image's trees in which no image of the
-// task has anything, as worktree.NewPlan takes them. Before Settle there are none.
+// task has anything, as worktree.NewPlan takes them. Before Settle there are none. It
+// panics when what Settle has journaled cannot be read.
 func OwnDirs(n machine.Notes) []string {
 	note, ok := n.Of(machine.ImageCheck).Get(whatMounts, "own")
-	var own ownDirs
-	if !ok || json.Unmarshal(note.Detail, &own) != nil { // it is this package's own
+	if !ok {
 		return nil
+	}
+	var own ownDirs
+	if err := json.Unmarshal(note.Detail, &own); err != nil {
+		panic(fmt.Sprintf("the journaled mounts of directories cannot be read: %v", err))
 	}
 	return own.Directories
 }

@@ -118,6 +118,17 @@ func (w *images) hold(t *testing.T, match string) (reached <-chan struct{}, open
 	return first, open
 }
 
+// facts are what the image check of a task has written down, in order.
+func (w *images) facts(t *testing.T, task string) (facts []string) {
+	t.Helper()
+	for _, r := range w.Records(t, task) {
+		if r.From == "ImageCheck" && r.Kind != "transition" {
+			facts = append(facts, fmt.Sprint(r.Kind, " ", r.Detail["what"]))
+		}
+	}
+	return facts
+}
+
 // noLayers checks that no layer of image a was fetched. Asked what a tag names,
 // Docker reads the image's configuration, whose digest is the image ID.
 func (w *images) noLayers(t *testing.T) {
@@ -191,12 +202,7 @@ func TestOtherImageIsDeletedBeforeThePull(t *testing.T) {
 	}
 	w.wants(t, "b:1 present ours last")
 
-	var facts []string
-	for _, r := range w.Records(t, task.ID) {
-		if r.From == "ImageCheck" && r.Kind != "transition" {
-			facts = append(facts, fmt.Sprint(r.Kind, " ", r.Detail["what"]))
-		}
-	}
+	facts := w.facts(t, task.ID)
 	want := []string{"intent images", "intent image-removal", "done image-removal", "intent images", "done image", "intent container"}
 	if !slices.Equal(facts, want) {
 		t.Errorf("facts of the image check: %q, want %q", facts, want)
@@ -411,12 +417,7 @@ func TestOldImageSharesLayersWithTheNewOne(t *testing.T) {
 	}
 	off(t, c.ID)
 	w.wants(t, "d:1 present ours last")
-	var facts []string
-	for _, r := range w.Records(t, task.ID) {
-		if r.From == "ImageCheck" && r.Kind != "transition" {
-			facts = append(facts, fmt.Sprint(r.Kind, " ", r.Detail["what"]))
-		}
-	}
+	facts := w.facts(t, task.ID)
 	want := []string{"intent images", "intent images", "done image", "intent container", "intent image-removal", "done image-removal"}
 	if !slices.Equal(facts, want) {
 		t.Errorf("facts of the image check: %q, want %q", facts, want)
