@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/test/check"
 	"github.com/deckhand/deckhand/test/crash"
 	"github.com/deckhand/deckhand/test/crash/shape"
@@ -98,7 +100,7 @@ func (e *explorer) kill(t *testing.T, points ...string) []string {
 			// A container goes on while nobody looks: a recovery may come upon it
 			// later than the one before did, and pass other points.
 			// How much there is to deliver depends on how far the process before came.
-			if i == 0 || !strings.HasPrefix(at, "internal/outbox.") {
+			if i == 0 || !strings.HasPrefix(at, "internal/outbox.") && !strings.HasPrefix(at, "internal/funnel.") {
 				count.Missed++
 			}
 			if i == 0 {
@@ -141,7 +143,7 @@ func (e *explorer) leave(t *testing.T, at string) {
 			got = append(got, "an unfinished output is left: "+name)
 		}
 	}
-	got = slices.Concat(got, w.toldProblems(), w.countProblems())
+	got = slices.Concat(got, w.toldProblems(), w.countProblems(), w.frontProblems(e.shape))
 	if other.code != 0 {
 		got = append(got, fmt.Sprintf("the other task ended with %d", other.code))
 	}
@@ -185,7 +187,7 @@ func (w *world) problems(s shape.Shape, after check.Node, twin *check.Node) []st
 	if s.Run.Task != nil {
 		c.Task = s.Run.Task(w.place()).ID
 	}
-	return slices.Concat(c.Problems(), w.toldProblems(), w.countProblems())
+	return slices.Concat(c.Problems(), w.toldProblems(), w.countProblems(), w.frontProblems(s))
 }
 
 // toldProblems are those with what others were told.
@@ -200,6 +202,26 @@ func (w *world) toldProblems() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return check.Told(w.journal, string(file), w.sent)
+}
+
+// frontProblems are those with what the server of Funnel has of its task.
+func (w *world) frontProblems(s shape.Shape) []string {
+	if !s.Run.Front {
+		return nil
+	}
+	task := s.Run.Task(w.place())
+	head, known, err := w.journal.Head(task.ID)
+	var result tes.Task
+	if err == nil && known {
+		var text bytes.Buffer
+		if err = writeFinal(&text, &task, head, w.journal.Records(task.ID)); err == nil {
+			err = json.Unmarshal(text.Bytes(), &result)
+		}
+	}
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return check.Front(w.journal, w.funnel, task.ID, result)
 }
 
 // countProblems are those with what metrics have counted: each attempt once.

@@ -31,6 +31,7 @@ import (
 	"github.com/deckhand/deckhand/test/crash/point"
 	"github.com/deckhand/deckhand/test/crash/shape"
 	"github.com/deckhand/deckhand/test/fakedocker"
+	"github.com/deckhand/deckhand/test/funnel"
 	"github.com/deckhand/deckhand/test/rig"
 )
 
@@ -40,6 +41,7 @@ type bench struct {
 	registry *fakedocker.Registry
 	images   map[string]shape.Image
 	server   *httptest.Server
+	funnel   *funnel.Server
 	present  atomic.Pointer[world]
 }
 
@@ -53,6 +55,7 @@ func newBench(t *testing.T) *bench {
 	for name, volumes := range shape.Images {
 		b.images[name] = b.push(t, name+":1", rig.Spec{Marker: name, Volumes: volumes})
 	}
+	b.funnel = funnel.New(t)
 	b.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		text, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -119,6 +122,14 @@ func (b *bench) world(t *testing.T, s shape.Shape) *world {
 	w.others(t, s.Present)
 	w.before = w.look(t)
 	b.push(t, "moving:1", rig.Spec{Marker: "moving"})
+	if s.Run.Front {
+		task := s.Run.Task(w.place())
+		text, err := json.Marshal(task)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.funnel.Submit(t, task.ID, text)
+	}
 	for _, r := range s.Earlier {
 		o := w.process(t, r, r.At)
 		if r.At == "" && o.code != 0 || r.At != "" && !o.killed {
@@ -280,9 +291,23 @@ func (p *process) ended() bool {
 // work is what the commands do once they hold the root.
 func (p *process) work(ctx context.Context, t *testing.T, r shape.Run) int {
 	a := p.app(t)
+	d, o := (*document)(nil), runOptions{result: filepath.Join(p.dir, "out", "result.json")}
+	if r.Task != nil {
+		var err error
+		if d, err = p.document(ctx, a, r); err != nil {
+			return exitCode(err)
+		}
+		if over, err := p.over(ctx, a, d); over || err != nil {
+			return exitCode(err)
+		}
+	}
 	s := &session{app: a, journal: keptJournal{p.journal}, docker: keptEngine{p.engine}, boot: p.journal.BootID, meter: new(progress.Meter)}
 	sinks, err := a.sinks()
-	p.journal.Tell(append(sinkNames(sinks), metricsSink)...)
+	names := append(sinkNames(sinks), metricsSink)
+	if a.front != nil {
+		names = append(names, sinkOf(a.front.server))
+	}
+	p.journal.Tell(names...)
 	if err := errors.Join(err, s.tell(sinks)); err != nil {
 		t.Error(err)
 		return -1
@@ -290,7 +315,7 @@ func (p *process) work(ctx context.Context, t *testing.T, r shape.Run) int {
 	defer s.stopTelling()
 	switch {
 	case r.Task != nil:
-		return exitCode(p.run(ctx, s, r.Task(p.place())))
+		return exitCode(p.run(ctx, s, d, o))
 	case r.Command[0] == "recover":
 		done, err := s.recover(ctx, recovered{})
 		if len(done.Problems) > 0 {
@@ -305,23 +330,44 @@ func (p *process) work(ctx context.Context, t *testing.T, r shape.Run) int {
 	return -1
 }
 
-func (p *process) run(ctx context.Context, s *session, task any) error {
+// document is the task of a run: of a file, or of the server.
+func (p *process) document(ctx context.Context, a *app, r shape.Run) (*document, error) {
+	task := r.Task(p.place())
+	if r.Front {
+		a.conf.Funnel.URL, a.conf.Funnel.RPC = p.funnel.URL, p.funnel.RPC
+		return a.fetchTask(ctx, task.ID, runOptions{})
+	}
 	text, err := json.Marshal(task)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	file := filepath.Join(p.dir, "task.json")
 	if err := os.WriteFile(file, text, 0o600); err != nil {
-		return err
+		return nil, err
 	}
-	d, err := s.app.readDocument(ctx, file, "")
+	return a.readDocument(ctx, file, "")
+}
+
+// over says, before a run takes the root, that the task has ended on the server and is
+// nothing to this node; with the journal that is here in the place of a view of one.
+func (p *process) over(ctx context.Context, a *app, d *document) (bool, error) {
+	if a.front == nil || !finalOnServer(d.state) {
+		return false, nil
+	}
+	head, known, err := p.journal.Head(d.id)
 	if err != nil {
-		return err
+		return true, err
 	}
-	o := runOptions{result: filepath.Join(p.dir, "out", "result.json")}
+	return a.overHere(ctx, d, head, known)
+}
+
+func (p *process) run(ctx context.Context, s *session, d *document, o runOptions) error {
 	head, err := s.take(ctx, d, false)
 	if err == nil {
 		err = s.app.report(d, o, head, s.journal.Records(d.id))
+	}
+	if err == nil && s.app.front != nil {
+		err = s.settle(ctx)
 	}
 	if err != nil {
 		return s.app.unstarted(ctx, d, o, err)

@@ -130,6 +130,12 @@ func (a *app) over(ctx context.Context, d *document) (bool, error) {
 	if err != nil {
 		return true, err
 	}
+	return a.overHere(ctx, d, head, known)
+}
+
+// overHere is over, of a task that has ended on the server and of which the journal has
+// that head.
+func (a *app) overHere(ctx context.Context, d *document, head machine.Head, known bool) (_ bool, err error) {
 	unfinished := known && !head.State.Final()
 	switch d.state {
 	case tes.Complete:

@@ -19,10 +19,12 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/test/check"
 	"github.com/deckhand/deckhand/test/crash/point"
 	"github.com/deckhand/deckhand/test/crash/shape"
+	"github.com/deckhand/deckhand/test/funnel"
 	"github.com/deckhand/deckhand/test/rig"
 )
 
@@ -35,6 +37,7 @@ type node struct {
 	docker   *engine.Docker
 	watch    *check.Watch
 	server   *httptest.Server
+	funnel   *funnel.Server
 
 	dir    string     // of the present world
 	told   bool       // others are told of what happens in it
@@ -103,6 +106,7 @@ func newNode(t *testing.T, program string, r *registry) *node {
 	} {
 		n.daemon.Cmd(t, args...)
 	}
+	n.funnel = funnel.New(t)
 	n.server = httptest.NewServer(http.HandlerFunc(n.take))
 	t.Cleanup(n.server.Close)
 	if n.watch, err = check.NewWatch(n.daemon.Host); err != nil {
@@ -232,6 +236,14 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 	if s.Run.Moved != "" {
 		n.registry.lead(t, s.Run.Moved, false)
 	}
+	if s.Run.Front {
+		task := s.Run.Task(n.place())
+		text, err := json.Marshal(task)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.funnel.Submit(t, task.ID, text)
+	}
 	for _, r := range s.Earlier {
 		o := n.run(t, r, r.At)
 		if r.At == "" && o.code != 0 || r.At != "" && !o.killed {
@@ -266,14 +278,19 @@ func (n *node) run(t *testing.T, r shape.Run, at string) outcome {
 	ctx, cancel := context.WithTimeout(t.Context(), runDeadline)
 	defer cancel()
 	args := []string{"--root", filepath.Join(n.dir, "root"), "--docker-host", n.daemon.Host}
-	if r.Task != nil {
+	result := []string{"--result", filepath.Join(n.dir, "out", "result.json")}
+	switch {
+	case r.Front:
+		args = append(args, "run", "--funnel", n.funnel.URL, "--funnel-rpc", n.funnel.RPC, "--task-id", r.Task(n.place()).ID)
+		args = append(args, result...)
+	case r.Task != nil:
 		document := filepath.Join(n.dir, "task.json")
 		text, err := json.Marshal(r.Task(n.place()))
 		if err := errors.Join(err, os.WriteFile(document, text, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		args = append(args, "run", document, "--result", filepath.Join(n.dir, "out", "result.json"))
-	} else {
+		args = append(append(args, "run", document), result...)
+	default:
 		args = append(args, r.Command...)
 	}
 	cmd := exec.CommandContext(ctx, n.program, append(args, "--stop-grace", "0s")...)
@@ -337,7 +354,7 @@ func (n *node) problems(t *testing.T, s shape.Shape, after check.Node, twin *che
 	if s.Run.Task != nil {
 		c.Task = s.Run.Task(n.place()).ID
 	}
-	return append(c.Problems(), n.toldProblems(t)...)
+	return slices.Concat(c.Problems(), n.toldProblems(t), n.frontProblems(t, s))
 }
 
 // toldProblems are those with what others were told.
@@ -358,4 +375,26 @@ func (n *node) toldProblems(t *testing.T) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return check.Told(view, string(file), n.sent)
+}
+
+// frontProblems are those with what the server of Funnel has of its task.
+func (n *node) frontProblems(t *testing.T, s shape.Shape) []string {
+	t.Helper()
+	if !s.Run.Front {
+		return nil
+	}
+	view, err := journal.OpenView(filepath.Join(n.dir, "root", "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer view.Close()
+	var result tes.Task
+	text, err := os.ReadFile(filepath.Join(n.dir, "out", "result.json"))
+	if err == nil {
+		err = json.Unmarshal(text, &result)
+	}
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return check.Front(view, n.funnel, s.Run.Task(n.place()).ID, result)
 }

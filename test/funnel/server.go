@@ -59,6 +59,7 @@ type task struct {
 	document map[string]any
 	state    string
 	states   []string // that it was in
+	refused  []string // what it was to be and cannot
 	log      Log
 	events   int
 }
@@ -191,6 +192,13 @@ func (s *Server) States(id string) []string {
 	return slices.Clone(s.tasks[id].states)
 }
 
+// Refused lists the states that were refused to a task.
+func (s *Server) Refused(id string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.tasks[id].refused)
+}
+
 // Events is how many events of a task were taken.
 func (s *Server) Events(id string) int {
 	s.mu.Lock()
@@ -288,7 +296,9 @@ func without(list any, names ...string) any {
 // move takes the task to a state, if Funnel's table has the transition.
 func (t *task) move(to string) error {
 	if !Accepted(t.state, to) {
-		return fmt.Errorf("invalid state transition from %s to %s", t.state, to)
+		err := fmt.Errorf("invalid state transition from %s to %s", t.state, to)
+		t.refused = append(t.refused, err.Error())
+		return err
 	}
 	if t.state != to {
 		t.state, t.states = to, append(t.states, to)

@@ -6,16 +6,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/check"
 	"github.com/deckhand/deckhand/test/funnel"
 	"github.com/deckhand/deckhand/test/rig"
 )
@@ -72,8 +70,6 @@ func (f *front) background(t *testing.T, id string, more ...string) *Background 
 	return b
 }
 
-var saidOnServer = regexp.MustCompile(`^level='\w+' msg='(.*)' timestamp='.* deckhand_id='`)
-
 // same holds what the server has of a task against what the journal of the node says:
 // nothing is missing and nothing is there twice. The states are all that it went through.
 func (f *front) same(t *testing.T, id string, states ...string) {
@@ -85,46 +81,8 @@ func (f *front) same(t *testing.T, id string, states ...string) {
 	if text == "" {
 		t.Fatal("the journal does not know the task")
 	}
-	log := f.Log(id)
-	var got, want []string
-	for _, line := range log.SystemLogs {
-		if m := saidOnServer.FindStringSubmatch(line); m != nil {
-			got = append(got, strings.ReplaceAll(m[1], `\'`, "'"))
-		}
-	}
-	result := f.result(t, id)
-	for _, attempt := range result.Logs {
-		for _, line := range attempt.SystemLogs {
-			_, line, _ = strings.Cut(line, " ") // the time
-			want = append(want, strings.TrimPrefix(line, "warning: "))
-		}
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("the server's system logs are\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
-	}
-	last := result.Logs[len(result.Logs)-1]
-	var executors []funnel.ExecutorLog
-	clock := func(at time.Time) string { return at.UTC().Format(time.RFC3339Nano) }
-	for _, x := range last.Logs {
-		executors = append(executors, funnel.ExecutorLog{StartTime: clock(x.StartTime), EndTime: clock(x.EndTime), ExitCode: int32(x.ExitCode), Stdout: x.Stdout, Stderr: x.Stderr})
-	}
-	if !slices.Equal(log.Logs, executors) {
-		t.Errorf("the server's executors are\n%+v\nwant\n%+v", log.Logs, executors)
-	}
-	var outputs []funnel.OutputLog
-	for _, o := range last.Outputs {
-		outputs = append(outputs, funnel.OutputLog{Path: o.Path, SizeBytes: strconv.FormatInt(o.SizeBytes, 10), URL: o.URL})
-	}
-	if !slices.Equal(log.Outputs, outputs) {
-		t.Errorf("the server's outputs are %+v, want %+v", log.Outputs, outputs)
-	}
-	for key, value := range last.Metadata {
-		if log.Metadata[key] != value {
-			t.Errorf("the server's metadata have %q for %s, want %q", log.Metadata[key], key, value)
-		}
-	}
-	if log.StartTime != clock(last.StartTime) || log.EndTime != clock(last.EndTime) {
-		t.Errorf("the server has the attempt from %s to %s, want %v to %v", log.StartTime, log.EndTime, last.StartTime, last.EndTime)
+	for _, problem := range check.OnServer(f.Server, id, f.result(t, id)) {
+		t.Error(problem)
 	}
 }
 

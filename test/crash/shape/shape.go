@@ -41,6 +41,8 @@ type Run struct {
 	// Task is the document; without it Command is run.
 	Task    func(p Place) tes.Task
 	Command []string
+	// Front: the task is on a server of Funnel, and the run is told its id alone.
+	Front bool
 	// At ends an earlier run: the occurrence of a crash point.
 	At string
 	// Begins: where no gate holds it, an earlier run counts as over once its command
@@ -154,6 +156,17 @@ func small(id, image string) func(Place) tes.Task {
 	}
 }
 
+// saying is small, with something to tell of its executor, and a warning: one of its outputs
+// is not there.
+func saying(id, image string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		t := small(id, image)(p)
+		t.Executors[0].Command[2] += "; echo said; echo why >&2"
+		t.Outputs = append(t.Outputs, tes.Output{Path: "/data/missing", URL: path.Join(p.Out, "missing")})
+		return t
+	}
+}
+
 func several(id string) func(Place) tes.Task {
 	return func(p Place) tes.Task {
 		a, b := p.Images["a"].Digest, p.Images["b"].Tag
@@ -264,6 +277,8 @@ var All = []Shape{
 		Run: Run{Command: []string{"recover"}},
 	},
 	{Name: "others are told", Short: true, Told: true, Run: Run{Task: small("told", "b")}},
+	{Name: "task of a server", Run: Run{Task: saying("front", "b"), Front: true}},
+	{Name: "task of a server on a restarted node", Restart: true, Run: Run{Task: saying("front", "b"), Front: true}},
 	{Name: "restarted node", Short: true, Restart: true, Run: Run{Task: one("restarted", "a", false)}},
 	{Name: "three executors on a restarted node", Restart: true, Run: Run{Task: several("restarted")}},
 	// What every process does before it comes to a task, and after it.
