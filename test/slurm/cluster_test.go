@@ -118,11 +118,12 @@ func (j *Job) requeued(t *testing.T, restarts int) {
 	})
 }
 
-// hasten lets a job that was requeued start again at once: by itself it waits until
-// its credential is stale.
+// hasten lets a job that was requeued start again soon: by itself it waits until its
+// credential is stale. A new one of the same second as the end of the job before would be
+// taken for the old one.
 func (j *Job) hasten(t *testing.T) {
 	t.Helper()
-	j.Cmd(t, "scontrol", "update", "job", strconv.Itoa(j.ID), "StartTime=now")
+	j.Cmd(t, "scontrol", "update", "job", strconv.Itoa(j.ID), "StartTime=now+2")
 }
 
 // running waits until the executor of a task runs, in a container that is not but,
