@@ -50,18 +50,22 @@ const (
 	unsyncVariable = "JOURNAL_TEST_UNSYNCED"
 	anyVariable    = "JOURNAL_TEST_ANY_FILESYSTEM"
 	filesVariable  = "JOURNAL_TEST_FILES" // how many it may have open
+	useVariable    = "JOURNAL_TEST_USE"   // one of uses
 	keepVariable   = "JOURNAL_TEST_KEEP"  // how many tasks; keepAll when it is "all"
 )
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(actorVariable); dir != "" {
+		if what := os.Getenv(useVariable); what != "" {
+			os.Exit(use(dir, what))
+		}
 		os.Exit(act(dir))
 	}
 	os.Exit(m.Run())
 }
 
 // act is the process that the tests kill and take the disk away from. It opens
-// the journal, then does what it reads: "append TASK N", "cycle N" (open and
+// the journal, then does what it reads: "append TASK N", "go-on TASK N", "cycle N" (open and
 // close around each task), "compact", "peak", "close". It prints what is acknowledged.
 func act(dir string) int {
 	if os.Getenv(unsyncVariable) != "" {
@@ -94,6 +98,8 @@ func act(dir string) int {
 		switch what {
 		case "append":
 			err = actAppend(j, task, n)
+		case "go-on":
+			err = actGoOn(j, task, n)
 		case "play":
 			j, err = actPlay(j, dir, task, n, 3, false)
 		case "cycle":

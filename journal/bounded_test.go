@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -112,7 +113,7 @@ func fillHistory(t testing.TB, dir string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+	f := &finished{info: map[string]packInfo{}, fresh: map[string]pack{}}
 	mem := journaltest.NewMemory()
 	for i := range n {
 		task := fmt.Sprint("t", i)
@@ -123,18 +124,18 @@ func fillHistory(t testing.TB, dir string, n int) {
 				t.Fatal(err)
 			}
 		}
-		raw, err := encodePack(storedHead{Head: head, Number: uint64(i) + 1, At: time.Now()}, func(yield func(storedRecord, error) bool) {
+		p, _, err := encodePack(storedHead{Head: head, Number: uint64(i) + 1, At: time.Now()}, func(yield func(storedRecord, error) bool) {
 			for r, err := range mem.Records(task) {
 				if !yield(storedRecord{r.Seq, mustJSON(t, r)}, err) {
 					return
 				}
 			}
-		})
+		}, math.MaxInt64)
 		mem.Forget(task)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.fresh[task] = raw
+		f.fresh[task] = p
 	}
 	if err := j.rewrite(c, f, false); err != nil {
 		t.Fatal(err)

@@ -41,6 +41,9 @@ const (
 	// archiveSize is how many bytes of finished tasks the generation may hold
 	// before they go into the history.
 	archiveSize = 1 << 20
+	// heldPacks is how many bytes of packs are held until they are written; the others
+	// are made again then.
+	heldPacks = 1 << 20
 )
 
 // Pruned is what Prune removed, or would remove.
@@ -93,7 +96,7 @@ func PruneView(v *View, r Retention, now time.Time) (Pruned, error) {
 }
 
 // frugally has the garbage collector keep the process small while a generation is
-// in memory, and lets go of that when it is not: the run that follows should not
+// read, and lets go of what that took: the run that follows should not
 // hold for its whole life what its beginning threw away.
 func frugally() (end func()) {
 	percent := debug.SetGCPercent(20)
@@ -146,11 +149,15 @@ func (j *Journal) renewIfDue(crashed bool, a added) (renewed bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if free < roomFor(c.size())+openRoom {
+		size, err := c.size()
+		if err != nil {
+			return false, err
+		}
+		if need := roomFor(size) + openRoom; free < need {
 			if a.tables < mostTables {
 				return false, nil
 			}
-			return false, fmt.Errorf("%w: %d bytes free, %d needed to make few tables of many", ErrNoSpace, free, roomFor(c.size())+openRoom)
+			return false, fmt.Errorf("%w: %d bytes free, %d needed to make few tables of many", ErrNoSpace, free, need)
 		}
 	}
 	return true, j.renew(c, crashed)
@@ -160,7 +167,11 @@ func (j *Journal) renewIfDue(crashed bool, a added) (renewed bool, err error) {
 // which is written anew, when there are enough of them to be worth it.
 func (j *Journal) renew(c *contents, crashed bool) error {
 	r := &reader{c, j.past}
-	size, err := r.finishedSize()
+	done, err := r.finishedSize()
+	if err != nil {
+		return err
+	}
+	size, err := c.size()
 	if err != nil {
 		return err
 	}
@@ -168,7 +179,7 @@ func (j *Journal) renew(c *contents, crashed bool) error {
 	if err != nil {
 		return err
 	}
-	if size < archiveSize || free < roomFor(c.size()+j.past.size())+openRoom {
+	if done < archiveSize || free < roomFor(size+j.past.size())+openRoom {
 		return j.rewrite(c, nil, crashed)
 	}
 	f, err := r.finished(j.opts.Now())
@@ -194,7 +205,7 @@ type finished struct {
 	info map[string]packInfo
 	// fresh are the packs of those that are in the generation; nil for a task
 	// that goes.
-	fresh map[string][]byte
+	fresh map[string]pack
 	pending
 }
 
@@ -210,19 +221,25 @@ func (r *reader) finishedSize() (size int64, err error) {
 		return 0, err
 	}
 	done := map[string]bool{}
-	for key, raw := range r.scan([]byte(headPrefix)) {
-		h, err := decode[storedHead](key, raw)
+	for e, err := range r.scan([]byte(headPrefix)) {
+		if err != nil {
+			return 0, err
+		}
+		h, err := decode[storedHead](e.key, e.value)
 		if err != nil {
 			return 0, err
 		}
 		if isFinished(h, node) {
 			done[h.Task] = true
-			size += int64(len(key) + len(raw))
+			size += int64(len(e.key) + len(e.value))
 		}
 	}
-	for key, raw := range r.scan([]byte(recordPrefix)) {
-		if task, _, ok := parseRecordKey(key); ok && done[task] {
-			size += int64(len(key) + len(raw))
+	for e, err := range r.scan([]byte(recordPrefix)) {
+		if err != nil {
+			return 0, err
+		}
+		if task, _, ok := parseRecordKey(e.key); ok && done[task] {
+			size += int64(len(e.key) + len(e.value))
 		}
 	}
 	return size, nil
@@ -235,7 +252,8 @@ func (r *reader) finished(now time.Time) (*finished, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+	room := int64(heldPacks)
+	f := &finished{info: map[string]packInfo{}, fresh: map[string]pack{}}
 	if f.pending, err = r.pending(now); err != nil {
 		return nil, err
 	}
@@ -243,12 +261,13 @@ func (r *reader) finished(now time.Time) (*finished, error) {
 		if err != nil {
 			return nil, err
 		}
-		if f.info[s.task], err = decodePackInfo(s.pack); err != nil {
+		f.info[s.task] = s.info
+	}
+	for e, err := range r.scan([]byte(headPrefix)) {
+		if err != nil {
 			return nil, err
 		}
-	}
-	for key, raw := range r.scan([]byte(headPrefix)) {
-		h, err := decode[storedHead](key, raw)
+		h, err := decode[storedHead](e.key, e.value)
 		if err != nil {
 			return nil, err
 		}
@@ -256,12 +275,14 @@ func (r *reader) finished(now time.Time) (*finished, error) {
 			delete(f.info, h.Task) // it has begun anew: its past is not touched
 			continue
 		}
-		if f.fresh[h.Task], err = encodePack(h, r.records(h.Task)); err != nil {
+		p, info, err := encodePack(h, r.records(h.Task), room)
+		if err != nil {
 			return nil, err
 		}
-		if f.info[h.Task], err = decodePackInfo(f.fresh[h.Task]); err != nil {
-			return nil, err
+		if info.bytes <= room {
+			room -= info.bytes
 		}
+		f.fresh[h.Task], f.info[h.Task] = p, info
 	}
 	return f, nil
 }
@@ -308,7 +329,7 @@ func (f *finished) packs(past *history) iter.Seq2[stored, error] {
 		fresh := slices.Sorted(maps.Keys(f.fresh))
 		next := func(before string, all bool) bool {
 			for len(fresh) > 0 && (all || fresh[0] < before) {
-				s := stored{fresh[0], f.fresh[fresh[0]]}
+				s := stored{task: fresh[0], pack: f.fresh[fresh[0]]}
 				fresh = fresh[1:]
 				if s.pack != nil && !yield(s, nil) {
 					return false
@@ -343,7 +364,11 @@ func (j *Journal) rewrite(c *contents, f *finished, crashed bool) (err error) {
 	} else if p, err = (&reader{c, j.past}).pending(j.opts.Now()); err != nil {
 		return err
 	}
-	if err := makeRoom(j.dir, roomFor(c.size())); err != nil {
+	size, err := c.size()
+	if err != nil {
+		return err
+	}
+	if err := makeRoom(j.dir, roomFor(size)); err != nil {
 		return err
 	}
 	if f != nil {
@@ -376,15 +401,19 @@ func (j *Journal) rewrite(c *contents, f *finished, crashed bool) (err error) {
 
 // rest yields what stays in the generation: all but the tasks that are in the
 // new history, or dropped, and what nobody waits for.
-func (f *finished) rest(c *contents, p pending) iter.Seq2[[]byte, []byte] {
-	return func(yield func([]byte, []byte) bool) {
-		for key, value := range c.scan(nil) {
-			if task, ok := taskOf(key); ok && f != nil {
+func (f *finished) rest(c *contents, p pending) iter.Seq2[tableEntry, error] {
+	return func(yield func(tableEntry, error) bool) {
+		for e, err := range c.scan(nil) {
+			if err != nil {
+				yield(tableEntry{}, err)
+				return
+			}
+			if task, ok := taskOf(e.key); ok && f != nil {
 				if _, left := f.fresh[task]; left {
 					continue
 				}
 			}
-			if !p.over(key, value) && !yield(key, value) {
+			if !p.over(e.key, e.value) && !yield(e, nil) {
 				return
 			}
 		}

@@ -1,8 +1,10 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,6 +65,21 @@ func compacted(t testing.TB, j *Journal) *Journal {
 	return openTest(t, j.dir, Options{})
 }
 
+// bytesOf is a whole pack, whose chunks are as they should be.
+func bytesOf(t testing.TB, p pack) (b []byte) {
+	t.Helper()
+	for chunk, err := range p {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b)%chunkSize != 0 || len(chunk) == 0 || len(chunk) > chunkSize {
+			t.Fatalf("a chunk of %d bytes follows %d bytes", len(chunk), len(b))
+		}
+		b = append(b, chunk...)
+	}
+	return b
+}
+
 func TestPack(t *testing.T) {
 	head := storedHead{Head: machine.Head{Task: "t1", Seq: 4}, Number: 9, At: time.Unix(0, 12345).UTC()}
 	records := [][]byte{[]byte(`{"a":"1","prev":""}`)}
@@ -71,18 +88,25 @@ func TestPack(t *testing.T) {
 		[]byte(`{"a":"3","prev":"altered"}`), // kept as it is
 		[]byte(`{"later":"fields","prev":"x","after":1}`),
 	)
-	raw, err := encodePack(head, func(yield func(storedRecord, error) bool) {
-		for i, r := range records {
-			if !yield(storedRecord{uint64(i) + 1, r}, nil) {
-				return
+	encode := func(most int64) ([]byte, packInfo) {
+		p, info, err := encodePack(head, func(yield func(storedRecord, error) bool) {
+			for i, r := range records {
+				if !yield(storedRecord{uint64(i) + 1, r}, nil) {
+					return
+				}
 			}
+		}, most)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	if err != nil {
-		t.Fatal(err)
+		return bytesOf(t, p), info
+	}
+	raw, info := encode(math.MaxInt64)
+	if again, same := encode(0); !bytes.Equal(again, raw) || same != info {
+		t.Errorf("a pack that is not held: %x, %+v; want %x, %+v", again, same, raw, info)
 	}
 	decode := func(raw []byte) (got [][]byte, err error) {
-		for s, err := range packRecords(raw) {
+		for s, err := range packOf(raw).records() {
 			if err != nil {
 				return got, err
 			}
@@ -96,12 +120,15 @@ func TestPack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if gotHead, err := decodePackHead(raw); !slices.EqualFunc(got, records, slices.Equal) || gotHead != head || err != nil {
+	if gotHead, err := packOf(raw).head(); !slices.EqualFunc(got, records, slices.Equal) || gotHead != head || err != nil {
 		t.Errorf("%s came back as %s, %v", records, got, err)
 	}
-	info, err := decodePackInfo(raw)
-	if err != nil || info.number != 9 || info.records != 4 || info.at.UnixNano() != 12345 || info.bytes != int64(len(raw)) {
-		t.Errorf("info %+v, %v", info, err)
+	decoded, err := decodePackInfo(raw)
+	if err != nil || decoded.bytes != info.bytes || decoded.number != info.number || decoded.records != info.records || !decoded.at.Equal(info.at) {
+		t.Errorf("info %+v, %v, want %+v", decoded, err, info)
+	}
+	if info.number != 9 || info.records != 4 || info.at.UnixNano() != 12345 || info.bytes != int64(len(raw)) {
+		t.Errorf("info %+v", info)
 	}
 	for i := range raw {
 		broken := slices.Clone(raw)
@@ -139,8 +166,8 @@ func TestHistory(t *testing.T) {
 
 	j = compacted(t, j)
 	same(t, before, snapshot(t, j))
-	if raw, err := j.past.pack("big"); err != nil || len(raw) <= 2*chunkSize {
-		t.Fatalf("the pack has %d bytes: %v", len(raw), err)
+	if p, err := j.past.pack("big"); err != nil || len(bytesOf(t, p)) <= 2*chunkSize {
+		t.Fatalf("the pack of several chunks has one: %v", err)
 	}
 	closeTest(t, j)
 	if r := sound(t, dir); r.Tasks != 3 || r.Records != 611+11+5 {
@@ -264,7 +291,7 @@ func TestInterruptedCompaction(t *testing.T) {
 func TestRetention(t *testing.T) {
 	now := time.Unix(1000, 0)
 	f := func() *finished {
-		f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+		f := &finished{info: map[string]packInfo{}, fresh: map[string]pack{}}
 		for i := range 5 {
 			f.info[fmt.Sprint("t", i)] = packInfo{number: uint64(i), at: now.Add(time.Duration(i-5) * time.Hour), records: 2, bytes: 100}
 		}
@@ -297,7 +324,7 @@ func TestRetentionOfALargeTask(t *testing.T) {
 		{"small large small", "t1"},
 		{"large large large", "t0 t1"},
 	} {
-		f := &finished{info: map[string]packInfo{}, fresh: map[string][]byte{}}
+		f := &finished{info: map[string]packInfo{}, fresh: map[string]pack{}}
 		for i, size := range strings.Fields(c.tasks) {
 			f.info[fmt.Sprint("t", i)] = packInfo{number: uint64(i), bytes: map[string]int64{"small": 10, "large": 1000}[size]}
 		}

@@ -9,90 +9,76 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/klauspost/compress/s2"
 )
 
 // source is where a generation is read from: the open database, or its files.
 type source interface {
 	// get returns the value of a key; nil when there is none.
 	get(key []byte) ([]byte, error)
-	// scan yields what is stored under a prefix, in the order of the keys. What
-	// it yields is not written to.
-	scan(prefix []byte) iter.Seq2[[]byte, []byte]
+	// scan yields what is stored under a prefix, in the order of the keys, and ends
+	// after the first error. What it yields is not written to.
+	scan(prefix []byte) iter.Seq2[tableEntry, error]
 }
 
 // contents are what the files of a generation hold. Badger changes a database
 // when it opens it, may die of SIGBUS on the way, and takes one whose end is
 // missing as it is; so its files are read here without it, by read(2): from a
 // live journal, from what a dead process left, from damaged ones.
+//
+// Tables are read where they are, a block at a time: they may hold the records of a
+// million files. What the logs hold is copied: it is never more than a few logs are
+// long, and badger cuts a log off when it has made a table of it.
 type contents struct {
-	values map[string]versioned
-	sorted []string // the keys, once they were asked for
+	logs   map[string]tableEntry // the newest entry of each key
+	sorted []tableEntry          // of logs, in the order of the keys, once they were asked for
+	tables []*sstable
+	// lenient leaves out blocks that are damaged, of which the report tells.
+	lenient bool
 
-	tabled  versioned   // the newest tip in the tables
-	logged  [][2][]byte // the first and the last tip of each log that has one
-	scratch []byte      // for compression
+	bytes  int64       // see size
+	tabled tableEntry  // the newest tip in the tables
+	logged [][2][]byte // the first and the last tip of each log that has one
 }
 
-type versioned struct {
-	version uint64
-	value   []byte // nil when the key was deleted
-	// size is that of a value which is compressed here, in bytes; 0 for one that is
-	// as it was stored.
-	size int
-}
+func newContents() *contents { return &contents{logs: map[string]tableEntry{}} }
 
-// compressFrom is the size in bytes from which a value is compressed in memory. It is
-// the records of many files that are so large, and their paths have much in common.
-const compressFrom = 4 << 10
-
-// put keeps no part of what the entry is in: a table would stay in memory for a
-// value of a few bytes.
+// put takes an entry of a log. It keeps no part of what the entry is in.
 func (c *contents) put(e tableEntry) {
-	if was, ok := c.values[string(e.key)]; ok && was.version > e.version {
+	if was, ok := c.logs[string(e.key)]; ok && was.version > e.version {
 		return
 	}
-	v := versioned{version: e.version}
-	switch {
-	case e.deleted:
-	case len(e.value) < compressFrom:
-		v.value = append([]byte{}, e.value...) // not nil
-	default:
-		c.scratch = s2.Encode(c.scratch[:cap(c.scratch)], e.value)
-		v.value, v.size = bytes.Clone(c.scratch), len(e.value)
-	}
-	c.values[string(e.key)] = v
+	e.key, e.value = bytes.Clone(e.key), bytes.Clone(e.value)
+	c.logs[string(e.key)] = e
 	c.sorted = nil
 }
 
-// stored returns the value as it was stored.
-func (v versioned) stored() ([]byte, error) {
-	if v.size == 0 {
-		return v.value, nil
+func (c *contents) get(key []byte) ([]byte, error) {
+	for e, err := range c.scan(key) {
+		if err != nil || !bytes.Equal(e.key, key) {
+			return nil, err
+		}
+		return e.value, nil
 	}
-	return s2.Decode(nil, v.value)
+	return nil, nil
 }
 
-func (c *contents) get(key []byte) ([]byte, error) { return c.values[string(key)].stored() }
-
-func (c *contents) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
-	return func(yield func([]byte, []byte) bool) {
-		if c.sorted == nil {
-			c.sorted = slices.Sorted(maps.Keys(c.values))
-		}
-		from, _ := slices.BinarySearch(c.sorted, string(prefix))
-		for _, key := range c.sorted[from:] {
-			if !strings.HasPrefix(key, string(prefix)) {
+func (c *contents) scan(prefix []byte) iter.Seq2[tableEntry, error] {
+	return func(yield func(tableEntry, error) bool) {
+		var last []byte
+		for e, err := range c.from(prefix) {
+			if err != nil {
+				yield(tableEntry{}, err)
 				return
 			}
-			v, err := c.values[key].stored()
-			if err != nil {
-				panic(fmt.Sprintf("memory holds %q otherwise than it was compressed: %v", key, err))
+			if !bytes.HasPrefix(e.key, prefix) {
+				return
 			}
-			if v != nil && !yield([]byte(key), v) {
+			if last != nil && bytes.Equal(e.key, last) {
+				continue // an older version
+			}
+			if last = e.key; !e.deleted && !yield(e, nil) {
 				return
 			}
 		}
@@ -100,20 +86,46 @@ func (c *contents) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
 }
 
 // size is what the keys and values take on disk, in bytes.
-func (c *contents) size() (n int64) {
-	for key, v := range c.values {
-		n += int64(len(key) + max(v.size, len(v.value)))
+func (c *contents) size() (int64, error) {
+	if c.bytes > 0 {
+		return c.bytes, nil
 	}
-	return n
+	n := int64(0)
+	for e, err := range c.scan(nil) {
+		if err != nil {
+			return 0, err
+		}
+		n += int64(len(e.key) + len(e.value))
+	}
+	c.bytes = n
+	return n, nil
+}
+
+// close lets go of the tables that are held.
+func (c *contents) close() error {
+	var err error
+	for _, t := range c.tables {
+		if t.held != nil {
+			err = errors.Join(err, t.held.Close())
+		}
+	}
+	return err
 }
 
 // readContents reads the generation in path. It may be the one that a live
 // process writes: the logs come first, so that what moves from a log to a table
 // meanwhile is found twice, not never. A file that vanishes under it is an
 // fs.ErrNotExist; the beginning of the list of tables has to be list, unless
-// that is empty. logged is what the logs hold, in bytes.
-func readContents(path string, list fingerprint) (c *contents, logged int64, err error) {
-	c = &contents{values: map[string]versioned{}}
+// that is empty. With hold the tables are held open, whatever becomes of their
+// names, and the caller closes c; without, nobody removes them. logged is what the
+// logs hold, in bytes.
+func readContents(path string, list fingerprint, hold bool) (_ *contents, logged int64, err error) {
+	c := newContents()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
 	logs, err := filesOf(path, "*.mem")
 	if err != nil {
 		return nil, 0, err
@@ -135,7 +147,7 @@ func readContents(path string, list fingerprint) (c *contents, logged int64, err
 		return nil, 0, err
 	}
 	for _, t := range tables {
-		if err := c.readTable(t.name); err != nil {
+		if err := c.addTable(t.name, hold); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -172,17 +184,37 @@ func (c *contents) gapless() error {
 	return nil
 }
 
-func (c *contents) readTable(name string) error {
-	t, err := openTable(name)
+// addTable verifies a table and adds it to those that are read.
+func (c *contents) addTable(name string, hold bool) (err error) {
+	t, err := openTable(name, nil, nil)
 	if err != nil {
 		return err
 	}
-	for e := range t.from(nil) {
-		c.put(e)
+	defer func() {
+		if err != nil || !hold {
+			err = errors.Join(err, t.close())
+		}
+	}()
+	if err := t.verify(); err != nil {
+		return err
+	}
+	end, err := t.entries(len(t.blocks) - 1)
+	if err != nil {
+		return err
+	}
+	for e, err := range t.from(tipKey) {
+		if err != nil {
+			return err
+		}
 		if bytes.Equal(e.key, tipKey) && e.version >= c.tabled.version {
-			c.tabled = versioned{version: e.version, value: bytes.Clone(e.value)}
+			c.tabled = tableEntry{version: e.version, value: bytes.Clone(e.value)}
 		}
 	}
+	s := &sstable{name: name, first: bytes.Clone(t.blocks[0].first), last: end[len(end)-1].key}
+	if hold {
+		s.held = t.f
+	}
+	c.tables = append(c.tables, s)
 	return nil
 }
 

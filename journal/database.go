@@ -160,15 +160,15 @@ func (db database) get(key []byte) (value []byte, err error) {
 	return value, err
 }
 
-func (db database) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
-	return func(yield func([]byte, []byte) bool) {
+func (db database) scan(prefix []byte) iter.Seq2[tableEntry, error] {
+	return func(yield func(tableEntry, error) bool) {
 		tx := db.NewTransaction(false)
 		defer tx.Discard()
 		it := tx.NewIterator(badger.IteratorOptions{Prefix: prefix, PrefetchValues: false})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {
-			value, _ := it.Item().ValueCopy(nil) // it is in memory: no value is in the value log
-			if !yield(it.Item().KeyCopy(nil), value) {
+			value, err := it.Item().ValueCopy(nil)
+			if !yield(tableEntry{key: it.Item().KeyCopy(nil), version: it.Item().Version(), value: value}, err) || err != nil {
 				return
 			}
 		}

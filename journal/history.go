@@ -14,7 +14,7 @@ import (
 )
 
 // history are the packs of finished tasks in badger's tables: written once by a
-// compaction, read where they are, a table at a time, and only when something
+// compaction, read where they are, a block at a time, and only when something
 // asks for a task that is not in the generation. So it costs nothing to the runs
 // that do not look back.
 type history struct {
@@ -24,7 +24,10 @@ type history struct {
 	files []*os.File
 
 	mu   sync.Mutex
-	last *tableFile // the table read last
+	last struct { // the index of the table that was opened last
+		table  int
+		blocks []tableBlock
+	}
 }
 
 // tableList is the content of the file TABLES of a history: it finds a task's
@@ -124,34 +127,7 @@ func (h *history) close() error {
 	return err
 }
 
-// table reads a table.
-func (h *history) table(i int) (*tableFile, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.last != nil && h.last.name == h.name(i) {
-		return h.last, nil
-	}
-	h.last = nil
-	t, err := h.read(i)
-	if err != nil {
-		return nil, fmt.Errorf("its history: %w", err)
-	}
-	h.last = t
-	return t, nil
-}
-
-func (h *history) read(i int) (*tableFile, error) {
-	if h.files == nil {
-		return openTable(h.name(i))
-	}
-	data := make([]byte, h.list.Tables[i].Size)
-	if _, err := h.files[i].ReadAt(data, 0); err != nil {
-		return nil, fmt.Errorf("table %s: %w", filepath.Base(h.name(i)), err)
-	}
-	return verifyTable(h.name(i), data)
-}
-
-// from yields the entries from a key on.
+// from yields the entries from a key on. It ends after the first error.
 func (h *history) from(key []byte) iter.Seq2[tableEntry, error] {
 	return func(yield func(tableEntry, error) bool) {
 		if h == nil {
@@ -160,39 +136,84 @@ func (h *history) from(key []byte) iter.Seq2[tableEntry, error] {
 		// The table before the first that begins behind key.
 		first := sort.Search(len(h.list.Tables), func(i int) bool { return bytes.Compare(h.list.Tables[i].First, key) > 0 })
 		for i := max(0, first-1); i < len(h.list.Tables); i++ {
-			t, err := h.table(i)
-			if err != nil {
-				yield(tableEntry{}, err)
+			if !h.table(i, key, yield) {
 				return
 			}
-			for e := range t.from(key) {
-				if !yield(e, nil) {
-					return
-				}
-			}
-			key = nil
 		}
 	}
 }
 
-// pack returns the stored pack of a task; nil when there is none.
-func (h *history) pack(task string) (pack []byte, err error) {
-	for e, err := range h.from(chunkKey(task, 0)) {
+// open opens a table. The index is kept: who looks for one task looks for others.
+func (h *history) open(i int) (*tableFile, error) {
+	var held *os.File
+	if h.files != nil {
+		held = h.files[i]
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var known []tableBlock
+	if h.last.table == i {
+		known = h.last.blocks
+	}
+	t, err := openTable(h.name(i), held, known)
+	if err == nil {
+		h.last.table, h.last.blocks = i, t.blocks
+	}
+	return t, err
+}
+
+// table yields the entries of a table from a key on and says whether more are wanted.
+func (h *history) table(i int, key []byte, yield func(tableEntry, error) bool) bool {
+	t, err := h.open(i)
+	if err != nil {
+		yield(tableEntry{}, fmt.Errorf("its history: %w", err))
+		return false
+	}
+	defer t.close()
+	for e, err := range t.from(key) {
+		if err != nil {
+			err = fmt.Errorf("its history: %w", err)
+		}
+		if !yield(e, err) || err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// pack returns the pack of a task; nil when there is none.
+func (h *history) pack(task string) (p pack, err error) {
+	for chunk, err := range h.chunks(task) {
 		if err != nil {
 			return nil, err
 		}
-		if !bytes.HasPrefix(e.key, chunksPrefix(task)) {
-			break
+		if p != nil { // it has several, which are read one at a time
+			return h.chunks(task), nil
 		}
-		pack = append(pack, e.value...)
+		p = packOf(chunk)
 	}
-	return pack, nil
+	return p, nil
 }
 
-// stored is a task's pack as it is stored.
+// chunks reads the pack of a task.
+func (h *history) chunks(task string) pack {
+	return func(yield func([]byte, error) bool) {
+		for e, err := range h.from(chunkKey(task, 0)) {
+			if err == nil && !bytes.HasPrefix(e.key, chunksPrefix(task)) {
+				return
+			}
+			if !yield(e.value, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// stored is a task's pack in the history.
 type stored struct {
 	task string
-	pack []byte
+	pack pack
+	info packInfo
 }
 
 // all yields every pack, ordered by task. It ends after the first error.
@@ -213,14 +234,20 @@ func (h *history) all() iter.Seq2[stored, error] {
 				yield(stored{}, fmt.Errorf("%w: its history has a key %q", ErrDamaged, e.key))
 				return
 			}
-			if n == 0 {
-				if packs > 0 && !yield(s, nil) {
-					return
-				}
-				packs++
-				s = stored{task: task}
+			if n > 0 {
+				s.pack = h.chunks(task)
+				s.info.bytes += int64(len(e.value))
+				continue
 			}
-			s.pack = append(s.pack, e.value...)
+			if packs > 0 && !yield(s, nil) {
+				return
+			}
+			packs++
+			s = stored{task: task, pack: packOf(e.value)}
+			if s.info, err = decodePackInfo(e.value); err != nil {
+				yield(stored{}, err)
+				return
+			}
 		}
 		if packs > 0 && !yield(s, nil) {
 			return
@@ -242,12 +269,12 @@ func writeHistory(dir string, number uint64, packs iter.Seq2[stored, error]) (*h
 				return
 			}
 			count++
-			for n := 0; len(s.pack) > 0; n++ {
-				chunk := s.pack[:min(chunkSize, len(s.pack))]
-				s.pack = s.pack[len(chunk):]
-				if !yield(tableEntry{key: chunkKey(s.task, n), value: chunk}, nil) {
+			n := 0
+			for chunk, err := range s.pack {
+				if !yield(tableEntry{key: chunkKey(s.task, n), value: chunk}, err) || err != nil {
 					return
 				}
+				n++
 			}
 		}
 	}

@@ -69,8 +69,11 @@ func TestDocumentedFiles(t *testing.T) {
 func TestDocumentedKeys(t *testing.T) {
 	j := everything(t)
 	var keys []string
-	for key := range j.scan(nil) {
-		keys = append(keys, string(key))
+	for e, err := range j.scan(nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, string(e.key))
 	}
 	for e, err := range j.past.from(nil) {
 		if err != nil {

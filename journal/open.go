@@ -166,9 +166,9 @@ func create(dir string) (current, error) {
 	if b.err != nil {
 		return current{}, b.err
 	}
-	err = writeGeneration(dir, c.Generation, func(yield func([]byte, []byte) bool) {
+	err = writeGeneration(dir, c.Generation, func(yield func(tableEntry, error) bool) {
 		for _, e := range b.entries { // in the order of their keys
-			if !yield(e.Key, e.Value) {
+			if !yield(tableEntry{key: e.Key, value: e.Value}, nil) {
 				return
 			}
 		}
@@ -266,15 +266,8 @@ func writeRootID(dir, id string) error {
 
 // writeGeneration makes a new generation of what entries yields, which is
 // ordered by key, durably.
-func writeGeneration(dir string, number uint64, entries iter.Seq2[[]byte, []byte]) error {
-	sorted := func(yield func(tableEntry, error) bool) {
-		for key, value := range entries {
-			if !yield(tableEntry{key: key, value: value}, nil) {
-				return
-			}
-		}
-	}
-	return writeDatabase(dir, number, sorted, func(path string, tables []writtenTable) error {
+func writeGeneration(dir string, number uint64, entries iter.Seq2[tableEntry, error]) error {
+	return writeDatabase(dir, number, entries, func(path string, tables []writtenTable) error {
 		return writeManifest(path, len(tables))
 	})
 }
@@ -303,7 +296,7 @@ func (j *Journal) settle() (rewritten bool, err error) {
 		return j.renewIfDue(len(logs) > 0, more)
 	}
 	for _, t := range tables {
-		if _, err := openTable(t.name); err != nil {
+		if err := verifyTable(t.name); err != nil {
 			return false, missing(err)
 		}
 	}
@@ -321,8 +314,9 @@ func (j *Journal) manifest() fingerprint {
 }
 
 // load reads the generation without opening it, and compares it with the witness.
+// Its tables are read where they are: nobody else touches them.
 func (j *Journal) load() (c *contents, logged int64, err error) {
-	c, logged, err = readContents(j.generation(), j.manifest())
+	c, logged, err = readContents(j.generation(), j.manifest(), false)
 	if err != nil {
 		return nil, 0, missing(err)
 	}

@@ -62,12 +62,15 @@ type place struct {
 // places returns those of all sinks.
 func (r *reader) places() (map[string]place, error) {
 	all := map[string]place{}
-	for key, raw := range r.scan([]byte(sinkPrefix)) {
-		p, err := decode[place](key, raw)
+	for e, err := range r.scan([]byte(sinkPrefix)) {
 		if err != nil {
 			return nil, err
 		}
-		all[strings.TrimPrefix(string(key), sinkPrefix)] = p
+		p, err := decode[place](e.key, e.value)
+		if err != nil {
+			return nil, err
+		}
+		all[strings.TrimPrefix(string(e.key), sinkPrefix)] = p
 	}
 	return all, nil
 }
@@ -113,12 +116,15 @@ func (r *reader) Undelivered(sink string, most int) ([]machine.Notice, error) {
 }
 
 func (r *reader) notices(after uint64, most int) (notices []machine.Notice, err error) {
-	for key, raw := range r.scan([]byte(eventPrefix)) {
-		number, _ := parseEventKey(key)
+	for entry, err := range r.scan([]byte(eventPrefix)) {
+		if err != nil {
+			return nil, err
+		}
+		number, _ := parseEventKey(entry.key)
 		if number <= after {
 			continue
 		}
-		e, err := decode[event](key, raw)
+		e, err := decode[event](entry.key, entry.value)
 		if err != nil {
 			return nil, err
 		}
@@ -127,7 +133,7 @@ func (r *reader) notices(after uint64, most int) (notices []machine.Notice, err 
 			return nil, err
 		}
 		n := machine.Notice{Number: number, ID: hashOf(stored)}
-		if n.Record, err = decode[machine.Record](key, stored); err != nil {
+		if n.Record, err = decode[machine.Record](entry.key, stored); err != nil {
 			return nil, err
 		}
 		if notices = append(notices, n); len(notices) == most {
@@ -239,12 +245,15 @@ func (r *reader) pending(now time.Time) (p pending, err error) {
 		p.after = min(p.after, at.Number)
 	}
 	p.tasks = map[string]bool{}
-	for key, raw := range r.scan([]byte(eventPrefix)) {
-		e, err := decode[event](key, raw)
+	for entry, err := range r.scan([]byte(eventPrefix)) {
 		if err != nil {
 			return p, err
 		}
-		if number, _ := parseEventKey(key); number > p.after {
+		e, err := decode[event](entry.key, entry.value)
+		if err != nil {
+			return p, err
+		}
+		if number, _ := parseEventKey(entry.key); number > p.after {
 			p.tasks[e.Task] = true
 		}
 	}

@@ -78,8 +78,8 @@ func TestOutboxStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	j = openTest(t, dir, told)
-	for key := range j.scan([]byte(eventPrefix)) {
-		t.Errorf("%q is left although everybody has it", key)
+	for e, err := range j.scan([]byte(eventPrefix)) {
+		t.Errorf("%q is left although everybody has it, %v", e.key, err)
 	}
 }
 

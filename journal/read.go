@@ -37,11 +37,11 @@ func (r *reader) head(task string) (storedHead, bool, error) {
 		h, err := decode[storedHead](headKey(task), raw)
 		return h, err == nil, err
 	}
-	raw, err = r.past.pack(task)
-	if err != nil || raw == nil {
+	p, err := r.past.pack(task)
+	if err != nil || p == nil {
 		return storedHead{}, false, err
 	}
-	h, err := decodePackHead(raw)
+	h, err := p.head()
 	return h, err == nil, err
 }
 
@@ -64,14 +64,17 @@ func (r *reader) heads(newest map[string]storedHead) error {
 		if err != nil {
 			return err
 		}
-		h, err := decodePackHead(s.pack)
+		h, err := s.pack.head()
 		if err != nil {
 			return err
 		}
 		newest[h.Task] = h
 	}
-	for key, raw := range r.scan([]byte(headPrefix)) {
-		h, err := decode[storedHead](key, raw)
+	for e, err := range r.scan([]byte(headPrefix)) {
+		if err != nil {
+			return err
+		}
+		h, err := decode[storedHead](e.key, e.value)
 		if err != nil {
 			return err
 		}
@@ -125,9 +128,9 @@ type storedRecord struct {
 // records yields the stored records of a task, oldest first.
 func (r *reader) records(task string) iter.Seq2[storedRecord, error] {
 	return func(yield func(storedRecord, error) bool) {
-		raw, err := r.past.pack(task)
-		if err == nil && raw != nil {
-			for s, err := range packRecords(raw) {
+		p, err := r.past.pack(task)
+		if err == nil && p != nil {
+			for s, err := range p.records() {
 				if !yield(s, err) || err != nil {
 					return
 				}
@@ -137,12 +140,12 @@ func (r *reader) records(task string) iter.Seq2[storedRecord, error] {
 			yield(storedRecord{}, err)
 			return
 		}
-		for key, raw := range r.scan(recordsPrefix(task)) {
-			_, seq, ok := parseRecordKey(key)
-			if !ok {
-				err = fmt.Errorf("%w: no record has the key %q", ErrDamaged, key)
+		for e, err := range r.scan(recordsPrefix(task)) {
+			_, seq, ok := parseRecordKey(e.key)
+			if err == nil && !ok {
+				err = fmt.Errorf("%w: no record has the key %q", ErrDamaged, e.key)
 			}
-			if !yield(storedRecord{seq, raw}, err) || err != nil {
+			if !yield(storedRecord{seq, e.value}, err) || err != nil {
 				return
 			}
 		}

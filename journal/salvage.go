@@ -15,7 +15,7 @@ import (
 // salvage examines a journal that cannot be read as a whole: it reads what it
 // can, says what it cannot, and replays the tasks to tell which records are
 // missing.
-func (r *Report) salvage(dir string, said testimony, legal TransitionCheck) error {
+func (r *Report) salvage(dir string, said testimony, legal TransitionCheck) (err error) {
 	c, found, err := readCurrent(dir)
 	if !found || err != nil {
 		newest, err := newestGeneration(dir)
@@ -24,7 +24,9 @@ func (r *Report) salvage(dir string, said testimony, legal TransitionCheck) erro
 		}
 		c = current{Generation: newest}
 	}
-	s := &salvager{report: r, contents: contents{values: map[string]versioned{}}}
+	s := &salvager{report: r, found: newContents()}
+	s.found.lenient = true
+	defer func() { err = errors.Join(err, s.found.close()) }()
 	if err := s.generation(filepath.Join(dir, generationName(c.Generation))); err != nil {
 		return err
 	}
@@ -35,16 +37,20 @@ func (r *Report) salvage(dir string, said testimony, legal TransitionCheck) erro
 			return err
 		}
 	}
-	if len(s.values) > 0 {
-		r.replay(&reader{&s.contents, past}, said, legal)
+	for _, err := range s.found.scan(nil) { // when there is anything at all
+		if err != nil {
+			return err
+		}
+		r.replay(&reader{s.found, past}, said, legal)
+		break
 	}
 	return nil
 }
 
-// salvager collects what can be read.
+// salvager finds what can be read.
 type salvager struct {
 	report *Report
-	contents
+	found  *contents
 }
 
 func (s *salvager) generation(path string) error {
@@ -82,46 +88,46 @@ func (s *salvager) log(name string) error {
 		case err != nil:
 			return err
 		case e.meta&walFinTxn == 0:
-			s.put(e.entry())
+			s.found.put(e.entry())
 		}
 	}
 }
 
-// tables takes every block that is whole, whatever badger's list says.
+// tables takes every table, whatever badger's list says, and tells which blocks of
+// it are not whole.
 func (s *salvager) tables(path string) error {
 	names, err := filepath.Glob(filepath.Join(path, "*.sst"))
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		if err := s.table(name, data); err != nil {
+		err := s.table(name)
+		if errors.Is(err, ErrDamaged) {
 			s.report.problem("", 0, "%v: nothing of it can be read", err)
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (s *salvager) table(name string, data []byte) error {
-	t, err := parseTable(name, data)
+func (s *salvager) table(name string) (err error) {
+	t, err := openTable(name, nil, nil)
 	if err != nil {
 		return err
 	}
+	s.found.tables = append(s.found.tables, &sstable{name: name, held: t.f, first: bytes.Clone(t.blocks[0].first)})
 	for i, b := range t.blocks {
-		list, ok := b.entries()
-		if !ok {
+		_, err := t.entries(i)
+		if errors.Is(err, ErrDamaged) {
 			task, seq := whose(y.ParseKey(b.first))
 			end := "the table's end"
 			if i+1 < len(t.blocks) {
 				end = describe(y.ParseKey(t.blocks[i+1].first))
 			}
 			s.report.problem(task, seq, "altered: the checksum of block %d of table %s does not match; it holds what is stored from here to %s", i, filepath.Base(name), end)
-		}
-		for _, e := range list {
-			s.put(e)
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil

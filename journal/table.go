@@ -3,8 +3,10 @@ package journal
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"iter"
 	"os"
 	"path/filepath"
@@ -20,18 +22,20 @@ import (
 
 func tableName(dir string, id uint64) string { return table.NewFilename(id, dir) }
 
-// tableFile is a table that was read into memory (table.go of badger v4): a
+// tableFile is a table that is read a block at a time (table.go of badger v4): a
 // damaged one is an error, where badger's memory maps and assertions would be a
 // SIGBUS or a panic.
 type tableFile struct {
 	name   string
+	f      *os.File
+	held   bool // by somebody else
 	blocks []tableBlock
 }
 
 // tableBlock is a part of a table with a checksum of its own.
 type tableBlock struct {
-	first []byte // key, with its version
-	data  []byte
+	first      []byte // key, with its version
+	begin, end int64  // in the file
 }
 
 // tableEntry is an entry of a table.
@@ -42,47 +46,137 @@ type tableEntry struct {
 	value   []byte
 }
 
-// openTable reads a table and verifies all of it.
-func openTable(name string) (*tableFile, error) {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("table %s: %w", filepath.Base(name), err)
+// openTable opens a table and finds its blocks, which are read when they are asked
+// for: from held, which somebody keeps open whatever becomes of the name, unless that
+// is nil. blocks are those that it had before; nil has its index read.
+func openTable(name string, held *os.File, blocks []tableBlock) (_ *tableFile, err error) {
+	t := &tableFile{name: name, f: held, held: held != nil, blocks: blocks}
+	if !t.held {
+		if t.f, err = os.Open(name); err != nil {
+			return nil, fmt.Errorf("table %s: %w", filepath.Base(name), err)
+		}
 	}
-	return verifyTable(name, data)
+	if t.blocks == nil {
+		if t.blocks, err = readBlocks(t.f); err != nil {
+			return nil, errors.Join(fmt.Errorf("table %s: %w", filepath.Base(name), err), t.close())
+		}
+	}
+	return t, nil
 }
 
-func verifyTable(name string, data []byte) (*tableFile, error) {
-	t, err := parseTable(name, data)
+// readBlocks verifies the index of a table, which is at its end, and finds the
+// blocks by it.
+func readBlocks(f *os.File) ([]tableBlock, error) {
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	for i, b := range t.blocks {
-		if _, ok := b.verified(); !ok {
-			return nil, fmt.Errorf("%w: the checksum of block %d of table %s does not match", ErrDamaged, i, filepath.Base(name))
-		}
-	}
-	return t, nil
-}
-
-// parseTable verifies the index of a table, which is at its end, and finds the
-// blocks by it.
-func parseTable(name string, data []byte) (*tableFile, error) {
-	index, ok := cutChecksum(data, true)
-	if !ok {
-		return nil, fmt.Errorf("%w: table %s is not whole or its index was altered", ErrDamaged, filepath.Base(name))
+	index, err := readIndex(f, info.Size())
+	if err != nil {
+		return nil, err
 	}
 	list := fb.GetRootAsTableIndex(index, 0)
-	t := &tableFile{name: name}
-	for i := range list.OffsetsLength() {
+	blocks := make([]tableBlock, list.OffsetsLength())
+	for i := range blocks {
 		var at fb.BlockOffset
 		list.Offsets(&at, i)
-		begin, end := int(at.Offset()), int(at.Offset()+at.Len())
-		if begin > end || end > len(data) || at.KeyLength() < 8 {
-			return nil, fmt.Errorf("%w: table %s has an index of another table", ErrDamaged, filepath.Base(name))
+		begin, end := int64(at.Offset()), int64(at.Offset())+int64(at.Len())
+		if end > info.Size() || at.KeyLength() < 8 {
+			return nil, fmt.Errorf("%w: it has an index of another table", ErrDamaged)
 		}
-		t.blocks = append(t.blocks, tableBlock{at.KeyBytes(), data[begin:end]})
+		blocks[i] = tableBlock{at.KeyBytes(), begin, end}
 	}
-	return t, nil
+	if len(blocks) == 0 {
+		return nil, fmt.Errorf("%w: it has nothing in it", ErrDamaged)
+	}
+	return blocks, nil
+}
+
+func (t *tableFile) close() error {
+	if t.held {
+		return nil
+	}
+	return t.f.Close()
+}
+
+// readIndex reads the index, which is followed by its length, its checksum and
+// that one's length.
+func readIndex(in io.ReaderAt, size int64) ([]byte, error) {
+	const most = 64 // a checksum has some ten bytes
+	tail, err := readPart(in, max(0, size-most), size)
+	if err != nil {
+		return nil, err
+	}
+	if sum, rest, ok := cutSized(tail); ok && len(rest) >= 4 {
+		whole := int64(binary.BigEndian.Uint32(rest[len(rest)-4:])) + 4 + int64(len(sum)) + 4
+		if tail, err = readPart(in, max(0, size-whole), size); err != nil {
+			return nil, err
+		}
+		if index, ok := cutChecksum(tail, true); ok {
+			return index, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: it is not whole or its index was altered", ErrDamaged)
+}
+
+// readPart reads what must be there.
+func readPart(in io.ReaderAt, begin, end int64) ([]byte, error) {
+	part := make([]byte, end-begin)
+	n, err := in.ReadAt(part, begin)
+	switch {
+	case n == len(part):
+		return part, nil
+	case errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("%w: it was cut off at byte %d", ErrDamaged, begin+int64(n))
+	}
+	return nil, err
+}
+
+// verifyTable reads all of a table.
+func verifyTable(name string) error {
+	t, err := openTable(name, nil, nil)
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.verify(), t.close())
+}
+
+// verify reads all of the table.
+func (t *tableFile) verify() error {
+	const together = 64 << 10 // bytes: a read for each block would take longer than its checksum
+	for from := 0; from < len(t.blocks); {
+		begin, to := t.blocks[from].begin, from+1
+		for to < len(t.blocks) && t.blocks[to].begin == t.blocks[to-1].end && t.blocks[to].end-begin <= together {
+			to++
+		}
+		part, err := readPart(t.f, begin, t.blocks[to-1].end)
+		if err != nil {
+			return fmt.Errorf("table %s: %w", filepath.Base(t.name), err)
+		}
+		for ; from < to; from++ {
+			if _, ok := cutChecksum(part[t.blocks[from].begin-begin:t.blocks[from].end-begin], false); !ok {
+				return t.altered(from)
+			}
+		}
+	}
+	return nil
+}
+
+// data reads a block and returns it without its checksum.
+func (t *tableFile) data(block int) ([]byte, error) {
+	raw, err := readPart(t.f, t.blocks[block].begin, t.blocks[block].end)
+	if err != nil {
+		return nil, fmt.Errorf("table %s: %w", filepath.Base(t.name), err)
+	}
+	data, ok := cutChecksum(raw, false)
+	if !ok {
+		return nil, t.altered(block)
+	}
+	return data, nil
+}
+
+func (t *tableFile) altered(block int) error {
+	return fmt.Errorf("%w: the checksum of block %d of table %s does not match", ErrDamaged, block, filepath.Base(t.name))
 }
 
 // cutChecksum verifies the checksum at the end of a block or a table and
@@ -118,16 +212,23 @@ func cutSized(b []byte) (last, rest []byte, ok bool) {
 	return b[at-int(size) : at], b[:at-int(size)], true
 }
 
-// verified returns the block without its checksum; false when that does not match.
-func (b tableBlock) verified() (data []byte, ok bool) { return cutChecksum(b.data, false) }
+// entries reads a block: entries, where each begins, and their number. An entry is
+// how many bytes of the first key its own begins with, how many follow, these, and
+// the value. Badger writes its numbers in the order of the machine.
+func (t *tableFile) entries(block int) ([]tableEntry, error) {
+	data, err := t.data(block)
+	if err != nil {
+		return nil, err
+	}
+	list, ok := decodeBlock(data, t.blocks[block].first)
+	if !ok {
+		return nil, t.altered(block)
+	}
+	return list, nil
+}
 
-// entries decodes a block whose checksum was verified: entries, where each
-// begins, and their number. An entry is how many bytes of the first key its own
-// begins with, how many follow, these, and the value. Badger writes its numbers
-// in the order of the machine.
-func (b tableBlock) entries() (list []tableEntry, ok bool) {
-	data, ok := b.verified()
-	if !ok || len(data) < 4 {
+func decodeBlock(data, first []byte) (list []tableEntry, ok bool) {
+	if len(data) < 4 {
 		return nil, false
 	}
 	count := int(binary.BigEndian.Uint32(data[len(data)-4:]))
@@ -147,10 +248,10 @@ func (b tableBlock) entries() (list []tableEntry, ok bool) {
 		}
 		raw := data[begin+4 : end]
 		overlap, more := int(binary.NativeEndian.Uint16(data[begin:])), int(binary.NativeEndian.Uint16(data[begin+2:]))
-		if overlap > len(b.first) || more+3 > len(raw) || overlap+more < 8 {
+		if overlap > len(first) || more+3 > len(raw) || overlap+more < 8 {
 			return nil, false
 		}
-		key := slices.Concat(b.first[:overlap], raw[:more])
+		key := slices.Concat(first[:overlap], raw[:more])
 		var v y.ValueStruct
 		v.Decode(raw[more:])
 		list = append(list, tableEntry{y.ParseKey(key), y.ParseTs(key), v.Meta&walDelete != 0, v.Value})
@@ -158,14 +259,25 @@ func (b tableBlock) entries() (list []tableEntry, ok bool) {
 	return list, true
 }
 
-// from yields the entries of a verified table from a key on; all for a nil key.
-func (t *tableFile) from(key []byte) iter.Seq[tableEntry] {
-	return func(yield func(tableEntry) bool) {
-		first := sort.Search(len(t.blocks), func(i int) bool { return bytes.Compare(y.ParseKey(t.blocks[i].first), key) >= 0 })
-		for _, b := range t.blocks[max(0, first-1):] {
-			list, _ := b.entries() // it was verified
+// seek is the first block that may have a key which is not less than key; for a
+// nil key the first.
+func (t *tableFile) seek(key []byte) int {
+	i := sort.Search(len(t.blocks), func(i int) bool { return bytes.Compare(y.ParseKey(t.blocks[i].first), key) >= 0 })
+	return max(0, i-1)
+}
+
+// from yields the entries from a key on; all for a nil key. It ends after the
+// first error.
+func (t *tableFile) from(key []byte) iter.Seq2[tableEntry, error] {
+	return func(yield func(tableEntry, error) bool) {
+		for i := t.seek(key); i < len(t.blocks); i++ {
+			list, err := t.entries(i)
+			if err != nil {
+				yield(tableEntry{}, err)
+				return
+			}
 			for _, e := range list {
-				if bytes.Compare(e.key, key) >= 0 && !yield(e) {
+				if bytes.Compare(e.key, key) >= 0 && !yield(e, nil) {
 					return
 				}
 			}

@@ -55,9 +55,9 @@ func writeAndRead(t rapid.TB, dir string, number uint64, entries map[string][]by
 		keys = append(keys, key)
 	}
 	slices.Sort(keys)
-	err := writeGeneration(dir, number, func(yield func([]byte, []byte) bool) {
+	err := writeGeneration(dir, number, func(yield func(tableEntry, error) bool) {
 		for _, key := range keys {
-			if !yield([]byte(key), entries[key]) {
+			if !yield(tableEntry{key: []byte(key), value: entries[key]}, nil) {
 				return
 			}
 		}
@@ -66,7 +66,7 @@ func writeAndRead(t rapid.TB, dir string, number uint64, entries map[string][]by
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, generationName(number))
-	c, _, err := readContents(path, fingerprint{})
+	c, _, err := readContents(path, fingerprint{}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +95,9 @@ func writeAndRead(t rapid.TB, dir string, number uint64, entries map[string][]by
 // for what is beside the keys.
 func compareSource(s source, keys []string, entries map[string][]byte) error {
 	i := 0
-	for key, value := range s.scan(nil) {
-		if i >= len(keys) || string(key) != keys[i] || !bytes.Equal(value, entries[keys[i]]) {
-			return fmt.Errorf("entry %d is %.40q of %d bytes", i, key, len(value))
+	for e, err := range s.scan(nil) {
+		if err != nil || i >= len(keys) || string(e.key) != keys[i] || !bytes.Equal(e.value, entries[keys[i]]) {
+			return fmt.Errorf("entry %d is %.40q of %d bytes: %w", i, e.key, len(e.value), err)
 		}
 		i++
 	}

@@ -11,8 +11,8 @@ import (
 )
 
 // upgrade turns an entry of a generation of one schema into that of the next.
-// A nil key leaves it out. Packs are not rewritten: what reads them knows all
-// their forms.
+// A nil key leaves it out; new keys follow each other as the old ones did. Packs are
+// not rewritten: what reads them knows all their forms.
 type upgrade func(key, value []byte) (newKey, newValue []byte, err error)
 
 // upgrades has, for each older schema, the way to the one after it.
@@ -27,25 +27,26 @@ func upgradeJournal(dir string, c current) (current, error) {
 	if err := backup(dir, c); err != nil {
 		return current{}, fmt.Errorf("cannot back it up before its upgrade: %w", err)
 	}
-	old, _, err := readContents(filepath.Join(dir, generationName(c.Generation)), fingerprint{})
+	old, _, err := readContents(filepath.Join(dir, generationName(c.Generation)), fingerprint{}, false)
 	if err != nil {
 		return current{}, missing(err)
 	}
-	upgraded := &contents{values: map[string]versioned{}}
-	for key, value := range old.scan(nil) {
-		was := key
-		for s := c.Schema; s < Schema && key != nil; s++ {
-			if key, value, err = upgrades[s](key, value); err != nil {
-				return current{}, fmt.Errorf("cannot upgrade %q from schema %d to %d: %w", was, c.Schema, Schema, err)
+	upgraded := func(yield func(tableEntry, error) bool) {
+		for e, err := range old.scan(nil) {
+			was := e.key
+			for s := c.Schema; s < Schema && e.key != nil && err == nil; s++ {
+				if e.key, e.value, err = upgrades[s](e.key, e.value); err != nil {
+					err = fmt.Errorf("cannot upgrade %q from schema %d to %d: %w", was, c.Schema, Schema, err)
+				}
 			}
-		}
-		if key != nil {
-			upgraded.put(tableEntry{key: key, value: value})
+			if (e.key != nil || err != nil) && !yield(e, err) || err != nil {
+				return
+			}
 		}
 	}
 	next := c
 	next.Schema, next.Generation = Schema, c.free()
-	if err := writeGeneration(dir, next.Generation, upgraded.scan(nil)); err != nil {
+	if err := writeGeneration(dir, next.Generation, upgraded); err != nil {
 		return current{}, err
 	}
 	return next, writeCurrent(dir, next)

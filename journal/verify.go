@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -111,11 +112,15 @@ func (r *Report) tasks(db *reader) iter.Seq[string] {
 		}
 		set[s.task] = true
 	}
-	for key := range db.scan(nil) {
-		if task, ok := taskOf(key); ok {
+	for e, err := range db.scan(nil) {
+		if err != nil {
+			r.problem("", 0, "%v", err)
+			break
+		}
+		if task, ok := taskOf(e.key); ok {
 			set[task] = true
-		} else if string(key) != string(nodeKey) && string(key) != string(tipKey) && !isOutbox(key) {
-			r.problem("", 0, "nothing has the key %q", key)
+		} else if !bytes.Equal(e.key, nodeKey) && !bytes.Equal(e.key, tipKey) && !isOutbox(e.key) {
+			r.problem("", 0, "nothing has the key %q", e.key)
 		}
 	}
 	return slices.Values(slices.Sorted(maps.Keys(set)))
@@ -123,8 +128,11 @@ func (r *Report) tasks(db *reader) iter.Seq[string] {
 
 // outbox checks that each record of which others are to be told is there.
 func (r *Report) outbox(db *reader) {
-	for key, raw := range db.scan([]byte(eventPrefix)) {
-		e, err := decode[event](key, raw)
+	for entry, err := range db.scan([]byte(eventPrefix)) {
+		var e event
+		if err == nil {
+			e, err = decode[event](entry.key, entry.value)
+		}
 		if err == nil {
 			_, err = db.record(e)
 		}

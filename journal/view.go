@@ -11,12 +11,13 @@ import (
 	"github.com/deckhand/deckhand/machine"
 )
 
-// View is a journal as it was when the view was opened: its generation is read
-// into memory, its history where it is. It needs no lock and no space, works
-// while a run writes and after a crash, and changes nothing.
+// View is a journal as it was when the view was opened. It holds the tables open:
+// a run that begins may remove them. It needs no lock and no space, works while a
+// run writes and after a crash, and changes nothing.
 type View struct {
 	reader
-	doubt error
+	contents *contents
+	doubt    error
 }
 
 // viewAttempts is how often a journal is read that changes meanwhile;
@@ -86,23 +87,25 @@ func tryView(dir string, said testimony) (*View, error) {
 	if said.Generation != c.Generation {
 		said.Manifest = fingerprint{}
 	}
-	generation, _, err := readContents(filepath.Join(dir, generationName(c.Generation)), said.Manifest)
+	generation, _, err := readContents(filepath.Join(dir, generationName(c.Generation)), said.Manifest, true)
 	if err != nil {
 		return nil, err
 	}
+	v := &View{contents: generation}
 	past, err := openHistory(dir, c)
+	if err == nil {
+		err = past.pin()
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, v.Close())
 	}
-	if err := past.pin(); err != nil {
-		return nil, err
-	}
+	v.reader = reader{generation, past}
 	// A generation that was replaced may have been read while it was removed.
 	if now, _, err := readCurrent(dir); err != nil || now.Generation != c.Generation {
-		return nil, errors.Join(cmp.Or(err, fmt.Errorf("generation %d was replaced meanwhile", c.Generation)), past.close())
+		return nil, errors.Join(cmp.Or(err, fmt.Errorf("generation %d was replaced meanwhile", c.Generation)), v.Close())
 	}
-	return &View{reader: reader{generation, past}}, nil
+	return v, nil
 }
 
-// Close lets go of the files of the history.
-func (v *View) Close() error { return v.past.close() }
+// Close lets go of the tables.
+func (v *View) Close() error { return errors.Join(v.contents.close(), v.past.close()) }
