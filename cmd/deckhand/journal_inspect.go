@@ -3,8 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/deckhand/deckhand/config"
+	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -65,26 +67,34 @@ func (a *app) inspect(ctx context.Context, args []string, o inspectOptions) erro
 	}
 	seen := map[string]uint64{}
 	for first := true; ; first = false {
-		records, err := a.records(args)
-		if err != nil {
-			return err
+		fresh := maps.Clone(seen)
+		var last []machine.Record // those that are printed in the end
+		for r, err := range a.records(args) {
+			if err != nil {
+				return err
+			}
+			if r.Seq <= seen[r.Task] {
+				continue
+			}
+			fresh[r.Task] = max(fresh[r.Task], r.Seq)
+			if r.Time.Before(since) || !until.IsZero() && r.Time.After(until) || !asUrgent(r, o.priority) {
+				continue
+			}
+			newest := first && o.lines > 0
+			if newest || o.reverse {
+				last = append(last, r)
+			} else if err := a.printRecord(r, o.output); err != nil {
+				return err
+			}
+			if newest && len(last) > o.lines {
+				last = last[1:]
+			}
 		}
-		fresh := slices.DeleteFunc(records, func(r machine.Record) bool {
-			return r.Seq <= seen[r.Task]
-		})
-		for _, r := range fresh {
-			seen[r.Task] = max(seen[r.Task], r.Seq)
-		}
-		fresh = slices.DeleteFunc(fresh, func(r machine.Record) bool {
-			return r.Time.Before(since) || !until.IsZero() && r.Time.After(until) || !asUrgent(r, o.priority)
-		})
-		if first && o.lines > 0 && len(fresh) > o.lines {
-			fresh = fresh[len(fresh)-o.lines:]
-		}
+		seen = fresh
 		if o.reverse {
-			slices.Reverse(fresh)
+			slices.Reverse(last)
 		}
-		for _, r := range fresh {
+		for _, r := range last {
 			if err := a.printRecord(r, o.output); err != nil {
 				return err
 			}
@@ -154,46 +164,84 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 	return time.Time{}, usage("%s is %q; it can be a time such as 2026-01-02T15:04:05Z, \"2026-01-02 15:04\", today or yesterday, or a duration such as 2h or 7d", flag, text)
 }
 
-// records reads the records of the named task, or of all, oldest first.
-func (a *app) records(args []string) (records []machine.Record, err error) {
-	v, ok, err := a.view()
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		if len(args) > 0 {
-			return nil, a.unknownTask(args[0])
+// records yields the records of the named task, or of all, oldest first. It ends after
+// the first error.
+func (a *app) records(args []string) iter.Seq2[machine.Record, error] {
+	return func(yield func(machine.Record, error) bool) {
+		v, ok, err := a.view()
+		if err == nil && !ok && len(args) > 0 {
+			err = a.unknownTask(args[0])
 		}
-		return nil, nil
+		if err != nil {
+			yield(machine.Record{}, err)
+			return
+		}
+		if !ok {
+			return
+		}
+		defer v.Close() // it was only read
+		heads, err := a.named(v, args)
+		if err != nil {
+			yield(machine.Record{}, err)
+			return
+		}
+		all := recordsOf(v, heads)
+		if len(heads) > 1 {
+			all = byTime(all)
+		} // else in their own order, whatever the clock did
+		for r, err := range all {
+			if !yield(r, err) {
+				return
+			}
+		}
 	}
-	defer func() { err = errors.Join(err, v.Close()) }()
-	var heads []machine.Head
+}
+
+// named are the heads of the named task, or of all.
+func (a *app) named(v *journal.View, args []string) ([]machine.Head, error) {
 	switch {
 	case len(args) == 0:
-		heads, err = v.Heads()
+		return v.Heads()
 	case args[0] == machine.NodeTask:
-		heads = []machine.Head{{Task: machine.NodeTask}}
-	default:
-		var head machine.Head
-		head, err = a.find(v, args[0])
-		heads = []machine.Head{head}
+		return []machine.Head{{Task: machine.NodeTask}}, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	for _, h := range heads {
-		for r, err := range v.Records(h.Task) {
-			if err != nil {
-				return nil, err
+	head, err := a.find(v, args[0])
+	return []machine.Head{head}, err
+}
+
+// recordsOf yields the records of one task after the other, as they are read: they may
+// tell of a million files.
+func recordsOf(v *journal.View, heads []machine.Head) iter.Seq2[machine.Record, error] {
+	return func(yield func(machine.Record, error) bool) {
+		for _, h := range heads {
+			for r, err := range v.Records(h.Task) {
+				if !yield(r, err) || err != nil {
+					return
+				}
 			}
-			records = append(records, r)
 		}
 	}
-	if len(heads) == 1 {
-		return records, nil // in their own order, whatever the clock did
+}
+
+// byTime yields the records of several tasks in the order of their times, for which it
+// holds them all.
+func byTime(records iter.Seq2[machine.Record, error]) iter.Seq2[machine.Record, error] {
+	return func(yield func(machine.Record, error) bool) {
+		var all []machine.Record
+		for r, err := range records {
+			if err != nil {
+				yield(machine.Record{}, err)
+				return
+			}
+			all = append(all, r)
+		}
+		slices.SortStableFunc(all, func(x, y machine.Record) int { return x.Time.Compare(y.Time) })
+		for _, r := range all {
+			if !yield(r, nil) {
+				return
+			}
+		}
 	}
-	slices.SortStableFunc(records, func(x, y machine.Record) int { return x.Time.Compare(y.Time) })
-	return records, nil
 }
 
 func (a *app) printRecord(r machine.Record, output string) error {

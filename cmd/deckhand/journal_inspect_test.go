@@ -2,10 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/deckhand/deckhand/config"
+	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -45,5 +49,45 @@ func TestTimesAsPeopleWriteThem(t *testing.T) {
 		if got, err := parseTime("--until", text, now); err == nil || !strings.HasPrefix(err.Error(), "--until is ") {
 			t.Errorf("%q is %s, %v", text, got, err)
 		}
+	}
+}
+
+// The records of a task are printed as they are read: one of many files takes no more
+// memory.
+func TestMemoryOfInspect(t *testing.T) {
+	a := &app{stderr: io.Discard, conf: &config.Loaded{Config: config.Config{Root: t.TempDir()}}}
+	written := 0
+	heap := func(records int) uint64 {
+		j, err := journal.Open(a.journalDir(), journal.Options{AnyFilesystem: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ; written < records; written++ {
+			detail := fmt.Appendf(nil, `{"what":"inputs","files":[{"path":"%s"}]}`, strings.Repeat(fmt.Sprintf("/directory-%06d", written), 8000))
+			_, err := j.Append(t.Context(), machine.Entry{
+				Record: machine.Record{Task: "t", Attempt: 1, Kind: machine.KindDone, Detail: detail},
+				Head:   machine.Head{Task: "t", Attempt: 1},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := j.Close(); err != nil { // what it writes in the background is not looked at
+			t.Fatal(err)
+		}
+		var g gauge
+		a.stdout = &g
+		if err := a.inspect(t.Context(), []string{"t"}, inspectOptions{output: "json"}); err != nil {
+			t.Fatal(err)
+		}
+		if g.heap == 0 || g.written < int64(100_000*records) {
+			t.Fatalf("%d bytes were printed of %d records", g.written, records)
+		}
+		return g.heap
+	}
+	few, many := heap(40), heap(90)
+	t.Logf("%d bytes for 40 records, %d for 90", few, many)
+	if many > few+4<<20 {
+		t.Errorf("40 records take %d bytes of memory, 90 take %d", few, many)
 	}
 }

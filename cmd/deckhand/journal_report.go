@@ -293,10 +293,10 @@ func (p *reportData) task(v *journal.View, h machine.Head, running bool) (*repor
 		}
 		if p.Whole {
 			t.Records = append(t.Records, reportRecord{r.Time, r.Seq, r.Attempt, r.Kind, strings.TrimSpace(recordWhat(r))})
+			if over := len(t.Records) - reportRecords; over > 0 {
+				t.OlderRecords, t.Records = t.OlderRecords+over, t.Records[over:]
+			}
 		}
-	}
-	if over := len(t.Records) - reportRecords; over > 0 {
-		t.OlderRecords, t.Records = over, t.Records[over:]
 	}
 	for i, a := range t.Attempts {
 		a.sum(sums[i], p.Whole)
