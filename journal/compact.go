@@ -41,9 +41,10 @@ const (
 	// archiveSize is how many bytes of finished tasks the generation may hold
 	// before they go into the history.
 	archiveSize = 1 << 20
-	// heldPacks is how many bytes of packs are held until they are written; the others
-	// are made again then.
-	heldPacks = 1 << 20
+	// heldPacks is how many bytes of packs are held until they are written, and
+	// largePack what one of them may have; the others are made again then.
+	heldPacks = 8 << 20
+	largePack = 1 << 20
 )
 
 // Pruned is what Prune removed, or would remove.
@@ -275,11 +276,11 @@ func (r *reader) finished(now time.Time) (*finished, error) {
 			delete(f.info, h.Task) // it has begun anew: its past is not touched
 			continue
 		}
-		p, info, err := encodePack(h, r.records(h.Task), room)
+		p, info, err := encodePack(h, r.records(h.Task), min(room, largePack))
 		if err != nil {
 			return nil, err
 		}
-		if info.bytes <= room {
+		if info.bytes <= min(room, largePack) {
 			room -= info.bytes
 		}
 		f.fresh[h.Task], f.info[h.Task] = p, info

@@ -210,7 +210,7 @@ func (c *contents) addTable(name string, hold bool) (err error) {
 			c.tabled = tableEntry{version: e.version, value: bytes.Clone(e.value)}
 		}
 	}
-	s := &sstable{name: name, first: bytes.Clone(t.blocks[0].first), last: end[len(end)-1].key}
+	s := &sstable{name: name, blocks: t.blocks, last: end[len(end)-1].key}
 	if hold {
 		s.held = t.f
 	}

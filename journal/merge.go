@@ -12,14 +12,23 @@ import (
 	"github.com/dgraph-io/badger/v4/y"
 )
 
-// sstable is what has to be known of a table until its turn comes to be read.
+// sstable is a table of a generation while it is not open.
 type sstable struct {
-	name string
-	held *os.File // nil: it is opened when it is read
-	// first is its first key, with its version; last is its last key, nil when that is
-	// not known.
-	first, last []byte
+	name   string
+	held   *os.File     // nil: it is opened when it is read
+	blocks []tableBlock // some hundredth of the table's bytes
+	last   []byte       // its last key; nil when that is not known
+	// recent is the block that was read last: who looks for one task looks for the
+	// next one, which is in the same block.
+	recent struct {
+		block   int
+		entries []tableEntry
+	}
 }
+
+// recentSize is how many bytes a block may have that is kept. One with more has
+// few records, and all of them were asked for.
+const recentSize = 16 << 10
 
 // from yields every version of what is stored from a key on, in the order of the
 // keys, of one key the newest first. It ends after the first error.
@@ -30,7 +39,8 @@ type sstable struct {
 // at a time, however many tables there are.
 func (c *contents) from(key []byte) iter.Seq2[tableEntry, error] {
 	return func(yield func(tableEntry, error) bool) {
-		m, err := c.cursors(key)
+		m := c.cursors(key)
+		var err error
 		for err == nil && len(m) > 0 {
 			at := m[0]
 			if len(at.entries) == 0 {
@@ -61,25 +71,17 @@ func (c *contents) from(key []byte) iter.Seq2[tableEntry, error] {
 }
 
 // cursors are at the places from which the logs and each table are to be read.
-func (c *contents) cursors(key []byte) (m merger, err error) {
+func (c *contents) cursors(key []byte) (m merger) {
 	if logged := c.loggedFrom(key); len(logged) > 0 {
 		m = append(m, &cursor{entries: logged})
 	}
 	for _, s := range c.tables {
-		if s.last != nil && bytes.Compare(s.last, key) < 0 {
-			continue
-		}
-		at := &cursor{table: s}
-		m = append(m, at)
-		if bytes.Compare(y.ParseKey(s.first), key) < 0 {
-			if err := at.open(); err != nil {
-				return m, err
-			}
-			at.block = at.file.seek(key)
+		if s.last == nil || bytes.Compare(s.last, key) >= 0 {
+			m = append(m, &cursor{table: s, block: seek(s.blocks, key)})
 		}
 	}
 	heap.Init(&m)
-	return m, nil
+	return m
 }
 
 // loggedFrom returns what the logs hold from a key on.
@@ -104,31 +106,31 @@ func (at *cursor) next() tableEntry {
 	if len(at.entries) > 0 {
 		return at.entries[0]
 	}
-	first := at.table.first
-	if at.file != nil {
-		first = at.file.blocks[at.block].first
-	}
+	first := at.table.blocks[at.block].first
 	return tableEntry{key: y.ParseKey(first), version: y.ParseTs(first)}
 }
 
 func (at *cursor) atEnd() bool {
-	return len(at.entries) == 0 && (at.table == nil || at.file != nil && at.block == len(at.file.blocks))
-}
-
-func (at *cursor) open() (err error) {
-	at.file, err = openTable(at.table.name, at.table.held, nil)
-	return err
+	return len(at.entries) == 0 && (at.table == nil || at.block == len(at.table.blocks))
 }
 
 // read reads the next block, or passes one that is damaged.
 func (at *cursor) read() (err error) {
+	t, block := at.table, at.block
+	at.block++
+	if t.recent.entries != nil && t.recent.block == block {
+		at.entries = t.recent.entries
+		return nil
+	}
 	if at.file == nil {
-		if err := at.open(); err != nil {
+		if at.file, err = openTable(t.name, t.held, t.blocks); err != nil {
 			return err
 		}
 	}
-	at.entries, err = at.file.entries(at.block)
-	at.block++
+	at.entries, err = at.file.entries(block)
+	if b := t.blocks[block]; err == nil && b.end-b.begin <= recentSize {
+		t.recent.block, t.recent.entries = block, at.entries
+	}
 	return err
 }
 

@@ -116,7 +116,7 @@ func (s *salvager) table(name string) (err error) {
 	if err != nil {
 		return err
 	}
-	s.found.tables = append(s.found.tables, &sstable{name: name, held: t.f, first: bytes.Clone(t.blocks[0].first)})
+	s.found.tables = append(s.found.tables, &sstable{name: name, held: t.f, blocks: t.blocks})
 	for i, b := range t.blocks {
 		_, err := t.entries(i)
 		if errors.Is(err, ErrDamaged) {

@@ -261,8 +261,8 @@ func decodeBlock(data, first []byte) (list []tableEntry, ok bool) {
 
 // seek is the first block that may have a key which is not less than key; for a
 // nil key the first.
-func (t *tableFile) seek(key []byte) int {
-	i := sort.Search(len(t.blocks), func(i int) bool { return bytes.Compare(y.ParseKey(t.blocks[i].first), key) >= 0 })
+func seek(blocks []tableBlock, key []byte) int {
+	i := sort.Search(len(blocks), func(i int) bool { return bytes.Compare(y.ParseKey(blocks[i].first), key) >= 0 })
 	return max(0, i-1)
 }
 
@@ -270,7 +270,7 @@ func (t *tableFile) seek(key []byte) int {
 // first error.
 func (t *tableFile) from(key []byte) iter.Seq2[tableEntry, error] {
 	return func(yield func(tableEntry, error) bool) {
-		for i := t.seek(key); i < len(t.blocks); i++ {
+		for i := seek(t.blocks, key); i < len(t.blocks); i++ {
 			list, err := t.entries(i)
 			if err != nil {
 				yield(tableEntry{}, err)
