@@ -54,6 +54,7 @@ var checks = []struct {
 	{"root", (*examination).root},
 	{"space", (*examination).space},
 	{"inodes", (*examination).inodes},
+	{"disk", (*examination).disk},
 	{"user", (*examination).user},
 	{"limits", (*examination).limits},
 	{"clock", (*examination).clock},
@@ -97,7 +98,8 @@ func newDoctorCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor [TASK]",
 		Short: "Check this node, with a fix for each thing that is wrong",
-		Long: `Doctor checks this node and changes nothing. With a task document it also asks
+		Long: `Doctor checks this node and changes nothing: a small file with which it tries the
+disk of the root is removed again. With a task document it also asks
 for the images of the task and for what its URLs lead to. It exits 1 when something
 fails and, with --strict, 2 when there are only warnings.`,
 		Example: `  deckhand doctor

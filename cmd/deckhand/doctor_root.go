@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/node"
 )
@@ -24,14 +27,24 @@ func (e *examination) root(context.Context) []finding {
 // place is a directory whose filesystem a task fills.
 type place struct{ what, dir, fix string }
 
-// places are one for each filesystem.
-func (e *examination) places() (places []place) {
+// own are the places below the root, which may be on filesystems of their own.
+func (e *examination) own() []place {
 	const scrub = "free space there; \"deckhand scrub\" removes what earlier tasks left"
-	all := []place{{"the root", e.conf.Root, scrub}, {"the journal", e.journalDir(), scrub}, {"the task directories", e.tasksDir(), scrub}}
+	return e.apart([]place{{"the root", e.conf.Root, scrub}, {"the journal", e.journalDir(), scrub}, {"the task directories", e.tasksDir(), scrub}})
+}
+
+// places are own, and Docker's.
+func (e *examination) places() []place {
+	all := e.own()
 	// Docker may see other filesystems than this process, in a container of its own.
 	if data := e.info.DataRoot; data != "" && e.dockerIsHere() && exists(filepath.Join(data, "containers")) {
 		all = append(all, place{"Docker's data", data, "free space there; \"docker system df\" shows what takes it"})
 	}
+	return e.apart(all)
+}
+
+// apart leaves one place for each filesystem.
+func (e *examination) apart(all []place) (places []place) {
 	for _, p := range all {
 		if p.dir != e.conf.Root && !exists(p.dir) {
 			continue // it will be in the root
@@ -77,3 +90,28 @@ func (e *examination) room(judge func(place, node.Space) finding) (found []findi
 	}
 	return found
 }
+
+// disk tries the filesystems of the root out: what the kernel tells of a disk says nothing of
+// one that fails when it is written to.
+func (e *examination) disk(context.Context) (found []finding) {
+	if e.checkRoot() != nil {
+		return nil
+	}
+	for _, p := range e.own() {
+		err := node.TryDisk(p.dir)
+		space, unknown := node.SpaceAt(p.dir)
+		switch {
+		case err == nil:
+			found = append(found, fine("a file for %s at %s was written, read back and removed", p.what, p.dir))
+		case errors.Is(err, unix.ENOSPC) && unknown == nil && (space.FreeBytes < diskFull || space.FreeInodes == 0):
+			// Space and inodes tell of it, and the journal has its reserve.
+		default:
+			found = append(found, broken(fmt.Sprintf("a file for %s at %s cannot be used: %s", p.what, p.dir, message(err)),
+				"see the log of the kernel (dmesg) and the options of the mount; choose a directory on another disk with --root"))
+		}
+	}
+	return found
+}
+
+// diskFull is what a filesystem may have free, in bytes, and yet not give.
+const diskFull = 1 << 20

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -404,8 +405,22 @@ func TestDoctorKeepsSecrets(t *testing.T) {
 // Doctor changes nothing, on an empty node either.
 func TestDoctorLeavesTheNodeAlone(t *testing.T) {
 	n := newNode(t)
-	if r := n.deckhand(t, "doctor"); r.code != 1 || exists(filepath.Join(n.dir, "root")) {
+	before := listing(t, n.dir)
+	if r := n.deckhand(t, "doctor"); r.code != 1 || !strings.Contains(r.stdout, "ok    disk: ") {
 		t.Errorf("%+v", r)
 	}
+	if after := listing(t, n.dir); !slices.Equal(after, before) {
+		t.Errorf("there are %v, want %v", after, before)
+	}
 	n.deckhand(t, "doctor", "nope").want(t, exitUsage, "cannot read the task document nope")
+}
+
+// listing are the names below a directory.
+func listing(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	must(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		names = append(names, path)
+		return err
+	}))
+	return names
 }

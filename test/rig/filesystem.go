@@ -15,11 +15,17 @@ import (
 // goes when the test ends.
 func Filesystem(tb TB, kind string, size int64) string {
 	tb.Helper()
+	// Not below the test's own directory, whose name may be too long for a socket.
+	return FilesystemAt(tb, "/var/tmp", kind, size)
+}
+
+// FilesystemAt is Filesystem with its file below a directory.
+func FilesystemAt(tb TB, below, kind string, size int64) string {
+	tb.Helper()
 	if os.Getuid() != 0 {
 		giveUp(tb, lacking{"only root can mount a filesystem"})
 	}
-	// Not below the test's own directory, whose name may be too long for a socket.
-	dir, err := os.MkdirTemp("/var/tmp", "fs")
+	dir, err := os.MkdirTemp(below, "fs")
 	if err != nil {
 		tb.Fatalf("%v", err)
 	}

@@ -2,9 +2,11 @@ package system
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -79,7 +81,8 @@ func useUp(t *testing.T, dir string) {
 	}
 }
 
-// A root on a filesystem that is full, has no inodes, or cannot keep a journal.
+// A root on a filesystem that is full, has no inodes, takes no changes, cannot keep a journal,
+// or is on a disk that fails.
 func TestDoctorOnFilesystems(t *testing.T) {
 	t.Parallel()
 	n := NewNode(t, rig.Docker(t))
@@ -98,6 +101,11 @@ func TestDoctorOnFilesystems(t *testing.T) {
 				}
 			}
 		}, "0 free for the root", "100 inodes must stay free"},
+		{"ext4", "disk", func(dir string) {
+			if out, err := exec.Command("chattr", "+a", dir).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}, ": rename /", "dmesg"},
 		{"btrfs", "root", func(string) {}, "btrfs", "--root"},
 	} {
 		dir := rig.Filesystem(t, test.kind, 128<<20)
@@ -107,6 +115,28 @@ func TestDoctorOnFilesystems(t *testing.T) {
 	}
 	n.Env = append(n.Env, "DECKHAND_DISK_ANY_FILESYSTEM=true")
 	expect(t, before, n.complaints(t), "root", "warn", "btrfs", "takes the risk")
+	n.Root = filepath.Join(failingDisk(t), "root")
+	expect(t, before, n.complaints(t), "disk", "fail", ": sync /", "dmesg")
+}
+
+// failingDisk is a filesystem with room, on a disk that fails when it is written to: the one
+// that holds its image has none left.
+func failingDisk(t *testing.T) string {
+	t.Helper()
+	outer := rig.Filesystem(t, "tmpfs", 64<<20)
+	inner := rig.FilesystemAt(t, outer, "ext4", 128<<20)
+	fill, err := os.Create(filepath.Join(outer, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	for err == nil {
+		_, err = fill.Write(make([]byte, 64<<10))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	return inner
 }
 
 // A daemon whose data are on a full disk, that copies layers, and whose runtime is not
