@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,12 @@ import (
 	"iter"
 	"os"
 	"path"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/sorted"
 	"github.com/deckhand/deckhand/internal/storage/glob"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
@@ -20,37 +25,78 @@ import (
 
 // capture fetches the outputs that stayed in the containers' own filesystems.
 // What several executors have made is taken from the last of them.
-func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree) error {
-	taken := map[string]bool{}
-	safe := map[string]bool{}
-	for _, pattern := range tree.Plan.Captured {
-		for i := len(s.Task.Executors) - 1; i >= 0; i-- {
-			name := s.Containers.Name(t, i)
-			if !safe[name] {
-				if err := s.checkMounts(ctx, tree, i, name); err != nil {
-					return err
-				}
-				safe[name] = true
-			}
-			paths := []string{glob.Unescape(pattern)}
-			if glob.HasMeta(pattern) {
-				var err error
-				if paths, err = s.matching(ctx, name, pattern, tree, taken); err != nil {
-					return err
-				}
-			}
-			for _, p := range paths {
-				if taken[p] {
-					continue
-				}
-				there, err := s.captureFrom(ctx, name, p, tree)
-				if err != nil {
-					return err
-				}
-				if there {
-					taken[p] = true
-				}
-			}
+func (s *Step) capture(ctx context.Context, t *machine.Task, tree *worktree.Tree) (err error) {
+	if len(tree.Plan.Captured) == 0 {
+		return nil
+	}
+	list := sorted.New(filepath.Join(tree.Dir, "captured.list"), strings.Compare)
+	defer func() { err = errors.Join(err, list.Close()) }()
+	for i := len(s.Task.Executors) - 1; i >= 0; i-- {
+		if err := s.checkMounts(ctx, tree, i, s.Containers.Name(t, i)); err != nil {
+			return err
+		}
+		err := s.candidates(ctx, s.Containers.Name(t, i), tree, func(c candidate) error {
+			c.executor = i
+			return list.Add(c.encode())
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.count(list, tree); err != nil {
+		return err
+	}
+	taken := ""
+	for e, err := range list.All() {
+		if err != nil {
+			return err
+		}
+		c := decodeCandidate(e)
+		if c.path == taken {
+			continue
+		}
+		there, err := s.captureFrom(ctx, s.Containers.Name(t, c.executor), c.path, tree)
+		if err != nil {
+			return err
+		}
+		if there {
+			taken = c.path
+		}
+	}
+	return nil
+}
+
+// candidate is a path to look for in the container of an executor, for a pattern of
+// worktree.Plan.Captured. There can be millions.
+type candidate struct {
+	path              string
+	executor, pattern int
+}
+
+func (c candidate) encode() sorted.Entry {
+	value := binary.AppendUvarint(binary.AppendUvarint(nil, uint64(c.executor)), uint64(c.pattern))
+	return sorted.Entry{Key: c.path, Value: value}
+}
+
+func decodeCandidate(e sorted.Entry) candidate {
+	executor, n := binary.Uvarint(e.Value)
+	pattern, _ := binary.Uvarint(e.Value[n:])
+	return candidate{e.Key, int(executor), int(pattern)}
+}
+
+// count refuses more different paths than there may be outputs.
+func (s *Step) count(list *sorted.List, tree *worktree.Tree) error {
+	paths, last := 0, ""
+	for e, err := range list.All() {
+		if err != nil {
+			return err
+		}
+		if e.Key == last {
+			continue
+		}
+		last = e.Key
+		if paths++; paths > s.MaxFiles {
+			return s.tooMany(tree.Plan.Captured[decodeCandidate(e).pattern], worktree.ErrTooMuch)
 		}
 	}
 	return nil
@@ -79,30 +125,41 @@ func (s *Step) checkMounts(ctx context.Context, tree *worktree.Tree, executor in
 	return nil
 }
 
-// matching lists what a container has made or changed that a pattern matches and
-// that is not taken yet, as many paths as may be left. What else the image has in
+// candidates adds what may be an output in a container: the paths that outputs name,
+// and what it has made or changed that a pattern matches. What else the image has in
 // the same place is no output of the task, and what is mounted need not be fetched.
-func (s *Step) matching(ctx context.Context, container, pattern string, tree *worktree.Tree, taken map[string]bool) ([]string, error) {
-	left := s.MaxFiles - len(taken)
-	var paths []string
+func (s *Step) candidates(ctx context.Context, container string, tree *worktree.Tree, add func(candidate) error) error {
+	var patterns []int
+	for i, pattern := range tree.Plan.Captured {
+		if glob.HasMeta(pattern) {
+			patterns = append(patterns, i)
+		} else if err := add(candidate{path: glob.Unescape(pattern), pattern: i}); err != nil {
+			return err
+		}
+	}
+	if len(patterns) == 0 {
+		return nil
+	}
 	err := s.Engine.Changes(ctx, container, func(changes iter.Seq[string]) error {
-		paths = nil
-		bytes := worktree.PathBytes * left // as a Reader allows
+		paths, bytes := 0, worktree.PathBytes*s.MaxFiles // as a Reader allows
 		for p := range changes {
-			if taken[p] || !glob.Match(pattern, p) || !tree.Captured(p) {
+			at := slices.IndexFunc(patterns, func(i int) bool { return glob.Match(tree.Plan.Captured[i], p) })
+			if at < 0 || !tree.Captured(p) {
 				continue
 			}
-			if bytes -= len(p); len(paths) >= left || bytes < 0 {
-				return s.tooMany(pattern, worktree.ErrTooMuch)
+			if paths, bytes = paths+1, bytes-len(p); paths > s.MaxFiles || bytes < 0 {
+				return s.tooMany(tree.Plan.Captured[patterns[at]], worktree.ErrTooMuch)
 			}
-			paths = append(paths, p)
+			if err := add(candidate{path: p, pattern: patterns[at]}); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 	if errors.Is(err, engine.ErrNotFound) {
-		return nil, nil
+		return nil
 	}
-	return paths, err
+	return err
 }
 
 func (s *Step) captureFrom(ctx context.Context, container, p string, tree *worktree.Tree) (bool, error) {

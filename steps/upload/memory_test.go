@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/deckhand/deckhand/internal/engine"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/journal/journaltest"
@@ -97,5 +101,55 @@ func TestMemoryIsBounded(t *testing.T) {
 				t.Errorf("20,000 files take %d bytes of memory, 60,000 take %d", few, many)
 			}
 		})
+	}
+}
+
+// full has containers that have made as many files as a gauge takes, each the same ones,
+// and has it look at the heap while they are fetched.
+type full struct {
+	*gauge
+	copies int64
+}
+
+func (*full) Container(_ context.Context, id string) (engine.Container, error) {
+	return engine.Container{Name: id}, nil
+}
+
+func (f *full) Changes(_ context.Context, _ string, read func(iter.Seq[string]) error) error {
+	return read(func(yield func(string) bool) {
+		for i := range f.files {
+			if !yield(fmt.Sprintf("/usr/directory/a-file-with-a-name-of-usual-length-%04d.vcf.gz", i)) {
+				return
+			}
+		}
+	})
+}
+
+// CopyFrom has nothing in its archives: what is written takes time and no memory.
+func (f *full) CopyFrom(_ context.Context, _, _ string, read func(io.Reader) error) error {
+	if f.copies++; f.copies%(f.files/3) == 0 {
+		f.look()
+	}
+	return read(strings.NewReader(""))
+}
+
+// Nor does what a pattern matches in containers that have ended.
+func TestMemoryOfCaptureIsBounded(t *testing.T) {
+	heap := func(files int) uint64 {
+		f := newFixture(t, nil, containers{}, tes.Output{Path: "/usr/directory/a*.gz", PathPrefix: "/usr", URL: "s3://bucket/out"})
+		made := &full{gauge: &gauge{files: int64(files)}}
+		f.step.Engine, f.step.MaxFiles = made, files
+		if err := f.step.capture(t.Context(), f.task, f.tree); err != nil {
+			t.Fatal(err)
+		}
+		if made.copies != made.files {
+			t.Fatalf("%d files were fetched, want %d", made.copies, made.files)
+		}
+		return made.heap.Load()
+	}
+	few, many := heap(30_000), heap(90_000)
+	t.Logf("%d bytes for 30,000 files, %d for 90,000", few, many)
+	if many > few+2<<20 {
+		t.Errorf("30,000 files take %d bytes of memory, 90,000 take %d", few, many)
 	}
 }
