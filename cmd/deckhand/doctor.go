@@ -71,6 +71,8 @@ var checks = []struct {
 	{"held", (*examination).held},
 	{"mounted inputs", (*examination).mounts},
 	{"launcher", (*examination).launcher},
+	{"job directories", (*examination).jobDirs},
+	{"htcondor", (*examination).htcondor},
 	{"slurm", (*examination).slurm},
 	{"job limits", (*examination).jobLimits},
 	{"events", (*examination).events},

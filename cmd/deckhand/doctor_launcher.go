@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -33,6 +34,55 @@ func (e *examination) launcher(context.Context) []finding {
 	return []finding{fine("none is known by its variables")}
 }
 
+// ofJob are the variables in which batch engines name directories that go with the job.
+var ofJob = []string{"_CONDOR_SCRATCH_DIR", "NOMAD_TASK_DIR", "NOMAD_ALLOC_DIR", "NOMAD_SECRETS_DIR", "AZ_BATCH_TASK_DIR"}
+
+// jobDirs says whether the root is to outlive the job, as it must: the next run of the task
+// looks for it there.
+func (e *examination) jobDirs(context.Context) []finding {
+	root, err := filepath.Abs(e.conf.Root)
+	if err != nil {
+		return nil
+	}
+	for _, name := range ofJob {
+		dir := os.Getenv(name)
+		if !filepath.IsAbs(dir) {
+			continue
+		}
+		if below, err := filepath.Rel(dir, root); err == nil && filepath.IsLocal(below) {
+			return []finding{doubt(fmt.Sprintf("the root %s is in %s, which goes with the job: what a dead run has left is not found again", root, name),
+				"choose a directory of the node with --root, such as /var/lib/deckhand")}
+		}
+	}
+	return nil
+}
+
+// htcondor reads what the job asks of HTCondor from the description that it gives to each.
+func (e *examination) htcondor(context.Context) (found []finding) {
+	name := os.Getenv("_CONDOR_JOB_AD")
+	if name == "" {
+		return nil
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return []finding{doubt(fmt.Sprintf("the description of the job (_CONDOR_JOB_AD) cannot be read: %s", message(cause(err))), "see whether the job runs as the user who looks")}
+	}
+	if s := strings.Trim(setting(string(text), "KillSig"), `"`); !slices.Contains([]string{unset, "SIGTERM", "15"}, s) {
+		found = append(found, doubt(fmt.Sprintf("KillSig is %s: a job that is vacated is not handed back", s), "set kill_sig = SIGTERM in the submit file"))
+	}
+	// Without it the machine's own bound holds, which is ten minutes if nobody has set it;
+	// what is no number is an expression that only HTCondor can work out.
+	grace, err := strconv.Atoi(setting(string(text), "JobMaxVacateTime"))
+	if least := e.conf.Run.StopGrace + rollBack; err == nil && time.Duration(grace)*time.Second < least {
+		found = append(found, doubt(fmt.Sprintf("JobMaxVacateTime is %d seconds: deckhand is killed before it has rolled back", grace),
+			fmt.Sprintf("set job_max_vacate_time = %d or more in the submit file, or lower run.stop_grace", int(least.Seconds()))))
+	}
+	if len(found) == 0 {
+		found = append(found, fine("KillSig and JobMaxVacateTime of the job are as they should be"))
+	}
+	return found
+}
+
 // scontrolWait is how long a controller that does not answer is waited for.
 const scontrolWait = 10 * time.Second
 
@@ -50,13 +100,13 @@ func (e *examination) slurm(ctx context.Context) (found []finding) {
 	if err != nil {
 		return []finding{doubt(message(err), "see whether scontrol is in the PATH of the job and slurmctld answers")}
 	}
-	if codes := slurmSetting(text, "RequeueExit"); !hasCode(codes, exitRetry) {
+	if codes := setting(text, "RequeueExit"); !hasCode(codes, exitRetry) {
 		found = append(found, doubt(fmt.Sprintf("RequeueExit is %s: a task that is to be run again (75) is not", codes), "set RequeueExit=75 in slurm.conf"))
 	}
-	if codes := slurmSetting(text, "RequeueExitHold"); !hasCode(codes, exitUnfit) {
+	if codes := setting(text, "RequeueExitHold"); !hasCode(codes, exitUnfit) {
 		found = append(found, doubt(fmt.Sprintf("RequeueExitHold is %s: a task on an unfit node (78) fails", codes), "set RequeueExitHold=78 in slurm.conf"))
 	}
-	kill, err := strconv.Atoi(strings.TrimSuffix(slurmSetting(text, "KillWait"), " sec"))
+	kill, err := strconv.Atoi(strings.TrimSuffix(setting(text, "KillWait"), " sec"))
 	if least := e.conf.Run.StopGrace + rollBack; err != nil || time.Duration(kill)*time.Second < least {
 		found = append(found, doubt(fmt.Sprintf("KillWait is %d seconds: deckhand is killed before it has rolled back", kill),
 			fmt.Sprintf("set KillWait=%d or more in slurm.conf, or lower run.stop_grace", int(least.Seconds()))))
@@ -90,14 +140,17 @@ func scontrol(ctx context.Context, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// slurmSetting is a value of "scontrol show config".
-func slurmSetting(text, name string) string {
+// unset is what setting returns for one that is not there.
+const unset = "not set"
+
+// setting is a value of "scontrol show config", or of another text of such lines.
+func setting(text, name string) string {
 	for line := range strings.Lines(text) {
 		if key, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(key) == name {
 			return strings.TrimSpace(value)
 		}
 	}
-	return "not set"
+	return unset
 }
 
 // hasCode says whether a list such as 70-79,1 has a code.

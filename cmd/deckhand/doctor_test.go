@@ -376,9 +376,44 @@ func TestDoctorKnowsLaunchers(t *testing.T) {
 		}
 	}
 	const said = "RequeueExit             = 70-75,99\nRequeueExitHold         = (null)\nKillWait                = 30 sec\n"
-	if !hasCode(slurmSetting(said, "RequeueExit"), 75) || hasCode(slurmSetting(said, "RequeueExit"), 76) || hasCode(slurmSetting(said, "RequeueExitHold"), 78) ||
-		slurmSetting(said, "KillWait") != "30 sec" || slurmSetting(said, "Kill") != "not set" {
+	if !hasCode(setting(said, "RequeueExit"), 75) || hasCode(setting(said, "RequeueExit"), 76) || hasCode(setting(said, "RequeueExitHold"), 78) ||
+		setting(said, "KillWait") != "30 sec" || setting(said, "Kill") != "not set" {
 		t.Error("the settings of Slurm are not read")
+	}
+}
+
+// A root that goes with the job, and what the description of a job of HTCondor asks for.
+func TestDoctorLooksAtTheJob(t *testing.T) {
+	for _, name := range ofJob {
+		n := newSickNode(t)
+		n.set(name+"="+n.dir, "_CONDOR_JOB_AD=")
+		if c := n.complaints(t)["job directories"]; c.Result != checkWarn || !strings.Contains(c.Found, "is in "+name) || !strings.Contains(c.Fix, "--root") {
+			t.Errorf("%s: %+v", name, c)
+		}
+		n.set(name + "=" + n.path("roo")) // the beginning of the root's name, and not above it
+		if c, complains := n.complaints(t)["job directories"]; complains {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
+	for ad, says := range map[string]string{
+		"KillSig = \"SIGTERM\"\nJobMaxVacateTime = 120\n":            "",
+		"Cmd = \"/usr/bin/deckhand\"\n":                              "",
+		"JobMaxVacateTime = ifThenElse(true, 5, 120)\n":              "",
+		"KillSig = \"SIGUSR1\"\n":                                    "kill_sig = SIGTERM",
+		"JobMaxVacateTime = 5\nLastVacateTime = 0\nKillSig = \"15\"": "job_max_vacate_time = 20",
+	} {
+		n := newSickNode(t)
+		n.save(t, "job.ad", ad)
+		n.set("_CONDOR_JOB_AD=" + n.path("job.ad"))
+		c, complains := n.complaints(t)["htcondor"]
+		if complains != (says != "") || !strings.Contains(c.Fix, says) {
+			t.Errorf("%q: %+v", ad, c)
+		}
+	}
+	n := newSickNode(t)
+	n.set("_CONDOR_JOB_AD=/nowhere")
+	if c := n.complaints(t)["htcondor"]; !strings.Contains(c.Found, "cannot be read") {
+		t.Errorf("%+v", c)
 	}
 }
 
