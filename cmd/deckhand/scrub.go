@@ -92,6 +92,9 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	}
 	// What the roll-back has taken along was found just as well.
 	for _, i := range before {
+		if at := slices.IndexFunc(s.undone, i.Same); at >= 0 {
+			i.Bytes = s.undone[at].Bytes
+		}
 		if !slices.ContainsFunc(gone, i.Same) && !slices.ContainsFunc(kept, i.Same) {
 			report.Removed = append(report.Removed, i)
 		}

@@ -52,6 +52,7 @@ type session struct {
 	meter       *progress.Meter
 	bounds      run.Limits                   // of the containers of the task that is run
 	partial     []helper.File                // what was removed when the root was taken
+	undone      []scrub.Item                 // what roll-backs have removed
 	head        atomic.Pointer[machine.Head] // of the task that is being worked on
 	dockerDir   atomic.Pointer[string]       // as dataRoot found it
 }
@@ -279,6 +280,7 @@ func (s *session) cleaner() (*scrub.Cleaner, error) {
 	}
 	c := s.app.cleaner(s.docker, root)
 	c.Meter = s.meter
+	c.Undone = func(i scrub.Item) { s.undone = append(s.undone, i) }
 	return c, nil
 }
 

@@ -81,6 +81,8 @@ type Cleaner struct {
 	Grace    time.Duration // from SIGTERM to SIGKILL for a container that still runs
 	Owner    *own.Owner
 	Meter    *progress.Meter // counts what is removed of directories
+	// Undone is told what an Undo has removed, with the bytes that came back; nil for nobody.
+	Undone func(Item)
 }
 
 // Find lists what is to go and what stays, changing nothing. keep is the
@@ -142,13 +144,12 @@ func (c *Cleaner) Find(ctx context.Context, keep *machine.TaskRef, dir string, i
 		return nil, nil, fmt.Errorf("cannot list the task directories: %w", err)
 	}
 	for _, e := range entries {
-		i := Item{Kind: Directory, Name: filepath.Join(c.TasksDir, e.Name()), id: e.Name()}
+		i := c.directory(e.Name(), "the directory of an earlier task")
 		if keep != nil && e.Name() == dir {
 			i.Why = "belongs to the task that runs"
 			kept = append(kept, i)
 			continue
 		}
-		i.Why = "the directory of an earlier task"
 		gone = append(gone, i)
 	}
 	if keep != nil {
@@ -239,13 +240,15 @@ func (c *Cleaner) olderAttempts(dir string, attempt int) ([]Item, error) {
 	var older []Item
 	for _, e := range entries {
 		if e.Name() != strconv.Itoa(attempt) {
-			name := filepath.Join(dir, e.Name())
-			older = append(older, Item{
-				Kind: Directory, Name: filepath.Join(c.TasksDir, name), id: name, Why: "an earlier attempt at this task",
-			})
+			older = append(older, c.directory(filepath.Join(dir, e.Name()), "an earlier attempt at this task"))
 		}
 	}
 	return older, nil
+}
+
+// directory is one below TasksDir.
+func (c *Cleaner) directory(name, why string) Item {
+	return Item{Kind: Directory, Name: filepath.Join(c.TasksDir, name), id: name, Why: why}
 }
 
 // Remove removes one item that Find listed and returns the bytes it freed. An

@@ -168,6 +168,11 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		return nil
 	}
 	s.Cleaner.Meter.Reset("work directory")
-	_, err := s.Cleaner.removeDir(ctx, n, s.Cleaner.TasksDir, s.Dir)
+	freed, err := s.Cleaner.removeDir(ctx, n, s.Cleaner.TasksDir, s.Dir)
+	if err == nil && s.Cleaner.Undone != nil {
+		i := s.Cleaner.directory(s.Dir, "the directory of task "+t.ID)
+		i.Bytes = freed
+		s.Cleaner.Undone(i)
+	}
 	return err
 }

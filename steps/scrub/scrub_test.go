@@ -357,6 +357,11 @@ func TestUndo(t *testing.T) {
 	} {
 		n := newNode(t)
 		n.Keep = test.keep
+		var undone []scrub.Item
+		n.Cleaner.Undone = func(i scrub.Item) { undone = append(undone, i) }
+		if err := os.WriteFile(filepath.Join(n.dir, "t/2/data"), make([]byte, 100_000), 0o644); err != nil {
+			t.Fatal(err)
+		}
 		for range 2 {
 			if err := n.Undo(t.Context(), &machine.Task{ID: "t", Attempt: 2, Outcome: test.outcome}, n.notes); err != nil {
 				t.Fatal(err)
@@ -367,6 +372,10 @@ func TestUndo(t *testing.T) {
 		}
 		if !strings.Contains(n.left(t), "old") {
 			t.Error("another task's directory went")
+		}
+		want := scrub.Item{Kind: scrub.Directory, Name: filepath.Join(n.dir, "t")}
+		if told := len(undone) == 1 && undone[0].Same(want) && undone[0].Bytes >= 100_000; told == test.stays || test.stays && len(undone) > 0 {
+			t.Errorf("%s, %s: told of %+v", test.keep, test.outcome, undone)
 		}
 	}
 }
