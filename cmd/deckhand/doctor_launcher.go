@@ -133,7 +133,11 @@ var (
 func scontrol(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, scontrolWait)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "scontrol", args...).Output()
+	program := "scontrol"
+	if os.Getenv("PATH") == "" { // as in an epilog
+		program = "/usr/bin/scontrol"
+	}
+	out, err := exec.CommandContext(ctx, program, args...).Output()
 	if err != nil {
 		return "", fmt.Errorf("scontrol %s: %w", strings.Join(args, " "), err)
 	}

@@ -18,7 +18,9 @@ type recovered struct {
 	RolledBack []string `json:"rolled_back"`
 	Running    []string `json:"running"` // left alone: their owner lives
 	Ended      []string `json:"ended"`   // their owner lived, and was ended
-	Problems   []string `json:"problems"`
+	// Closed were handed back to a job that is gone: their server was told that they ended.
+	Closed   []string `json:"closed"`
+	Problems []string `json:"problems"`
 	// Removed is what was left of the tasks of a journal that was lost.
 	Removed []scrub.Item `json:"removed"`
 }
@@ -30,7 +32,8 @@ func newRecoverCommand(a *app) *cobra.Command {
 		Use:   "recover",
 		Short: "Roll back what is unfinished and not running (at boot, in an epilog)",
 		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
-running one alone, unless --job names the job of Slurm that runs it. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
+running one alone, unless --job names the job of Slurm that runs it. A task of a Funnel server that
+was handed back to a job of Slurm that is gone is ended on the server. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,7 +51,7 @@ takes its node out of service, unless the journal is unusable (78).`,
 }
 
 func (a *app) recover(ctx context.Context, job string) (r recovered, err error) {
-	r = recovered{RolledBack: []string{}, Running: []string{}, Ended: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
+	r = recovered{RolledBack: []string{}, Running: []string{}, Ended: []string{}, Closed: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
 	if !exists(a.journalDir()) && !exists(journal.KeptID(a.journalDir())) {
 		return r, nil // nothing ever ran here
 	}
@@ -109,8 +112,11 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 	}
 	if n.Active == nil {
 		known, err := s.journal.Heads()
-		if err != nil || len(known) > 0 {
+		if err != nil {
 			return r, err
+		}
+		if len(known) > 0 {
+			return s.closeGone(ctx, r, known), nil
 		}
 		// A journal that knows of no task may have taken the place of one that did.
 		return s.recoverLost(ctx, r)
@@ -123,7 +129,11 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 		return r, nil
 	}
 	r.RolledBack = append(r.RolledBack, n.Active.Task)
-	return r, nil
+	known, err := s.journal.Heads()
+	if err != nil {
+		return r, err
+	}
+	return s.closeGone(ctx, r, known), nil
 }
 
 func (a *app) printRecovered(r recovered, asJSON bool) error {
@@ -137,14 +147,14 @@ func (a *app) printRecovered(r recovered, asJSON bool) error {
 	for _, group := range []struct {
 		word string
 		list []string
-	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"ended task", r.Ended}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
+	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"ended task", r.Ended}, {"ended on its server, for its job is gone: task", r.Closed}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
 		for _, text := range group.list {
 			if _, err := fmt.Fprintln(a.stdout, group.word, printable(text)); err != nil {
 				return err
 			}
 		}
 	}
-	if len(r.Removed)+len(r.RolledBack)+len(r.Ended)+len(r.Running)+len(r.Problems) == 0 {
+	if len(r.Removed)+len(r.RolledBack)+len(r.Ended)+len(r.Closed)+len(r.Running)+len(r.Problems) == 0 {
 		_, err := fmt.Fprintln(a.stdout, "nothing to recover")
 		return err
 	}

@@ -353,9 +353,12 @@ func (a *account) taskLog(doc *tes.Task) tes.TaskLog {
 	return log
 }
 
+// slurmJob is the variable in which Slurm names the job.
+const slurmJob = "SLURM_JOB_ID"
+
 // engineKeys names an engine's own identity for the task in the metadata.
 var engineKeys = map[string]string{
-	"SLURM_JOB_ID": "slurm_id", "NOMAD_ALLOC_ID": "nomad_alloc_id",
+	slurmJob: "slurm_id", "NOMAD_ALLOC_ID": "nomad_alloc_id",
 	"AZ_BATCH_TASK_ID": "azure_batch_task_id", "AWS_BATCH_JOB_ID": "aws_batch_job_id",
 }
 

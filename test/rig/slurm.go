@@ -118,6 +118,9 @@ func (s *Slurm) StartSlurmd(tb TB) {
 	})
 }
 
+// Conf is the file that its commands read.
+func (s *Slurm) Conf() string { return s.dir + "/slurm.conf" }
+
 // KillSlurmd ends slurmd with SIGKILL. Its jobs run on.
 func (s *Slurm) KillSlurmd() { s.slurmd.kill() }
 

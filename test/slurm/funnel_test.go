@@ -147,12 +147,13 @@ func TestFunnel(t *testing.T) {
 }
 
 // A task that its user cancels on the server ends, whether the server cancels its job too
-// or not, and one whose process is killed is ended on the server by the epilog.
+// or not; one that was handed back to a job that somebody cancels is ended by recover, and one whose process is killed is ended on the server by the epilog.
 func TestFunnelEnds(t *testing.T) {
 	t.Parallel()
 	f := newFront(t)
+	f.Env = append(f.Env, "SLURM_CONF="+f.Conf())
 	jobs := map[string]*Job{}
-	for _, name := range []string{"cancelled", "cancelled-job", "killed"} {
+	for _, name := range []string{"cancelled", "cancelled-job", "handed", "killed"} {
 		j := f.send(t, f.waiting(name))
 		j.running(t, "")
 		jobs[name] = j
@@ -176,6 +177,22 @@ func TestFunnelEnds(t *testing.T) {
 	j.state(t, "CANCELLED")
 	j.gone(t)
 	f.told(t, j, "cancelled-job", "INITIALIZING", "RUNNING", "CANCELED")
+
+	// It was to be run again, and its job was cancelled by somebody else than the server.
+	j = at("handed")
+	if err := unix.Kill(j.process(t), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	j.requeued(t, 1)
+	j.gone(t)
+	f.Deckhand(t, "recover")
+	f.told(t, j, "handed", "INITIALIZING", "RUNNING")
+	f.Cmd(t, "scancel", strconv.Itoa(j.ID))
+	j.state(t, "CANCELLED")
+	if r := f.Deckhand(t, "recover"); !strings.Contains(r.Stdout, "handed") {
+		t.Errorf("recover says %+v", r)
+	}
+	f.told(t, j, "handed", "INITIALIZING", "RUNNING", "SYSTEM_ERROR")
 
 	j = at("killed")
 	if err := unix.Kill(j.process(t), unix.SIGKILL); err != nil {

@@ -637,6 +637,7 @@ func entriesOf(t *testing.T, dir string) (names []string) {
 type recovery struct {
 	RolledBack []string `json:"rolled_back"`
 	Running    []string `json:"running"`
+	Closed     []string `json:"closed"`
 	Problems   []string `json:"problems"`
 }
 

@@ -442,3 +442,67 @@ func TestFunnelRecover(t *testing.T) {
 		t.Errorf("exit code is %d, the task is %s on the server\n%s", code, f.State("handed"), log)
 	}
 }
+
+// A task that was handed back to a job of Slurm is ended on the server when Slurm will not
+// run that job again, and not before.
+func TestFunnelJobGone(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	bin := filepath.Join(f.Dir, "bin")
+	slurm := func(script string) {
+		t.Helper()
+		err := os.MkdirAll(bin, 0o755)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(bin, "scontrol"), []byte("#!/bin/sh\n[ \"$*\" = 'show job -o 7' ] || exit 3\n"+script), 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Env = append(f.Env, "SLURM_JOB_ID=7", "PATH="+bin+":"+os.Getenv("PATH"))
+	handed := func(id string) {
+		t.Helper()
+		f.submitSh(t, id, "sleep 1000")
+		b := f.background(t, id)
+		b.Until(t, "executor started")
+		b.signal(t, unix.SIGTERM)
+		b.ends(t, 75)
+		until(t, "the end of what is told", func() bool {
+			f.Deckhand(t, "recover") // tells what is left
+			return f.State(id) == "RUNNING"
+		})
+	}
+	slurm("echo JobId=7 JobState=PENDING Reason=BeginTime")
+	handed("first")
+	for _, script := range []string{"echo JobId=7 JobState=COMPLETING", "echo JobId=7 JobState=RUNNING", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1"} {
+		slurm(script)
+		if r := f.recover(t); len(r.Closed) > 0 || len(r.Problems) > 0 != strings.Contains(script, "exit 1") || f.State("first") != "RUNNING" {
+			t.Errorf("%s: recover says %+v, and the task is %s on the server", script, r, f.State("first"))
+		}
+	}
+	slurm("echo JobId=7 JobState=CANCELLED Reason=None")
+	if r := f.recover(t); !slices.Equal(r.Closed, []string{"first"}) || f.State("first") != "SYSTEM_ERROR" {
+		t.Errorf("recover says %+v, and the task is %s on the server", r, f.State("first"))
+	}
+	log := f.Log("first")
+	if said := strings.Join(log.SystemLogs, "\n"); strings.Count(said, "job 7 of Slurm, which is gone") != 1 || log.EndTime == "" {
+		t.Errorf("the server has %+v", log)
+	}
+	events := f.Events("first")
+	if r := f.recover(t); len(r.Closed) > 0 || f.Events("first") != events {
+		t.Errorf("recover says again %+v, and the server was told %d more events", r, f.Events("first")-events)
+	}
+
+	slurm("echo JobId=7 JobState=PENDING")
+	handed("second")
+	slurm("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
+	// Without a server it is for the next time.
+	f.Leave()
+	if r := f.recover(t); len(r.Closed) > 0 || len(r.Problems) == 0 {
+		t.Errorf("without a server recover says %+v", r)
+	}
+	f.Return(t)
+	if r := f.recover(t); !slices.Equal(r.Closed, []string{"second"}) || f.State("second") != "SYSTEM_ERROR" {
+		t.Errorf("recover says %+v, and the task is %s on the server", r, f.State("second"))
+	}
+}
