@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/test/rig"
 	"github.com/deckhand/deckhand/test/system"
 )
@@ -224,6 +225,17 @@ func (j *Job) ended(t *testing.T, task, state string) {
 	t.Helper()
 	if path := j.Path(t, task); !strings.HasSuffix(path, " "+state) {
 		t.Errorf("the task went through %s, want it to end in %s", path, state)
+	}
+}
+
+// itself fails the test when a process that came later, such as that of the epilog, has
+// ended an attempt: it was not told in time, or did not do it by itself.
+func (j *Job) itself(t *testing.T, task string) {
+	t.Helper()
+	for _, r := range j.Records(t, task) {
+		if r.Kind == string(machine.KindResume) {
+			t.Errorf("attempt %d of task %s was ended by another process: %s", r.Attempt, task, r.Reason)
+		}
 	}
 }
 

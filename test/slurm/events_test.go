@@ -97,6 +97,7 @@ func TestCancel(t *testing.T) {
 	}
 	j.gone(t)
 	j.ended(t, "cancel", "Interrupted")
+	j.itself(t, "cancel")
 }
 
 // Preempted, and requeued by hand, a task runs again.
@@ -120,6 +121,7 @@ func TestRequeue(t *testing.T) {
 	if path := j.Path(t, "requeue"); strings.Count(path, "Interrupted") != 2 {
 		t.Errorf("the task went through %s", path)
 	}
+	j.itself(t, "requeue")
 	j.gone(t)
 }
 
