@@ -280,6 +280,7 @@ func TestSharedLayersCountOnce(t *testing.T) {
 		app3.ImageID: {"base", "app3"}, base.ImageID: {"base"},
 	}
 	unknown := func(r machine.ImageRecord) machine.ImageRecord { r.Layers = nil; return r }
+	misread := func(r machine.ImageRecord) machine.ImageRecord { r.Layers = []int64{r.Bytes}; return r }
 	for _, test := range []struct {
 		name   string
 		images []machine.ImageRecord
@@ -293,6 +294,8 @@ func TestSharedLayersCountOnce(t *testing.T) {
 		{"one unknown", []machine.ImageRecord{unknown(app1), app2, unknown(app3)}, 196},
 		{"all unknown", []machine.ImageRecord{unknown(app1), unknown(app2)}, 157 + 159},
 		{"all unknown but by their base", []machine.ImageRecord{unknown(app1), unknown(app3), unknown(base)}, 187},
+		{"two unknown that share more than their base", []machine.ImageRecord{unknown(app1), unknown(app2), base}, 157 + 59},
+		{"one with other layers than it says", []machine.ImageRecord{misread(app1), unknown(app3)}, 157 + 130},
 		{"a stranger", []machine.ImageRecord{app1, image("other", 100, 1)}, 157 + 101},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -304,6 +307,13 @@ func TestSharedLayersCountOnce(t *testing.T) {
 				}
 			}
 		})
+	}
+
+	// What takes nothing more stays also where the task's own image is too large.
+	keep := ledger.Keep{Tasks: 9, Bytes: 156}
+	got := ledger.Surplus([]machine.ImageRecord{app1, base, app3}, []string{app1.ImageID}, []string{app1.Reference}, keep, chains)
+	if len(got) != 1 || got[0].ImageID != app3.ImageID {
+		t.Errorf("of images that are a part of one that is too large, %+v go", got)
 	}
 }
 
