@@ -455,12 +455,12 @@ func fetchInto(t *testing.T, s *storage.Storage, url, name string) (string, stor
 
 func fetchTo(t *testing.T, s *storage.Storage, url, dir, name string) (storage.Fetched, error) {
 	t.Helper()
-	root, err := os.OpenRoot(dir)
+	into, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer root.Close()
-	return s.Fetch(context.Background(), storage.FetchRequest{URL: url, Dir: root, Name: name})
+	defer into.Close()
+	return s.Fetch(context.Background(), storage.FetchRequest{URL: url, Dir: into, Name: name})
 }
 
 func TestRetryAfterIsHonoured(t *testing.T) {

@@ -6,9 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +19,8 @@ import (
 // FetchRequest names an object and where it goes.
 type FetchRequest struct {
 	URL string
-	// Dir and Name say where the file goes; the directories in Name exist.
-	Dir  *os.Root
+	// Dir is the directory that the file goes to, and Name is its name there.
+	Dir  *os.File
 	Name string
 	// Version that the object must have, as List gave it; empty for any.
 	Version string
@@ -28,7 +28,8 @@ type FetchRequest struct {
 	// all read it, and run it where its owner may.
 	Mode fs.FileMode
 	// NoSync leaves it to the caller to make the file durable, with one
-	// syncfs(2) for many files, before it relies on it.
+	// syncfs(2) for many files, before it relies on it. It is for small files: what
+	// another process left of one is not looked for.
 	NoSync bool
 }
 
@@ -44,15 +45,14 @@ type Fetched struct {
 // input of such a name could be taken for the beginning of another one.
 const partSuffix = ".deckhand-part"
 
-// partName returns the name that a file has until it is whole.
+// partName returns the name that a file has, in the same directory, until it is whole.
 func partName(name, tag string) string {
-	base := path.Base(name)
-	hidden := "." + base + tag + partSuffix
+	hidden := "." + name + tag + partSuffix
 	if len(hidden) > unix.NAME_MAX {
-		sum := sha256.Sum256([]byte(base))
+		sum := sha256.Sum256([]byte(name))
 		hidden = "." + hex.EncodeToString(sum[:16]) + tag + partSuffix
 	}
-	return path.Join(path.Dir(name), hidden)
+	return hidden
 }
 
 // maxMismatches is how often a file may come with wrong checksums: a second
@@ -61,9 +61,9 @@ const maxMismatches = 2
 
 // Fetch brings one object to a file. The file appears under its name when it is
 // whole, has the length and every checksum that the source offers, and is
-// durable (unless NoSync); before that it is a hidden file beside it. What
-// another process of the same boot left of a large file is continued when the
-// object is still the same.
+// durable (unless NoSync); before that it has no name, or is a hidden file beside it
+// when it is worth continuing. What another process of the same boot left of such a
+// one is continued when the object is still the same.
 //
 // The meter counts bytes as they come; totals and files are the caller's.
 //
@@ -80,6 +80,9 @@ func (s *Storage) Fetch(ctx context.Context, req FetchRequest) (Fetched, error) 
 		return Fetched{}, machine.Faultf(machine.TaskFault,
 			"cannot download to %s: names that end in %s are reserved; choose another", req.Name, partSuffix)
 	}
+	if strings.Contains(req.Name, "/") {
+		return Fetched{}, fmt.Errorf("cannot download to %q: it is no name in a directory", req.Name)
+	}
 	f := &fetch{s: s, store: store, req: req, name: partName(req.Name, "")}
 	err = s.retry(ctx, "download", req.URL, f.moved, f.attempt)
 	f.close()
@@ -88,7 +91,7 @@ func (s *Storage) Fetch(ctx context.Context, req FetchRequest) (Fetched, error) 
 	}
 	s.opts.Meter.AddBytes(-f.moved())
 	if ctx.Err() == nil && machine.FaultOf(err) != machine.RetryLater {
-		_ = req.Dir.Remove(f.name) // or it was never made
+		_ = removeIn(req.Dir, f.name) // or it was never made
 	}
 	return Fetched{}, err
 }
@@ -98,11 +101,11 @@ type fetch struct {
 	s     *Storage
 	store Store
 	req   FetchRequest
-	name  string // of the part file
+	name  string // of the part file, if it has one
 
 	// Known once the source has answered, until reset.
 	object Object
-	part   *os.File
+	part   *partFile
 	plan   *plan
 	trail  *trailer // nil for a file that is not worth continuing
 	check  *verifier
@@ -129,6 +132,9 @@ func (f *fetch) close() {
 
 // reset forgets everything that has come.
 func (f *fetch) reset() {
+	if f.part != nil {
+		_ = f.part.remove() // whoever makes the next one tells
+	}
 	f.close()
 	f.s.opts.Meter.AddBytes(-f.moved())
 	f.plan, f.trail, f.check = nil, nil, nil
@@ -136,10 +142,10 @@ func (f *fetch) reset() {
 
 // attempt begins, or goes on with what is there.
 func (f *fetch) attempt(ctx context.Context) error {
-	if !f.looked {
-		f.looked = true
+	if !f.looked && !f.req.NoSync {
 		f.takeUp()
 	}
+	f.looked = true
 	err := f.bring(ctx)
 	var wrong *mismatchError
 	switch {
@@ -191,22 +197,26 @@ func (f *fetch) bring(ctx context.Context) error {
 // begin makes the part file for the object.
 func (f *fetch) begin() error {
 	o := f.object
-	part, err := createPart(f.req.Dir, f.name)
+	plan := newPlan(o.Size, f.partSize())
+	need := o.Size
+	var err error
+	if len(plan.parts) > 1 {
+		f.trail = newTrailer(f.req.URL, o, plan)
+		need += f.trail.length()
+		f.part, err = createPart(f.req.Dir, f.name)
+	} else {
+		f.part, err = createUnnamed(f.req.Dir, f.name, f.mode())
+	}
 	if err != nil {
+		f.trail = nil
 		return f.fault(err)
 	}
-	f.part, f.check = part, newVerifier(o.Checksums)
-	f.plan = newPlan(o.Size, f.partSize())
-	need := o.Size
-	if len(f.plan.parts) > 1 {
-		f.trail = newTrailer(f.req.URL, o, f.plan)
-		need += f.trail.length()
-	}
+	f.plan, f.check = plan, newVerifier(o.Checksums)
 	if need >= minPreallocate {
-		err = preallocate(part, need)
+		err = preallocate(f.part.File, need)
 	}
 	if err == nil && f.trail != nil {
-		err = f.trail.write(part)
+		err = f.trail.write(f.part.File)
 	}
 	return f.fault(err)
 }
@@ -222,15 +232,23 @@ func (f *fetch) partSize() int64 {
 	return max(minPart, (o.Size/most/unit+1)*unit)
 }
 
-// takeUp goes on with a part file that an earlier process left, if it can.
+// takeUp goes on with a part file that an earlier process left, if it can. One that it
+// cannot go on with goes.
 func (f *fetch) takeUp() {
 	part, err := openPart(f.req.Dir, f.name)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	trail, plan, err := readTrailer(part)
+	var trail *trailer
+	var plan *plan
+	if err == nil {
+		trail, plan, err = readTrailer(part.File)
+	}
 	if err != nil || trail.URL != urlHash(f.req.URL) || (f.req.Version != "" && f.req.Version != trail.Object.Version) {
-		_ = part.Close() // was only read
+		_ = removeIn(f.req.Dir, f.name) // whoever makes the next one tells
+		if part != nil {
+			_ = part.Close() // was only read
+		}
 		return
 	}
 	f.part, f.trail, f.plan = part, trail, plan
@@ -240,13 +258,13 @@ func (f *fetch) takeUp() {
 
 // copyFrom copies a file of this node.
 func (f *fetch) copyFrom(ctx context.Context, src *os.File) error {
-	part, err := createPart(f.req.Dir, f.name)
+	part, err := createUnnamed(f.req.Dir, f.name, f.mode())
 	if err != nil {
 		return f.fault(err)
 	}
 	f.part, f.plan = part, newPlan(f.object.Size, f.object.Size)
 	p := f.plan.claim()
-	err = copyFile(part, src, f.object.Size, func(n int64) error {
+	err = copyFile(part.File, src, f.object.Size, func(n int64) error {
 		f.plan.advance(p, n)
 		return f.s.count(ctx, n)
 	})
@@ -270,9 +288,11 @@ func openToAll(mode fs.FileMode) fs.FileMode {
 	return mode | 0o644
 }
 
+// mode is that of the whole file.
+func (f *fetch) mode() fs.FileMode { return cmp.Or(f.req.Mode, openToAll(f.object.Mode.Perm())) }
+
 // publish makes the file durable and gives it its name.
 func (f *fetch) publish() error {
-	mode := cmp.Or(f.req.Mode, openToAll(f.object.Mode.Perm()))
 	if f.trail != nil {
 		// The record of parts goes only when it is not needed any more: syncing
 		// a large file takes a while, and whoever is killed meanwhile has
@@ -286,23 +306,19 @@ func (f *fetch) publish() error {
 			return err
 		}
 	}
-	if err := f.part.Chmod(mode); err != nil {
+	if err := f.part.setMode(f.mode()); err != nil {
 		return err
 	}
 	if f.req.NoSync {
-		return f.req.Dir.Rename(f.name, f.req.Name)
+		return f.part.publish(f.req.Name)
 	}
 	if err := f.part.Sync(); err != nil {
 		return err
 	}
-	if err := f.req.Dir.Rename(f.name, f.req.Name); err != nil {
+	if err := f.part.publish(f.req.Name); err != nil {
 		return err
 	}
-	dir, err := f.req.Dir.Open(path.Dir(f.req.Name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return f.req.Dir.Sync()
 }
 
 // fault gives an error of the destination its fault. What the file itself has

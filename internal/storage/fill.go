@@ -99,7 +99,7 @@ func (w *workers) bringParts(p *part, r *Reader) (err error) {
 			return err
 		}
 		if w.trail != nil {
-			if err := w.trail.done(w.part, p); err != nil {
+			if err := w.trail.done(w.part.File, p); err != nil {
 				return w.fault(err)
 			}
 		}
@@ -151,7 +151,7 @@ func (w *workers) copyPart(p *part, r io.Reader) error {
 			}
 			w.plan.advance(p, int64(n))
 			if p.at-begun >= writeBackEvery {
-				writeBack(w.part, begun, p.at-begun)
+				writeBack(w.part.File, begun, p.at-begun)
 				begun = p.at
 			}
 			if err := w.s.count(w.ctx, int64(n)); err != nil {

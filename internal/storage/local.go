@@ -325,7 +325,7 @@ func (local) Put(ctx context.Context, url string, src *Source) error {
 	if err := makeDirs(filepath.Dir(target)); err != nil {
 		return need(err)
 	}
-	dir, err := os.OpenRoot(filepath.Dir(target))
+	dir, err := os.Open(filepath.Dir(target))
 	if err != nil {
 		return need(err)
 	}
@@ -336,7 +336,7 @@ func (local) Put(ctx context.Context, url string, src *Source) error {
 	if err != nil {
 		return need(err)
 	}
-	err = copyFile(f, src.File, src.Size, func(n int64) error { return src.count(ctx, n) })
+	err = copyFile(f.File, src.File, src.Size, func(n int64) error { return src.count(ctx, n) })
 	if err == nil {
 		err = f.Chmod(src.Mode)
 	}
@@ -345,13 +345,13 @@ func (local) Put(ctx context.Context, url string, src *Source) error {
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = dir.Rename(temporary, name)
+		err = f.publish(name)
 	}
 	if err != nil {
-		_ = dir.Remove(temporary) // the error is what counts
+		_ = f.remove() // the error is what counts
 		return need(err)
 	}
-	return need(syncDir(filepath.Dir(target)))
+	return need(dir.Sync())
 }
 
 // Abort removes the hidden file of a Put that did not end.

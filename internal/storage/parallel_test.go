@@ -107,16 +107,16 @@ func (c *crowd) fetchAll(t *testing.T, before, after func(url string), urls ...s
 	t.Helper()
 	s := Hasten(New(Options{Parallel: 4}), time.Minute)
 	s.stores[0] = c
-	root, err := os.OpenRoot(t.TempDir())
+	into, err := os.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer root.Close()
+	defer into.Close()
 	fetches, ctx := group.WithContext(t.Context())
 	for i, url := range urls {
 		fetches.Go(func() error {
 			before(url)
-			got, err := s.Fetch(ctx, FetchRequest{URL: url, Dir: root, Name: fmt.Sprint(i), NoSync: true})
+			got, err := s.Fetch(ctx, FetchRequest{URL: url, Dir: into, Name: fmt.Sprint(i), NoSync: true})
 			if err == nil && got.Bytes != c.size(url) {
 				err = fmt.Errorf("%d bytes of %d came", got.Bytes, c.size(url))
 			}

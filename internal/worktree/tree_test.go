@@ -155,11 +155,11 @@ func TestModes(t *testing.T) {
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
 	tree := newTree(t)
-	root, name, err := tree.Parent("/data/new/sub/file")
+	dir, name, err := tree.Parent("/data/new/sub/file")
 	if err != nil || name != "file" {
 		t.Fatalf("%s, %v", name, err)
 	}
-	root.Close()
+	dir.Close()
 	for path, want := range map[string]fs.FileMode{"/data": 0o777, "/data/new": 0o777, "/data/new/sub": 0o777, "/etc/0": 0o666} {
 		if _, info, err := tree.Resolve(path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s has the mode %v, %v; want %v", path, info.Mode(), err, want)
@@ -173,25 +173,25 @@ func TestModes(t *testing.T) {
 func TestParent(t *testing.T) {
 	tree := newTree(t)
 	for path, want := range map[string]string{"/data/a/b/x": "dirs/0/a/b/x", "/out/y": "dirs/1/y", "/etc/0": "files/2", "/root/new/z": "captured/root/new/z"} {
-		root, name, err := tree.Parent(path)
+		dir, name, err := tree.Parent(path)
 		if err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		if name != filepath.Base(want) || !sameDir(t, root, filepath.Join(tree.Dir, filepath.Dir(want))) {
-			t.Errorf("%s is made as %s in %s, want %s", path, name, root.Name(), want)
+		if name != filepath.Base(want) || !sameDir(t, dir, filepath.Join(tree.Dir, filepath.Dir(want))) {
+			t.Errorf("%s is made as %s in %s, want %s", path, name, dir.Name(), want)
 		}
-		root.Close()
+		dir.Close()
 	}
 	for _, path := range []string{"/data/leak/x", "/data/file/x", "/data/dangling/x"} {
-		if root, _, err := tree.Parent(path); err == nil {
-			t.Errorf("%s is made in %s", path, root.Name())
+		if dir, _, err := tree.Parent(path); err == nil {
+			t.Errorf("%s is made in %s", path, dir.Name())
 		}
 	}
 }
 
-func sameDir(t *testing.T, root *os.Root, dir string) bool {
+func sameDir(t *testing.T, opened *os.File, dir string) bool {
 	t.Helper()
-	a, errA := root.Stat(".")
+	a, errA := opened.Stat()
 	b, errB := os.Stat(dir)
 	if err := errors.Join(errA, errB); err != nil {
 		t.Fatal(err)

@@ -31,14 +31,20 @@ func (t *Tree) MkdirAll(container string) (*os.Root, error) {
 
 // Parent opens the directory on the node that holds the file at a container path,
 // making those that lead there, and returns the file's name in it.
-func (t *Tree) Parent(container string) (*os.Root, string, error) {
+func (t *Tree) Parent(container string) (dir *os.File, name string, err error) {
 	place := t.Where(container)
+	name = path.Base(place.Name)
+	var root *os.Root
 	if place.Base == filepath.Join(t.Dir, "files") {
-		root, err := place.Open()
-		return root, place.Name, err
+		root, err = place.Open()
+	} else {
+		root, err = t.MkdirAll(path.Dir(path.Clean(container)))
 	}
-	root, err := t.MkdirAll(path.Dir(path.Clean(container)))
-	return root, path.Base(container), err
+	if err != nil {
+		return nil, "", err
+	}
+	dir, err = root.Open(".")
+	return dir, name, errors.Join(err, root.Close())
 }
 
 // enter opens a directory in root and makes it when it is not there.

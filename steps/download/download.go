@@ -4,12 +4,10 @@ package download
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -115,11 +113,47 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 		return nil
 	}
 	downloads, inner := group.WithContext(ctx)
-	downloads.SetLimit(s.Parallel)
-	var listErr error
+	work := make(chan job)
+	for range s.Parallel {
+		downloads.Go(func() error {
+			for w := range work {
+				f, err := s.stage(inner, w)
+				w.dir.release()
+				if err != nil {
+					return err
+				}
+				s.Meter.FileDone()
+				if err := journal.Add(ctx, f); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	listErr := s.deal(inner, tree, list, work, func(f File) error { return journal.Add(ctx, f) })
+	close(work)
+	if err := downloads.Wait(); err != nil {
+		listErr = err // why the list was not read to its end
+	}
+	// What was staged stays staged, also when another file failed.
+	return errors.Join(listErr, journal.Flush(ctx))
+}
+
+// job is a file to be staged under a name in a directory.
+type job struct {
+	place
+	dir  *parent
+	name string
+}
+
+// deal gives out the files that are not in place, in the order of the tree, and mounts
+// those that are not to be copied.
+func (s *Step) deal(ctx context.Context, tree *worktree.Tree, list *sorted.List, work chan<- job, mounted func(File) error) error {
+	parents := parents{tree: tree}
+	defer parents.close()
 	for p, err := range merged(list.All()) {
-		if listErr = cmp.Or(err, inner.Err()); listErr != nil {
-			break
+		if err := cmp.Or(err, ctx.Err()); err != nil {
+			return err
 		}
 		if p.kind != aFile || inPlace(tree, p) {
 			continue
@@ -127,30 +161,25 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 		if b, bound := tree.Plan.Bound(p.path); bound {
 			f, err := s.hold(tree, b)
 			if err == nil {
-				err = journal.Add(ctx, f)
+				err = mounted(f)
 			}
-			if listErr = err; listErr != nil {
-				break
-			}
-			continue
-		}
-		downloads.Go(func() error {
-			if err := inner.Err(); err != nil {
-				return err
-			}
-			f, err := s.stage(inner, tree, p)
 			if err != nil {
 				return err
 			}
-			s.Meter.FileDone()
-			return journal.Add(ctx, f)
-		})
+			continue
+		}
+		dir, name, err := parents.of(p.path)
+		if err != nil {
+			return fmt.Errorf("input %s: %w", p.path, err)
+		}
+		select {
+		case work <- job{p, dir, name}:
+		case <-ctx.Done():
+			dir.release()
+			return ctx.Err()
+		}
 	}
-	if err := downloads.Wait(); err != nil {
-		listErr = err // why the list was not read to its end
-	}
-	// What was staged stays staged, also when another file failed.
-	return errors.Join(listErr, journal.Flush(ctx))
+	return nil
 }
 
 // list fills the list with what all inputs hold and what the journal says is staged.
@@ -276,22 +305,18 @@ func mkdir(tree *worktree.Tree, p string) error {
 }
 
 // stage brings one file to its place, whole and verified; a large one also durable.
-func (s *Step) stage(ctx context.Context, tree *worktree.Tree, p place) (File, error) {
-	dir, name, err := tree.Parent(p.path)
-	if err != nil {
-		return File{}, fmt.Errorf("input %s: %w", p.path, err)
-	}
-	defer func() { _ = dir.Close() }() // it was only looked into
+func (s *Step) stage(ctx context.Context, p job) (File, error) {
 	if in := s.Task.Inputs[p.input-1]; in.Content != nil {
 		content := *in.Content
-		if err := writeContent(dir, name, content); err != nil {
+		sync := int64(len(content)) >= node.SyncTogether
+		if err := storage.WriteFile(p.dir.File, p.name, content, 0o666, sync); err != nil {
 			return File{}, machine.Faultf(machine.NodeFault, "cannot write the content of input %s: %w", p.path, err)
 		}
 		s.Meter.AddBytes(int64(len(content)))
 		return File{Path: p.path, Bytes: int64(len(content))}, nil
 	}
 	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
-		URL: s.url(p), Dir: dir, Name: name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
+		URL: s.url(p.place), Dir: p.dir.File, Name: p.name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
 	})
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", p.path, err)
@@ -309,25 +334,6 @@ func (s *Step) url(p place) string {
 		return s.Storage.Join(in.URL, strings.TrimPrefix(strings.TrimPrefix(p.path, path.Clean(in.Path)), "/"))
 	}
 	return in.URL
-}
-
-// writeContent writes a file under its final name only when it is whole.
-func writeContent(dir *os.Root, name, content string) (err error) {
-	// A name that no input has, and that is short whatever the input's is.
-	part := fmt.Sprintf(".%x.deckhand-part", sha256.Sum256([]byte(name)))
-	f, err := dir.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(content)
-	err = errors.Join(err, f.Chmod(0o666))
-	if err == nil && int64(len(content)) >= node.SyncTogether {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, dir.Remove(part))
-	}
-	return dir.Rename(part, name)
 }
 
 func fits(dir string, need int64) error {

@@ -64,12 +64,12 @@ func Run(t *testing.T, s Server) {
 	fetch := func(t *testing.T, url, name string) (string, storage.Fetched, error) {
 		t.Helper()
 		dir := t.TempDir()
-		root, err := os.OpenRoot(dir)
+		into, err := os.Open(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer root.Close()
-		got, err := st.Fetch(ctx, storage.FetchRequest{URL: url, Dir: root, Name: name})
+		defer into.Close()
+		got, err := st.Fetch(ctx, storage.FetchRequest{URL: url, Dir: into, Name: name})
 		return dir, got, err
 	}
 
@@ -142,16 +142,16 @@ func Run(t *testing.T, s Server) {
 		s.Store(t, "short", []byte("short"))
 		dir := t.TempDir()
 		Write(t, filepath.Join(dir, "file"), Content(100000))
-		root, err := os.OpenRoot(dir)
+		into, err := os.Open(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer root.Close()
-		if _, err := st.Fetch(ctx, storage.FetchRequest{URL: st.Join(s.URL, "short"), Dir: root, Name: "file", Mode: 0o640}); err != nil {
+		defer into.Close()
+		if _, err := st.Fetch(ctx, storage.FetchRequest{URL: st.Join(s.URL, "short"), Dir: into, Name: "file", Mode: 0o640}); err != nil {
 			t.Fatal(err)
 		}
 		Only(t, dir, "file", []byte("short"))
-		if info, err := root.Stat("file"); err != nil || info.Mode() != 0o640 {
+		if info, err := os.Stat(filepath.Join(dir, "file")); err != nil || info.Mode() != 0o640 {
 			t.Errorf("the mode is %v (%v), not the one that was asked for", info.Mode(), err)
 		}
 	})
@@ -244,19 +244,19 @@ func Run(t *testing.T, s Server) {
 	t.Run("cancelled", func(t *testing.T) {
 		s.Store(t, "cancelled", Content(large))
 		dir := t.TempDir()
-		root, err := os.OpenRoot(dir)
+		into, err := os.Open(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer root.Close()
+		defer into.Close()
 		why := errors.New("because")
 		ctx, cancel := context.WithCancelCause(ctx)
 		cancel(why)
-		_, err = st.Fetch(ctx, storage.FetchRequest{URL: st.Join(s.URL, "cancelled"), Dir: root, Name: "file"})
+		_, err = st.Fetch(ctx, storage.FetchRequest{URL: st.Join(s.URL, "cancelled"), Dir: into, Name: "file"})
 		if !errors.Is(err, why) && !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
-		if _, err := root.Lstat("file"); err == nil {
+		if _, err := os.Lstat(filepath.Join(dir, "file")); err == nil {
 			t.Error("there is a file under the final name")
 		}
 	})
