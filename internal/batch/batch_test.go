@@ -120,7 +120,7 @@ func TestItemsDoNotWaitForLong(t *testing.T) {
 func TestLaterWriter(t *testing.T) {
 	n := notes(t, journaltest.NewMemory())
 	for _, item := range []string{"a", "b"} {
-		w := NewWriter(n, "files", func(string) int { return limit })
+		w := NewWriter(n, "files", func(string) int { return together })
 		if err := w.Add(t.Context(), item); err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +160,7 @@ func TestErrors(t *testing.T) {
 // nothing more is.
 func TestDurableFirst(t *testing.T) {
 	n := notes(t, journaltest.NewMemory())
-	w := NewWriter(n, "files", func(string) int { return limit })
+	w := NewWriter(n, "files", func(string) int { return together })
 	var asked []int // how many records there were
 	var fails error
 	w.Durable = func() error { asked = append(asked, records(n)); return fails }
@@ -180,5 +180,38 @@ func TestDurableFirst(t *testing.T) {
 	}
 	if want := []int{0, 1, 2}; !slices.Equal(asked, want) || records(n) != 2 {
 		t.Errorf("asked after %v records, want %v; %d were written, want 2", asked, want, records(n))
+	}
+}
+
+// While one makes durable what was added, others go on adding. What they have added is
+// made durable together.
+func TestOthersGoOnAdding(t *testing.T) {
+	n := notes(t, journaltest.NewMemory())
+	w := NewWriter(n, "files", func(string) int { return together / 2 })
+	syncs, begun, disk := 0, make(chan struct{}, 9), make(chan struct{})
+	w.Durable = func() error {
+		syncs++
+		begun <- struct{}{}
+		<-disk
+		return nil
+	}
+	add := func(items ...string) {
+		for _, item := range items {
+			if err := w.Add(t.Context(), item); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	var first sync.WaitGroup
+	first.Go(func() { add("a", "b") })
+	<-begun
+	add("c", "d", "e")
+	close(disk)
+	first.Wait()
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := read(n); strings.Join(got, "") != "abcde" || err != nil || syncs != 2 {
+		t.Errorf("%q is journaled after %d syncs, want 2 (%v)", got, syncs, err)
 	}
 }
