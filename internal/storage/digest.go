@@ -47,8 +47,10 @@ func httpChecksums(resp *http.Response) []Checksum {
 	}
 	// A composite one is made of the parts' checksums.
 	if !strings.EqualFold(h.Get("X-Amz-Checksum-Type"), "COMPOSITE") {
-		for name := range digestNames {
-			add(name, h.Get("X-Amz-Checksum-"+name))
+		for field, values := range h {
+			if name, ok := strings.CutPrefix(field, "X-Amz-Checksum-"); ok {
+				add(name, values[0])
+			}
 		}
 	}
 	if sum, ok := etagMD5(resp.Request.URL.Hostname(), h); ok {
