@@ -57,7 +57,7 @@ func TestPullNeed(t *testing.T) {
 	if n := need(airy.Digest); n.Layers != 2 || !about(n.Compressed, 20) || !about(n.Unpacked, 128+20) || !about(n.Peak, 128+20+4) {
 		t.Errorf("an image that compresses: %+v", n)
 	}
-	if n := need(solid.Tag, airy.Tag); n.Layers != 3 || !about(n.Unpacked, 128+28) {
+	if n := need(solid.Tag, airy.Tag); n.Layers != 3 || n.Saved != 0 || !about(n.Unpacked, 128+28) {
 		t.Errorf("two images that share a layer: %+v", n)
 	}
 	rig.DockerCmd(t, "pull", "-q", solid.Tag)
