@@ -82,7 +82,7 @@ type statusImage struct {
 }
 
 func newStatusCommand(a *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	var lines int
 	cmd := &cobra.Command{
 		Use:   "status [TASK|prefix|last]",
@@ -93,7 +93,8 @@ follow, as "journal inspect" has them. It exits 0 for a
 task that is Complete, 1 for one that ended otherwise, 3 while it is unfinished
 or running, 4 when it is unknown.`,
 		Example: `  deckhand status
-  deckhand status task-7 --json`,
+  deckhand status task-7 --json
+  deckhand status task-7 --watch`,
 		Args:              optionalArgument("TASK"),
 		ValidArgsFunction: a.completeTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -104,14 +105,16 @@ or running, 4 when it is unknown.`,
 			if lines < 0 {
 				return usage("--lines is %d; it must not be negative", lines)
 			}
-			s, err := a.status(cmd.Context(), name, lines)
-			if err != nil {
-				return err
-			}
+			show := printStatus
 			if asJSON {
-				err = printJSON(a.stdout, s)
-			} else {
-				err = printStatus(a.stdout, s)
+				show = func(w io.Writer, s status) error { return printJSON(w, s) }
+			}
+			if watch {
+				return a.watchStatus(cmd.Context(), name, lines, show)
+			}
+			s, err := a.status(cmd.Context(), name, lines)
+			if err == nil {
+				err = show(a.stdout, s)
 			}
 			if err != nil {
 				return err
@@ -120,8 +123,47 @@ or running, 4 when it is unknown.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again when it has changed, until the attempt has ended")
 	cmd.Flags().IntVarP(&lines, "lines", "n", 10, "the newest `N` records")
 	return cmd
+}
+
+// watchEvery is how often a watched task is looked at.
+const watchEvery = time.Second
+
+// watchStatus shows where a task stands until its attempt has ended: on a terminal always in
+// the same place, elsewhere one after the other.
+func (a *app) watchStatus(ctx context.Context, name string, lines int, show func(io.Writer, status) error) error {
+	over := ""
+	if newScreen(a.stdout, a.conf).draws() {
+		over = "\x1b[H\x1b[2J" // the cursor goes home, and the screen is empty
+	}
+	shown := ""
+	for {
+		s, err := a.status(ctx, name, lines)
+		if err != nil {
+			return err
+		}
+		name = s.Task // which may be the last one no longer, or have no beginning of its own
+		var text strings.Builder
+		if err := show(&text, s); err != nil {
+			return err
+		}
+		if text.String() != shown {
+			shown = text.String()
+			if _, err := io.WriteString(a.stdout, over+shown); err != nil {
+				return err
+			}
+		}
+		if s.State.Final() && !s.Running {
+			return s.exit()
+		}
+		select {
+		case <-ctx.Done():
+			return s.exit()
+		case <-time.After(watchEvery):
+		}
+	}
 }
 
 // exit is the status in the form of an exit code.
