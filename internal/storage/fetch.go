@@ -28,9 +28,10 @@ type FetchRequest struct {
 	// all read it, and run it where its owner may.
 	Mode fs.FileMode
 	// NoSync leaves it to the caller to make the file durable, with one
-	// syncfs(2) for many files, before it relies on it. It is for small files: what
-	// another process left of one is not looked for.
+	// syncfs(2) for many files, before it relies on it.
 	NoSync bool
+	// Fresh says that no other process can have left anything of the file.
+	Fresh bool
 }
 
 // Fetched says what came.
@@ -142,7 +143,7 @@ func (f *fetch) reset() {
 
 // attempt begins, or goes on with what is there.
 func (f *fetch) attempt(ctx context.Context) error {
-	if !f.looked && !f.req.NoSync {
+	if !f.looked && !f.req.Fresh {
 		f.takeUp()
 	}
 	f.looked = true

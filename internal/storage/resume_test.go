@@ -211,6 +211,24 @@ func TestLeftoverOfAnotherObjectIsNotContinued(t *testing.T) {
 	}
 }
 
+// What is left of a large object goes also when the object is small by now.
+func TestLeftoverOfALargeObjectGoes(t *testing.T) {
+	o := &origin{content: storagetest.Content(killedSize), etag: `"a"`}
+	server, dir, serve := leftover(t, o)
+	o.content, o.etag = []byte("small"), `"b"`
+	serve()
+	into, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer into.Close()
+	req := storage.FetchRequest{URL: server.URL + "/file", Dir: into, Name: "file", NoSync: true}
+	if _, err := quick(time.Minute, 0).Fetch(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	storagetest.Only(t, dir, "file", o.content)
+}
+
 // edit changes the record in a part file.
 func edit(t *testing.T, part string, change func(map[string]any)) {
 	t.Helper()

@@ -95,6 +95,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 	if files == 0 {
 		return nil
 	}
+	_, resumed := n.Get(WhatInputs, "all")
 	// The files' names follow from the document, so one intent announces them all.
 	if err := n.Intent(ctx, machine.Fact{What: WhatInputs, Name: "all", Detail: map[string]int64{"files": files, "bytes": need}}); err != nil {
 		return err
@@ -117,7 +118,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 	for range s.Parallel {
 		downloads.Go(func() error {
 			for w := range work {
-				f, err := s.stage(inner, w)
+				f, err := s.stage(inner, w, !resumed)
 				w.dir.release()
 				if err != nil {
 					return err
@@ -304,8 +305,9 @@ func mkdir(tree *worktree.Tree, p string) error {
 	return root.Close()
 }
 
-// stage brings one file to its place, whole and verified; a large one also durable.
-func (s *Step) stage(ctx context.Context, p job) (File, error) {
+// stage brings one file to its place, whole and verified; a large one also durable. fresh
+// says that no other process has begun to.
+func (s *Step) stage(ctx context.Context, p job, fresh bool) (File, error) {
 	if in := s.Task.Inputs[p.input-1]; in.Content != nil {
 		content := *in.Content
 		sync := int64(len(content)) >= node.SyncTogether
@@ -317,6 +319,7 @@ func (s *Step) stage(ctx context.Context, p job) (File, error) {
 	}
 	got, err := s.Storage.Fetch(ctx, storage.FetchRequest{
 		URL: s.url(p.place), Dir: p.dir.File, Name: p.name, Version: p.version, NoSync: p.size >= 0 && p.size < node.SyncTogether,
+		Fresh: fresh,
 	})
 	if err != nil {
 		return File{}, fmt.Errorf("input %s: %w", p.path, err)
