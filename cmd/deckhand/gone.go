@@ -17,7 +17,8 @@ import (
 
 // closeGone ends tasks on their servers of Funnel that were handed back to a job of Slurm
 // which is gone: nobody runs them again, and the server itself would show them as running
-// for ever. It adds to r what came of it.
+// for ever. It adds to r what came of it. What fails for one would fail for the others, and each
+// may wait for an answer, which an epilog has no time for: the rest is for the next time.
 func (s *session) closeGone(ctx context.Context, r recovered, known []machine.Head) recovered {
 	for _, h := range known {
 		if h.State != machine.Interrupted {
@@ -26,6 +27,7 @@ func (s *session) closeGone(ctx context.Context, r recovered, known []machine.He
 		closed, err := s.closeIfGone(ctx, h)
 		if err != nil {
 			r.Problems = append(r.Problems, message(fmt.Errorf("cannot tell whether task %s is run again: %w", h.Task, err)))
+			break
 		}
 		if closed {
 			r.Closed = append(r.Closed, h.Task)

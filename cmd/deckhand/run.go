@@ -197,7 +197,8 @@ func (a *app) beforeStart(ctx context.Context, err error) error {
 
 // take does with the task what the journal's account of it asks for.
 func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.Head, error) {
-	if err := s.rollBackOther(ctx, d.id, "rolled back for task "+d.id); err != nil {
+	var err error
+	if s.rolledBack, err = s.rollBackTelling(ctx, d.id, "rolled back for task "+d.id); err != nil {
 		return machine.Head{}, err
 	}
 	s.bounds = s.limits(ctx)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/docker/go-units"
@@ -76,11 +75,8 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	if err != nil {
 		return report, err
 	}
-	before, _, err := s.leftovers(ctx, cleaner)
+	undone, err := s.rollBackTelling(ctx, "", "rolled back by scrub")
 	if err != nil {
-		return report, err
-	}
-	if err := s.rollBackOther(ctx, "", "rolled back by scrub"); err != nil {
 		return report, err
 	}
 	gone, kept, err := s.leftovers(ctx, cleaner)
@@ -90,15 +86,7 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 	for _, f := range s.partial {
 		report.Removed = append(report.Removed, scrub.Item{Kind: scrub.Program, Name: f.Path, Bytes: f.Bytes, Why: "a dead process has not installed it whole"})
 	}
-	// What the roll-back has taken along was found just as well.
-	for _, i := range before {
-		if at := slices.IndexFunc(s.undone, i.Same); at >= 0 {
-			i.Bytes = s.undone[at].Bytes
-		}
-		if !slices.ContainsFunc(gone, i.Same) && !slices.ContainsFunc(kept, i.Same) {
-			report.Removed = append(report.Removed, i)
-		}
-	}
+	report.Removed = append(report.Removed, undone...)
 	report.Kept = append(report.Kept, kept...)
 	s.meter.Reset(scrub.Phase)
 	notes, err := machine.NodeNotes(s.journal)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,7 +53,8 @@ type session struct {
 	meter       *progress.Meter
 	bounds      run.Limits                   // of the containers of the task that is run
 	partial     []helper.File                // what was removed when the root was taken
-	undone      []scrub.Item                 // what roll-backs have removed
+	undone      []scrub.Item                 // directories that roll-backs have removed
+	rolledBack  []scrub.Item                 // what went with the task before the one that is run
 	head        atomic.Pointer[machine.Head] // of the task that is being worked on
 	dockerDir   atomic.Pointer[string]       // as dataRoot found it
 }
@@ -320,7 +322,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	}
 	steps := []machine.Step{
 		&scrub.Step{
-			Cleaner: cleaner, Dir: taskDir(task), Tree: tree, Choose: inputs.Choose, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
+			Cleaner: cleaner, RolledBack: s.rolledBack, Dir: taskDir(task), Tree: tree, Choose: inputs.Choose, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
@@ -452,4 +454,33 @@ func (s *session) rollBackOther(ctx context.Context, task, reason string) error 
 		return fmt.Errorf("cannot roll back task %s: %w", other, err)
 	}
 	return nil
+}
+
+// rollBackTelling is rollBackOther, and returns what has gone with it.
+func (s *session) rollBackTelling(ctx context.Context, task, reason string) (undone []scrub.Item, err error) {
+	n, err := s.journal.Node()
+	if err != nil || n.Active == nil || n.Active.Task == task {
+		return nil, err
+	}
+	cleaner, err := s.cleaner()
+	if err != nil {
+		return nil, err
+	}
+	before, _, err := s.leftovers(ctx, cleaner)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.rollBackOther(ctx, task, reason); err != nil {
+		return nil, err
+	}
+	gone, kept, err := s.leftovers(ctx, cleaner)
+	for _, i := range before {
+		if at := slices.IndexFunc(s.undone, i.Same); at >= 0 {
+			i.Bytes = s.undone[at].Bytes
+		}
+		if !slices.ContainsFunc(gone, i.Same) && !slices.ContainsFunc(kept, i.Same) {
+			undone = append(undone, i)
+		}
+	}
+	return undone, err
 }

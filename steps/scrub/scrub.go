@@ -37,6 +37,9 @@ const (
 // its Undo removes it.
 type Step struct {
 	Cleaner *Cleaner
+	// RolledBack went with the roll-back of another task, before this one began: the step tells
+	// of it with what it removes itself.
+	RolledBack []Item
 	// Dir is the name of the task's directory below Cleaner.TasksDir.
 	Dir string
 	// Tree is the attempt's work tree; nil when the step only rolls back.
@@ -62,6 +65,11 @@ func (s *Step) Probe(context.Context, *machine.Task, machine.Notes) (machine.Pro
 // Do implements machine.Step.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	s.Cleaner.Meter.Reset(Phase)
+	for _, i := range s.RolledBack {
+		if err := n.Done(ctx, machine.Fact{What: WhatRemoved, Name: i.Name, Detail: i}); err != nil {
+			return err
+		}
+	}
 	keep := &machine.TaskRef{Task: t.ID, Attempt: t.Attempt}
 	gone, _, err := s.Cleaner.Find(ctx, keep, s.Dir, n.Images())
 	if err != nil {

@@ -495,14 +495,15 @@ func TestFunnelJobGone(t *testing.T) {
 
 	slurm("echo JobId=7 JobState=PENDING")
 	handed("second")
+	handed("third")
 	slurm("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
-	// Without a server it is for the next time.
+	// Without a server they are for the next time, and it is asked once.
 	f.Leave()
-	if r := f.recover(t); len(r.Closed) > 0 || len(r.Problems) == 0 {
+	if r := f.recover(t); len(r.Closed) > 0 || strings.Count(strings.Join(r.Problems, "\n"), "is run again") != 1 {
 		t.Errorf("without a server recover says %+v", r)
 	}
 	f.Return(t)
-	if r := f.recover(t); !slices.Equal(r.Closed, []string{"second"}) || f.State("second") != "SYSTEM_ERROR" {
-		t.Errorf("recover says %+v, and the task is %s on the server", r, f.State("second"))
+	if r := f.recover(t); !slices.Equal(r.Closed, []string{"third", "second"}) || f.State("second") != "SYSTEM_ERROR" || f.State("third") != "SYSTEM_ERROR" {
+		t.Errorf("recover says %+v, and the tasks are %s and %s on the server", r, f.State("second"), f.State("third"))
 	}
 }

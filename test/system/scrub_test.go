@@ -271,6 +271,35 @@ func TestScrubAfterACrash(t *testing.T) {
 	w.Clean(t)
 }
 
+// The task that comes after a dead one tells in its result what went with it.
+func TestRollBackIsTold(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "task:1", rig.Spec{Volumes: []string{"/data"}})
+	run := w.Start(t, tes.Task{ID: "dies", Executors: []tes.Executor{Sh(image.Tag, "sleep 1000")}})
+	run.Until(t, "executor started")
+	run.Kill(t)
+	dir := filepath.Join(w.Root, "tasks", "dies")
+	must(t, os.WriteFile(filepath.Join(dir, "data"), make([]byte, 100_000), 0o644))
+	want := []string{"removed directory " + dir + " ("}
+	for _, c := range w.Containers(t) {
+		want = append(want, "removed container "+c+" (")
+	}
+	for _, v := range w.Volumes(t) {
+		want = append(want, "removed volume "+v+" (")
+	}
+	log := w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image.Tag, "true")}}).Log(t)
+	said := strings.Join(log.SystemLogs, "\n")
+	for _, what := range want {
+		if strings.Count(said, what) != 1 {
+			t.Errorf("the result does not tell once of %q:\n%s", what, said)
+		}
+	}
+	if freed, err := strconv.ParseInt(log.Metadata["deckhand.bytes_freed"], 10, 64); err != nil || freed < 100_000 || len(want) != 3 {
+		t.Errorf("%d bytes were freed, %v; %q", freed, err, want)
+	}
+}
+
 // What a dry scrub lists is what goes, whatever kind it is of, and what it says
 // stays does stay: once while others use some of it, and once when they do not.
 func TestDryScrubIsExact(t *testing.T) {
