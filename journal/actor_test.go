@@ -277,6 +277,14 @@ func startActor(t testing.TB, dir string, env ...string) *actor {
 	return a
 }
 
+// signal stops the process, or has it go on.
+func (a *actor) signal(sig os.Signal) {
+	a.t.Helper()
+	if err := a.cmd.Process.Signal(sig); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
 // say sends a command.
 func (a *actor) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(a.stdin, format+"\n", args...)

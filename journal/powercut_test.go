@@ -86,6 +86,11 @@ func TestPowerCut(t *testing.T) {
 					time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
 					acked := a.soFar()
 					c.cut(func(mnt string) {
+						// What it does while the cut is looked at makes the next ones take longer, so that
+						// a slow machine would have ever more to look at.
+						time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+						a.signal(unix.SIGSTOP)
+						defer a.signal(unix.SIGCONT)
 						cut := filepath.Join(mnt, "journal")
 						j := openTest(t, cut, Options{Retention: keepAll})
 						maps.Copy(tried, a.soFarTried())
