@@ -57,7 +57,7 @@ func TestEvents(t *testing.T) {
 	}
 	run("good", "true", 0)
 	away.Store(true)
-	w.Env = append(w.Env, "DECKHAND_EVENTS_DRAIN=50ms")
+	w.Env = append(w.Env, "DECKHAND_EVENTS_DRAIN=2s")
 	run("bad", "exit 3", 1)
 	if text := w.Read(t, "events"); !strings.Contains(text, `"to":"ExecutorError"`) {
 		t.Errorf("the file is\n%s", text)
@@ -82,7 +82,14 @@ func TestEvents(t *testing.T) {
 	for _, problem := range check.Told(view, text, sent) {
 		t.Error(problem)
 	}
-	if told := w.Read(t, "told"); told != text {
+	// What it was told as the time was over it may be told again, as the webhook.
+	told := ""
+	for line := range strings.Lines(w.Read(t, "told")) {
+		if !strings.HasSuffix(told, line) {
+			told += line
+		}
+	}
+	if told != text {
 		t.Errorf("the program was told\n%s\nwant\n%s", told, text)
 	}
 	compiler := jsonschema.NewCompiler()

@@ -222,6 +222,7 @@ func TestFunnelFailures(t *testing.T) {
 func TestFunnelCancel(t *testing.T) {
 	t.Parallel()
 	f := newFront(t)
+	f.Env = append(f.Env, "DECKHAND_EVENTS_DRAIN=1h") // the server is there: it is told as soon as the machine can
 	f.submitSh(t, "running", "sleep 1000")
 	b := f.background(t, "running", f.resultFlag("running"))
 	b.Until(t, " Run (")
