@@ -456,7 +456,8 @@ func (s *session) rollBackOther(ctx context.Context, task, reason string) error 
 	return nil
 }
 
-// rollBackTelling is rollBackOther, and returns what has gone with it.
+// rollBackTelling is rollBackOther, and returns what has gone with it. One that is told to
+// stop meanwhile rolls back all the same, and then begins nothing that could tell.
 func (s *session) rollBackTelling(ctx context.Context, task, reason string) (undone []scrub.Item, err error) {
 	n, err := s.journal.Node()
 	if err != nil || n.Active == nil || n.Active.Task == task {
@@ -467,13 +468,16 @@ func (s *session) rollBackTelling(ctx context.Context, task, reason string) (und
 		return nil, err
 	}
 	before, _, err := s.leftovers(ctx, cleaner)
-	if err != nil {
-		return nil, err
+	if err == nil || ctx.Err() != nil {
+		err = s.rollBackOther(ctx, task, reason)
 	}
-	if err := s.rollBackOther(ctx, task, reason); err != nil {
+	if err != nil || ctx.Err() != nil {
 		return nil, err
 	}
 	gone, kept, err := s.leftovers(ctx, cleaner)
+	if ctx.Err() != nil {
+		return nil, nil
+	}
 	for _, i := range before {
 		if at := slices.IndexFunc(s.undone, i.Same); at >= 0 {
 			i.Bytes = s.undone[at].Bytes
