@@ -8,6 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,16 +18,25 @@ import (
 // trialSize is the size of the file of a trial, in bytes: some pages of a disk.
 const trialSize = 64 << 10
 
+const (
+	trialName = ".deckhand-trial-" // and the process's ID
+	trialTime = time.Hour          // is more than a trial takes on any disk
+)
+
 // TryDisk does, in the nearest directory of a path that exists, what a root and its journal
 // ask of a filesystem: it writes a small file, through to the disk, reads it back from
 // there, maps it into memory, locks it, renames it and removes it. The error says what
-// of that fails. Nothing is left, unless removing fails.
+// of that fails. Nothing is left, unless removing fails or the process is killed; what a
+// killed one has left goes with a later trial.
 func TryDisk(path string) error {
 	at, _, err := statfsNearest(path)
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(at, fmt.Sprintf(".deckhand-trial-%d", os.Getpid()))
+	if err := removeTrials(at); err != nil {
+		return err
+	}
+	name := filepath.Join(at, trialName+strconv.Itoa(os.Getpid()))
 	moved := name + ".moved"
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -40,6 +52,27 @@ func TryDisk(path string) error {
 		err = syncDir(at)
 	}
 	return err
+}
+
+// removeTrials removes what killed processes have left of theirs in a directory. A file
+// of one that is at it is younger.
+func removeTrials(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), trialName) {
+			continue
+		}
+		if info, err := e.Info(); err != nil || time.Since(info.ModTime()) <= trialTime {
+			continue // or it has gone by now
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // tryFile does what concerns the file alone.

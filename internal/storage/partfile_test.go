@@ -77,7 +77,7 @@ func names(t *testing.T, dir string) (names []string) {
 // Where no file can be without a name, it has that of a part file.
 func TestFilesystemWithoutUnnamedFiles(t *testing.T) {
 	dir := t.TempDir()
-	if err := unix.Mount("mqueue", dir, "mqueue", 0, ""); errors.Is(err, unix.EPERM) {
+	if err := unix.Mount("mqueue", dir, "mqueue", 0, ""); errors.Is(err, unix.EPERM) && os.Getenv("CI") == "" {
 		t.Skip("only root can mount a filesystem that has none")
 	} else if err != nil {
 		t.Fatal(err)
