@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -58,13 +59,11 @@ func leftover(t *testing.T, o *origin) (server *httptest.Server, dir string, ser
 	before := &origin{content: o.content, etag: o.etag}
 	killed := make(chan struct{})
 	serve = sync.OnceFunc(func() { close(killed) })
-	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case <-killed:
+	server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Context().Value(afterKill{}) != nil {
 			o.note(r)
 			o.serve(w, r)
 			return
-		default:
 		}
 		// Before the kill, what follows the third part does not arrive.
 		var begin int64
@@ -74,6 +73,17 @@ func leftover(t *testing.T, o *origin) (server *httptest.Server, dir string, ser
 		}
 		before.serve(w, r)
 	}))
+	// What the killed one asked for is not told from what comes after it by the
+	// time at which it is looked at, but by its connection.
+	server.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		select {
+		case <-killed:
+			return context.WithValue(ctx, afterKill{}, true)
+		default:
+			return ctx
+		}
+	}
+	server.Start()
 	t.Cleanup(server.Close)
 	t.Cleanup(serve)
 
@@ -95,8 +105,18 @@ func leftover(t *testing.T, o *origin) (server *httptest.Server, dir string, ser
 		t.Fatal(err)
 	}
 	_ = child.Wait() // killed
+	// Connections are accepted in their order: with this one all of its are.
+	fence, err := http.Head(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = fence.Body.Close()
 	return server, dir, serve
 }
+
+// afterKill marks the context of a connection that came when the download had
+// been killed.
+type afterKill struct{}
 
 // recorded counts the parts that a part file says it has.
 func recorded(part string) int {

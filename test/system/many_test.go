@@ -37,6 +37,7 @@ func TestManyOutputs(t *testing.T) {
 	var mu sync.Mutex
 	sent := map[string]int{}
 	half := make(chan struct{})
+	reached := sync.OnceFunc(func() { close(half) }) // a file of the first half may come again
 	release := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, req.Body) // the client tells
@@ -44,10 +45,8 @@ func TestManyOutputs(t *testing.T) {
 		sent[req.URL.Path]++
 		n := len(sent)
 		mu.Unlock()
-		if n == files/2 {
-			close(half)
-		}
 		if n >= files/2 {
+			reached()
 			<-release // so that the kill comes in between
 		}
 	}))
