@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -39,7 +40,10 @@ func TestManyOutputs(t *testing.T) {
 	half := make(chan struct{})
 	reached := sync.OnceFunc(func() { close(half) }) // a file of the first half may come again
 	release := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodHead {
+			return // the fence
+		}
 		_, _ = io.Copy(io.Discard, req.Body) // the client tells
 		mu.Lock()
 		sent[req.URL.Path]++
@@ -50,6 +54,16 @@ func TestManyOutputs(t *testing.T) {
 			<-release // so that the kill comes in between
 		}
 	}))
+	var open sync.WaitGroup // connections
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed:
+			open.Done()
+		}
+	}
+	server.Start()
 	defer server.Close()
 	image := w.Image(t, "a", rig.Spec{Marker: "outputs"}).Tag
 	source := filepath.Join(w.Dir, "source")
@@ -81,6 +95,13 @@ func TestManyOutputs(t *testing.T) {
 	must(t, killed.Process.Kill())
 	<-ended
 	close(release)
+	// Connections are accepted in their order, so with this one all of the killed
+	// run's are; what they brought is counted when they are closed.
+	fence, err := http.Head(server.URL)
+	must(t, err)
+	must(t, fence.Body.Close())
+	http.DefaultClient.CloseIdleConnections()
+	open.Wait()
 	published := 0
 	for _, r := range w.Records(t, "many") {
 		if r.Detail["what"] == "outputs" && r.Kind == "done" {
