@@ -16,17 +16,26 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
-// reference makes a world in which a directory of another filesystem than the root's is
-// declared, with a file of 16 MiB in it.
+// reference makes a world in which a directory is declared.
 func reference(t *testing.T) (w *World, dir, genome string) {
 	t.Helper()
-	w, dir = NewWorld(t), filepath.Join(rig.Filesystem(t, "tmpfs", 64*mib), "ref")
+	w = NewWorld(t)
+	dir, genome = declare(t, w)
+	return w, dir, genome
+}
+
+// declare declares a directory of another filesystem than the root's, with a file of
+// 16 MiB in it that everybody may read.
+func declare(t *testing.T, w *World) (dir, genome string) {
+	t.Helper()
+	at := rig.Filesystem(t, "tmpfs", 64*mib)
+	dir = filepath.Join(at, "ref")
 	genome = filepath.Join(dir, "genome.fa")
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(genome, []byte(strings.Repeat("ACGTACGTACGTACG\n", mib)), 0o644)); err != nil {
+	if err := errors.Join(os.Chmod(filepath.Dir(at), 0o755), os.Mkdir(dir, 0o755), os.WriteFile(genome, []byte(strings.Repeat("ACGTACGTACGTACG\n", mib)), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	w.Env = append(w.Env, "DECKHAND_STORAGE_FILE_MOUNT="+dir)
-	return w, dir, genome
+	return dir, genome
 }
 
 // identity is everything that a task could have changed of a file, and its content's size.
@@ -43,11 +52,27 @@ func identity(t *testing.T, name string) string {
 // and none can change it, as root or by what it leaves.
 func TestMountedInput(t *testing.T) {
 	t.Parallel()
-	w, dir, genome := reference(t)
+	for name, world := range map[string]func(*testing.T) *World{
+		"root": func(t *testing.T) *World { return NewWorld(t) },
+		"user": newUserWorld,
+		"podman": func(t *testing.T) *World {
+			podman := rig.NewPodman(t)
+			return newWorld(t, podman.Host, podman.Cmd)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mountedInput(t, world(t))
+		})
+	}
+}
+
+func mountedInput(t *testing.T, w *World) {
+	dir, genome := declare(t, w)
 	image := w.Image(t, "mounted", rig.Spec{})
 	before := identity(t, genome)
 	count := `for f in /data/ref/genome.fa /opt/genome.fa; do stat -c '%i %a' $f; head -c 4 $f; echo; tail -c 16 $f; done; `
-	o := w.MustRun(t, 0, tes.Task{
+	log := runAs(t, w, tes.Task{
 		ID: "mounted", Volumes: []string{"/data"},
 		// More than the root's filesystem could take besides: nothing of it is needed.
 		Inputs: []tes.Input{{Path: "/data/ref/genome.fa", URL: "file://" + genome}, {Path: "/opt/genome.fa", URL: genome}, {Path: "/data/list", Content: pointer("list")}},
@@ -70,7 +95,6 @@ func TestMountedInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	saw := strings.Repeat(fmt.Sprintf("%d 644\nACGT\nACGTACGTACGTACG\n", st.Ino), 2)
-	log := o.Log(t)
 	if got, want := log.Logs[1].Stdout, saw; got != want {
 		t.Errorf("the second executor saw %q, want %q", got, want)
 	}
