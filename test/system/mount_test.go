@@ -3,10 +3,12 @@ package system
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -259,6 +261,43 @@ func TestMountedInputResumed(t *testing.T) {
 	logs := o.Log(t).Logs
 	if len(logs) != 2 || logs[0].Stdout != "ACG\n" || logs[1].Stdout != "ACGT" {
 		t.Errorf("the executors saw %+v", logs)
+	}
+	w.Clean(t)
+}
+
+// What was chosen counts also for a run that dies before anything of it was done.
+func TestMountedInputChosenOnce(t *testing.T) {
+	t.Parallel()
+	w, _, genome := reference(t)
+	image := w.Image(t, "mountchosen", rig.Spec{})
+	pulling, gate := make(chan struct{}), make(chan struct{})
+	pull := sync.OnceFunc(func() { close(pulling) })
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
+	w.Registry.Intercept(func(http.ResponseWriter, *http.Request) bool {
+		pull()
+		<-gate
+		return false
+	})
+	task := tes.Task{
+		ID: "mountchosen", Inputs: []tes.Input{{Path: "/data/genome.fa", URL: genome}},
+		Executors: []tes.Executor{Sh(image.Tag, "stat -c %i /data/genome.fa")},
+	}
+	b := w.Start(t, task)
+	<-pulling
+	if err := b.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	b.End(t)
+	open()
+	w.Env = append(w.Env, "DECKHAND_STORAGE_FILE_MOUNT=none")
+	log := w.MustRun(t, 0, task).Log(t)
+	var st unix.Stat_t
+	if err := unix.Stat(genome, &st); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := log.Logs[0].Stdout, fmt.Sprintln(st.Ino); got != want || log.Metadata["deckhand.bytes_in"] != "0" {
+		t.Errorf("the executor saw inode %s, the source is %s; %q bytes were copied", got, want, log.Metadata["deckhand.bytes_in"])
 	}
 	w.Clean(t)
 }
