@@ -113,6 +113,18 @@ func TestScreen(t *testing.T) {
 // there, and the exit code.
 func (w *World) onTerminal(t *testing.T, args ...string) (string, int) {
 	t.Helper()
+	cmd := w.terminal(t, args...)
+	out, err := cmd.Output()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// terminal is a command that runs the program on a terminal of its own, and says on
+// standard output what comes there.
+func (w *World) terminal(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
 	script, err := exec.LookPath("script")
 	if err != nil {
 		if os.Getenv("CI") == "true" {
@@ -121,13 +133,9 @@ func (w *World) onTerminal(t *testing.T, args ...string) (string, int) {
 		t.Skip("this machine has no script (apt-get install bsdutils)")
 	}
 	deckhand := w.Command(t, args...)
-	cmd := exec.Command(script, "--quiet", "--return", "--command",
+	cmd := exec.Command(script, "--quiet", "--return", "--flush", "--command",
 		"stty cols 200; exec '"+strings.Join(deckhand.Args, "' '")+"'", "/dev/null")
 	// The first of several wins in a shell.
 	cmd.Env, cmd.Dir = append([]string{"TERM=xterm"}, deckhand.Env...), deckhand.Dir
-	out, err := cmd.Output()
-	if cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	return string(out), cmd.ProcessState.ExitCode()
+	return cmd
 }

@@ -1,7 +1,10 @@
 package system
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -56,4 +59,39 @@ func TestStatusOfARun(t *testing.T) {
 	}
 	_ = b.Wait() // killed
 	look(false)
+}
+
+// On a terminal, status --watch draws over what it has drawn before.
+func TestWatchOnATerminal(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "watch", rig.Spec{})
+	b := w.Start(t, tes.Task{ID: "watched", Volumes: []string{"/data"}, Executors: []tes.Executor{Sh(image.Tag, "until [ -e /data/go ]; do usleep 10000; done")}})
+	b.Until(t, "executor started")
+	cmd := w.terminal(t, "status", "watched", "--watch")
+	out, err := cmd.StdoutPipe()
+	must(t, errors.Join(err, cmd.Start()))
+	defer func() { _ = cmd.Process.Kill() }() // if it has not ended
+	var shown []byte
+	read := bufio.NewReader(out)
+	for !strings.HasSuffix(string(shown), "will executor 0") {
+		c, err := read.ReadByte()
+		if shown = append(shown, c); err != nil {
+			t.Fatalf("%v after\n%s", err, shown)
+		}
+	}
+	w.letGo(t)
+	b.ends(t, 0)
+	rest, err := io.ReadAll(read)
+	must(t, err)
+	shown = append(shown, rest...)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	const clear = "\x1b[H\x1b[2J"
+	screens := strings.Split(string(shown), clear)
+	if last := screens[len(screens)-1]; screens[0] != "" || len(screens) < 3 || !strings.Contains(last, "Complete") || strings.Contains(screens[1], "Complete") {
+		t.Errorf("the screens are\n%q", screens)
+	}
+	w.Clean(t)
 }
