@@ -242,8 +242,11 @@ var (
 	refused    = regexp.MustCompile(`(?i)unauthorized|authentication required|access denied|access forbidden|\bdenied\b|no basic auth credentials|\b40[13]\b`)
 	// A gateway says it without the registry's code for it; and a layer that the
 	// manifest has just named is there.
-	noAnswer    = regexp.MustCompile(`(?i)parsing HTTP 404 response|unknown blob|blob unknown`)
-	wrongBytes  = regexp.MustCompile(`(?i)verification failed|unexpected digest|digest mismatch`)
+	noAnswer   = regexp.MustCompile(`(?i)parsing HTTP 404 response|unknown blob|blob unknown`)
+	wrongBytes = regexp.MustCompile(`(?i)verification failed|unexpected digest|digest mismatch`)
+	// Docker's own store, in which another client deletes an image with the same
+	// configuration or layers meanwhile.
+	takenAway   = regexp.MustCompile(`(?i)\blease\b.*not found|content digest .*not found|layer does not exist`)
 	noSuchImage = regexp.MustCompile(`(?i)manifest unknown|name unknown|not found|unknown: (?:artifact|repository)|repository does not exist|\b404\b`)
 	unusable    = regexp.MustCompile(`(?i)unsupported (?:media type|manifest)|invalid reference|not implemented|Encountered remote`)
 )
@@ -275,6 +278,8 @@ func pullFault(doing string, named reference.Named, err error) (verdict, error) 
 		return final, fail(machine.TaskFault, "name an image for this platform")
 	case refused.MatchString(said):
 		return final, fail(machine.TaskFault, "check the name, or log in to "+domain+" with docker login as the user that runs deckhand")
+	case takenAway.MatchString(said):
+		return passing, fail(machine.RetryLater, "something else on this node deletes what it shares with it; it may work later")
 	case noAnswer.MatchString(said):
 		return doubtful, fail(machine.TaskFault, "check the name; registry "+domain+" may also be overloaded, or have lost a layer")
 	case wrongBytes.MatchString(said):
