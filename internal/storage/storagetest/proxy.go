@@ -15,6 +15,7 @@ type Proxy struct {
 	URL string
 
 	server *httputil.ReverseProxy
+	front  *httptest.Server
 	mu     sync.Mutex
 	handle func(w http.ResponseWriter, r *http.Request, next http.Handler)
 }
@@ -36,7 +37,7 @@ func NewProxy(t testing.TB, target string) *Proxy {
 		// A client that went away is what some tests are about.
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	p.front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		handle := p.handle
 		p.mu.Unlock()
@@ -46,10 +47,14 @@ func NewProxy(t testing.TB, target string) *Proxy {
 		}
 		handle(w, r, p.server)
 	}))
-	t.Cleanup(server.Close)
-	p.URL = server.URL
+	t.Cleanup(p.front.Close)
+	p.URL = p.front.URL
 	return p
 }
+
+// Close ends the proxy when the requests that it has have ended; those that are
+// still on their way to it go nowhere.
+func (p *Proxy) Close() { p.front.Close() }
 
 // Handle sets what is done with requests from now on; nil passes them on.
 func (p *Proxy) Handle(handle func(w http.ResponseWriter, r *http.Request, next http.Handler)) {
