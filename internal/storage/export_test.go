@@ -9,9 +9,11 @@ import (
 // MinPart lets tests choose sizes.
 const MinPart = minPart
 
-// Hasten makes a Storage wait little between attempts, and idle for a silent peer.
+// Hasten makes a Storage wait little between attempts, and idle for a silent peer. The
+// servers of tests know Expect: a busy one is not taken for one that does not.
 func Hasten(s *Storage, idle time.Duration) *Storage {
 	s.pause = pause{first: time.Millisecond, longest: 20 * time.Millisecond, idle: idle}
+	s.transport.ExpectContinueTimeout = time.Minute
 	return s
 }
 
