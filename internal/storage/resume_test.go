@@ -96,7 +96,7 @@ func leftover(t *testing.T, o *origin) (server *httptest.Server, dir string, ser
 	// All streams but the first may be stuck early: wait until a part that
 	// came is recorded.
 	part := filepath.Join(dir, ".file.deckhand-part")
-	for deadline := time.Now().Add(30 * time.Second); recorded(part) < 2; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); recorded(part) < 2; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the download does not get on")
 		}
