@@ -99,7 +99,8 @@ func echo(u net.PacketConn) {
 	}
 }
 
-// reachable lists addresses, ports and ways.
+// reachable lists addresses, ports and ways. What is closed is refused at once: nobody
+// waits who is not to be answered.
 func reachable() (found []string) {
 	bound := func(_, _ string, c syscall.RawConn) error {
 		var failed error
@@ -108,7 +109,7 @@ func reachable() (found []string) {
 	for _, address := range addresses {
 		for _, port := range []string{"80", "53"} {
 			for _, network := range []string{"tcp", "udp"} {
-				for way, d := range map[string]net.Dialer{"": {Timeout: time.Second}, "-bound": {Timeout: time.Second, Control: bound}} {
+				for way, d := range map[string]net.Dialer{"": {Timeout: time.Minute}, "-bound": {Timeout: time.Minute, Control: bound}} {
 					if answers(d, network, net.JoinHostPort(address, port)) {
 						found = append(found, address+"/"+network+port+way)
 					}
@@ -136,7 +137,7 @@ func answers(d net.Dialer, network, address string) bool {
 	if network == "tcp" {
 		return true
 	}
-	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := c.Write([]byte("?")); err != nil {
 		return false
 	}
