@@ -1,6 +1,8 @@
 package storagetest
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -84,15 +86,27 @@ func serve(t testing.TB, cmd *exec.Cmd, address, log string) {
 	}
 }
 
-// freeAddress returns an address of loopback that nobody listens on.
+// freeAddress returns an address of loopback that nobody listens on, nor will before the
+// test has ended: the port is none of those that the system gives to whoever asks for any,
+// and other tests that come here see that it is taken.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 10_000 + rand.IntN(20_000)
+		taken, err := net.Listen("unix", fmt.Sprintf("@deckhand-test-port-%d", port)) // of this network namespace, and gone with the process
+		if err != nil {
+			continue
+		}
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			t.Cleanup(func() { taken.Close() })
+			return address
+		}
+		taken.Close()
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 func split(address string) (host, port string) {
