@@ -183,16 +183,25 @@ func TestHoldsNobodyUp(t *testing.T) {
 			j := told(t, "script", "other")
 			write(t, j, "t1")
 			all := ids(t, j)
-			s := &script{}
+			s, stuck := &script{}, make(chan struct{})
+			reached := sync.OnceFunc(func() { close(stuck) }) // it may be delivered again
 			s.deliver = func(ctx context.Context, e Event) error {
 				if e.ID == all[2] {
+					reached()
 					return deliver(ctx, e)
 				}
 				return nil
 			}
 			other := &otherScript{}
 			o, log := open(t, j, s, other)
+			<-stuck
+			for len(journaltest.Undelivered(t, j, "other")) > 0 {
+				time.Sleep(time.Millisecond)
+			}
 			o.Close(10 * time.Millisecond)
+			if name != "hangs" {
+				o.running.Wait() // however long it takes to end
+			}
 			if !strings.Contains(log.String(), "level=WARN") && !strings.Contains(log.String(), "level=ERROR") {
 				t.Errorf("the log says\n%s", log.String())
 			}

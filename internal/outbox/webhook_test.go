@@ -83,6 +83,9 @@ func TestWebhook(t *testing.T) {
 	}
 
 	write(t, j, "t2") // while nobody listens
+	if w, err = NewWebhook("http://127.0.0.1:1/hook?token=geheim", secret, "agent"); err != nil {
+		t.Fatal(err)
+	}
 	o, log = open(t, j, w)
 	log.wait(t, "refused")
 	o.Close(0)
