@@ -158,8 +158,7 @@ func (n *sickNode) complaints(t *testing.T) map[string]finding {
 
 // Whatever is broken, its check says so with what mends it, and no other does.
 func TestDoctorFindsWhatIsBroken(t *testing.T) {
-	gone := httptest.NewServer(nil)
-	gone.Close() // and nobody listens there
+	const gone = "127.0.0.1:1" // which no server is given
 	failing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
 	t.Cleanup(failing.Close) // after the parallel ones
 	documents := documentServer(t)
@@ -210,7 +209,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		}, "fail lock", fmt.Sprintf("process %d holds it and has not written down", os.Getpid()), "ps -fp", ""},
 
 		"no Docker":       {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_DOCKER_HOST=unix:///nowhere") }, "fail docker", "cannot reach Docker", "systemctl start docker", ""},
-		"Docker is far":   {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_DOCKER_HOST=tcp://" + gone.Listener.Addr().String()) }, "fail docker", "cannot reach Docker", "this node reaches it", ""},
+		"Docker is far":   {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_DOCKER_HOST=tcp://" + gone) }, "fail docker", "cannot reach Docker", "this node reaches it", ""},
 		"Docker is old":   {func(_ *testing.T, n *sickNode) { n.docker.api = "1.40" }, "fail docker", "API 1.40", "upgrade", ""},
 		"slow layers":     {func(_ *testing.T, n *sickNode) { n.docker.info["Driver"] = "vfs" }, "warn docker storage", "vfs", "overlay2", ""},
 		"no limits":       {func(_ *testing.T, n *sickNode) { n.docker.info["CgroupDriver"] = "none" }, "warn docker limits", "no control groups", "controllers", ""},
@@ -257,7 +256,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		"events secret": {func(_ *testing.T, n *sickNode) {
 			n.set("DECKHAND_EVENTS_WEBHOOK_URL="+documents, "DECKHAND_EVENTS_WEBHOOK_SECRET_FILE=/nowhere")
 		}, "fail events", "secret_file", "mend", ""},
-		"webhook is away": {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_EVENTS_WEBHOOK_URL=" + gone.URL) }, "warn events", "does not answer", "receiver", ""},
+		"webhook is away": {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_EVENTS_WEBHOOK_URL=http://" + gone) }, "warn events", "does not answer", "receiver", ""},
 		"webhook fails":   {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_EVENTS_WEBHOOK_URL=" + failing.URL) }, "warn events", "502", "receiver", ""},
 		"metrics file":    {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_METRICS_TEXTFILE=/nowhere/a.prom") }, "fail metrics", "metrics.textfile", "directory", ""},
 
@@ -272,9 +271,9 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		"input is missing": {func(t *testing.T, n *sickNode) { n.task(t, `{"url":"/nowhere/in","path":"/in"}`, "") }, "fail storage", "/nowhere/in", "name is right", "fail image"},
 		"object is missing": {func(t *testing.T, n *sickNode) { n.task(t, `{"url":"`+documents+`/nope","path":"/in"}`, "") },
 			"fail storage", "404", "name is right", "fail image"},
-		"server is away": {func(t *testing.T, n *sickNode) { n.task(t, `{"url":"`+gone.URL+`/in","path":"/in"}`, "") },
+		"server is away": {func(t *testing.T, n *sickNode) { n.task(t, `{"url":"http://`+gone+`/in","path":"/in"}`, "") },
 			"fail storage", "connection refused", "node reaches it", "fail image"},
-		"receiver is away": {func(t *testing.T, n *sickNode) { n.task(t, "", `{"url":"`+gone.URL+`/out","path":"/out"}`) },
+		"receiver is away": {func(t *testing.T, n *sickNode) { n.task(t, "", `{"url":"http://`+gone+`/out","path":"/out"}`) },
 			"fail storage", "outputs to", "node reaches it", "fail image"},
 		"all is there": {func(t *testing.T, n *sickNode) {
 			n.save(t, "in", "")

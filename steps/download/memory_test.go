@@ -7,6 +7,7 @@ import (
 	"iter"
 	"math"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ type numbered struct {
 	files   int64
 	fetched atomic.Int64
 	heap    atomic.Uint64 // the largest seen, in bytes
+	looking sync.RWMutex
 }
 
 // object is the i-th; the names of one directory follow each other, not in their order.
@@ -45,16 +47,21 @@ func (s *numbered) List(context.Context, string) iter.Seq2[storage.Object, error
 }
 
 func (s *numbered) Fetch(_ context.Context, r storage.FetchRequest) (storage.Fetched, error) {
-	if n := s.fetched.Add(1); n%(s.files/3) == 0 {
+	s.looking.RLock() // nobody goes on while another looks
+	n := s.fetched.Add(1)
+	s.looking.RUnlock()
+	if n%(s.files/3) == 0 {
 		s.look()
 	}
 	return storage.Fetched{Bytes: 1 << 10, Version: r.Version}, nil
 }
 
 // look measures what is reachable: what others allocate while the collector runs
-// counts as well, the longer the busier the machine is, so the least of some looks
-// is nearest.
+// counts as well, the longer the busier the machine is. So they wait where they come by,
+// and the least of some looks is taken.
 func (s *numbered) look() {
+	s.looking.Lock()
+	defer s.looking.Unlock()
 	least := uint64(math.MaxUint64)
 	for range 3 {
 		runtime.GC()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -28,26 +29,35 @@ type gauge struct {
 	files       int64
 	joins, puts atomic.Int64
 	heap        atomic.Uint64 // the largest seen, in bytes
+	looking     sync.RWMutex
 }
 
 func (g *gauge) Join(url, name string) string {
-	if n := g.joins.Add(1); n%(g.files/3) == 0 {
-		g.look()
-	}
+	g.pass(&g.joins)
 	return g.Storage.Join(url, name)
 }
 
 func (g *gauge) Put(context.Context, storage.PutRequest) error {
-	if n := g.puts.Add(1); n%(g.files/3) == 0 {
-		g.look()
-	}
+	g.pass(&g.puts)
 	return nil
 }
 
+// pass waits while another looks at the heap, and does so itself now and then.
+func (g *gauge) pass(count *atomic.Int64) {
+	g.looking.RLock()
+	n := count.Add(1)
+	g.looking.RUnlock()
+	if n%(g.files/3) == 0 {
+		g.look()
+	}
+}
+
 // look measures what is reachable: what others allocate while the collector runs
-// counts as well, the longer the busier the machine is, so the least of some looks
-// is nearest.
+// counts as well, the longer the busier the machine is. So they wait where they come by,
+// and the least of some looks is taken.
 func (g *gauge) look() {
+	g.looking.Lock()
+	defer g.looking.Unlock()
 	least := uint64(math.MaxUint64)
 	for range 3 {
 		runtime.GC()
