@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -231,6 +233,7 @@ type actor struct {
 	t     testing.TB
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
+	ear   *ear
 	lines chan string
 
 	mu    sync.Mutex
@@ -252,12 +255,17 @@ func startActor(t testing.TB, dir string, env ...string) *actor {
 	if err != nil {
 		t.Fatal(err)
 	}
+	conn, err := stdout.(*os.File).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.ear = &ear{conn: conn}
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
 		defer close(a.lines)
-		for out := bufio.NewScanner(stdout); out.Scan(); {
+		for out := bufio.NewScanner(a.ear); out.Scan(); {
 			var what, task string
 			var seq uint64
 			if n, _ := fmt.Sscan(out.Text(), &what, &task, &seq); n == 3 && (what == "ack" || what == "try") {
@@ -277,6 +285,45 @@ func startActor(t testing.TB, dir string, env ...string) *actor {
 	return a
 }
 
+// ear reads what a process says, and knows whether all of that was heard.
+type ear struct {
+	conn syscall.RawConn
+
+	mu    sync.Mutex
+	taken int // bytes of the pipe
+	heard int // bytes of whole lines
+}
+
+func (e *ear) Read(p []byte) (n int, err error) {
+	e.mu.Lock()
+	e.heard = e.taken // who asks for more has dealt with every whole line
+	e.mu.Unlock()
+	closed := e.conn.Read(func(fd uintptr) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		for n, err = unix.Read(int(fd), p); err == unix.EINTR; n, err = unix.Read(int(fd), p) {
+		}
+		e.taken += max(n, 0)
+		return err != unix.EAGAIN
+	})
+	if err := cmp.Or(closed, err); err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// all says whether nothing is on its way that the process has said.
+func (e *ear) all() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	left := 0
+	closed := e.conn.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return closed != nil || left == 0 && e.heard == e.taken
+}
+
 // signal stops the process, or has it go on.
 func (a *actor) signal(sig os.Signal) {
 	a.t.Helper()
@@ -291,13 +338,13 @@ func (a *actor) say(format string, args ...any) {
 }
 
 // hear returns the next line that is not an acknowledgement, "" when the
-// process has ended. A process that says nothing for a minute hangs.
+// process has ended. A process that says nothing for ten minutes hangs.
 func (a *actor) hear() string {
 	a.t.Helper()
 	select {
 	case line := <-a.lines:
 		return line
-	case <-time.After(time.Minute):
+	case <-time.After(10 * time.Minute):
 		a.t.Fatal("the process hangs")
 		return ""
 	}
@@ -326,8 +373,11 @@ func (a *actor) soFar() map[string]uint64 {
 	return maps.Clone(a.acked)
 }
 
-// soFarTried returns what the process was about to write.
+// soFarTried returns what a process that is stopped or dead was about to write.
 func (a *actor) soFarTried() map[string]uint64 {
+	for !a.ear.all() {
+		time.Sleep(time.Millisecond)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return maps.Clone(a.tried)

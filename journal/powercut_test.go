@@ -145,9 +145,11 @@ func TestPowerCutUnsynced(t *testing.T) {
 	a.expect("open")
 	a.say("append u 1000000")
 	lost := false
+	acked := map[string]uint64{}
 	for i := 0; i < 20 && !lost; i++ {
-		time.Sleep(50 * time.Millisecond)
-		acked := a.soFar()
+		for before := acked["u"]; acked["u"] == before; acked = a.soFar() {
+			time.Sleep(50 * time.Millisecond)
+		}
 		c.cut(func(mnt string) {
 			cut := filepath.Join(mnt, "journal")
 			j, err := Open(cut, Options{})
