@@ -165,7 +165,7 @@ type bench struct {
 func (b *bench) labels() map[string]string { return map[string]string{engine.LabelRoot: b.root} }
 
 func (b *bench) clear() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), 5*time.Minute)
 	defer cancel()
 	containers, err := b.Engine.Containers(ctx, b.labels())
 	b.check(err)
