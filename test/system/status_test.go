@@ -88,8 +88,8 @@ func TestWatchOnATerminal(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	const clear = "\x1b[H\x1b[2J"
-	screens := strings.Split(string(shown), clear)
+	const home = "\x1b[H\x1b[2J"
+	screens := strings.Split(string(shown), home)
 	if last := screens[len(screens)-1]; screens[0] != "" || len(screens) < 3 || !strings.Contains(last, "Complete") || strings.Contains(screens[1], "Complete") {
 		t.Errorf("the screens are\n%q", screens)
 	}
