@@ -46,25 +46,27 @@ const gatePoll = 2 * time.Millisecond
 // errStopped is the error of a command that was stopped before it might begin.
 var errStopped = errors.New("it was stopped before it began")
 
-// wait returns when the gate is open: the file is there. A signal ends the wait.
-func wait(gate string, signals <-chan os.Signal) error {
-	stop := false
+// wait returns when the gate is open: the file is there. A signal ends the wait. One
+// that comes as the gate is opened is for the command.
+func wait(gate string, signals <-chan os.Signal) (early os.Signal, err error) {
 	for gate != "" {
 		_, err := os.Stat(gate)
 		switch {
 		case err == nil || !errors.Is(err, fs.ErrNotExist):
-			return err
-		case stop:
-			return errStopped
+			return early, err
+		case early != nil:
+			return nil, errStopped
 		}
 		select {
 		case s := <-signals:
 			// Which one stops a container is for its image to say.
-			stop = !slices.Contains([]os.Signal{unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGCONT}, s)
+			if !slices.Contains([]os.Signal{unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGCONT}, s) {
+				early = s
+			}
 		case <-time.After(gatePoll):
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // closed is the name of a gate's file while it is closed. To open it takes no

@@ -179,21 +179,21 @@ func TestCheckGate(t *testing.T) {
 }
 
 // A command that is stopped while its gate is closed does not begin. Once it is
-// open the command does, whatever signal came before.
+// open the command does, whatever signal came before, and is handed that.
 func TestWaitIsStopped(t *testing.T) {
 	gate := filepath.Join(t.TempDir(), "gate")
 	signals := make(chan os.Signal, 2)
 	signals <- unix.SIGCHLD
 	signals <- unix.SIGQUIT // an image's own STOPSIGNAL
-	if err := wait(gate, signals); !errors.Is(err, errStopped) || len(signals) > 0 {
-		t.Errorf("at the closed gate a signal gives %v", err)
+	if early, err := wait(gate, signals); !errors.Is(err, errStopped) || early != nil || len(signals) > 0 {
+		t.Errorf("at the closed gate a signal gives %v and %v", early, err)
 	}
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	signals <- unix.SIGTERM
-	if err := wait(gate, signals); err != nil {
-		t.Errorf("at the open gate a signal gives %v", err)
+	if early, err := wait(gate, signals); err != nil || early != nil || len(signals) != 1 {
+		t.Errorf("at the open gate a signal gives %v and %v, and %d are left", early, err, len(signals))
 	}
 }
 

@@ -72,9 +72,11 @@ func ExecStdio(gate, failed string, files [3]string, command []string) int {
 	// asked for it. So does this one, which the command replaces, once the gate is open.
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	if err := wait(gate, signals); errors.Is(err, errStopped) {
+	early, err := wait(gate, signals)
+	switch {
+	case errors.Is(err, errStopped):
 		return fail(terminated, err)
-	} else if err != nil {
+	case err != nil:
 		return fail(notExecutable, err)
 	}
 	program, err := lookPath(command[0])
@@ -98,7 +100,7 @@ func ExecStdio(gate, failed string, files [3]string, command []string) int {
 	if err != nil {
 		return fail(notExecutable, err)
 	}
-	pid, err := start(program, command, out)
+	pid, err := start(program, command, out, early, signals)
 	if err != nil {
 		return fail(notExecutable, err)
 	}
@@ -194,10 +196,8 @@ func (o *outputs) drain() (err error) {
 }
 
 // start starts a command and hands signals on to it, as the first process of a
-// container has to.
-func start(program string, command []string, o *outputs) (pid int, err error) {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+// container has to: early too, which came before there was a command, if it is one.
+func start(program string, command []string, o *outputs, early os.Signal, signals <-chan os.Signal) (pid int, err error) {
 	pid, err = syscall.ForkExec(program, command, &syscall.ProcAttr{Env: os.Environ(), Files: o.fds[:]})
 	for _, p := range o.pipes {
 		err = errors.Join(err, p.write.Close()) // the command has its own
@@ -206,9 +206,9 @@ func start(program string, command []string, o *outputs) (pid int, err error) {
 		return 0, err
 	}
 	go func() {
-		for s := range signals {
+		for s := early; ; s = <-signals {
 			switch s {
-			case unix.SIGCHLD, unix.SIGPIPE, unix.SIGURG: // this process's own
+			case nil, unix.SIGCHLD, unix.SIGPIPE, unix.SIGURG: // this process's own
 			default:
 				_ = unix.Kill(pid, s.(syscall.Signal)) // it may have ended
 			}

@@ -55,6 +55,30 @@ func TestExecStdioHandsSignalsOn(t *testing.T) {
 	}
 }
 
+// A signal that comes as the gate is opened, or before there is a command, reaches that
+// too: Docker sends but one before it kills.
+func TestEarlySignalsAreHandedOn(t *testing.T) {
+	program, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, came := make(chan os.Signal), make(chan os.Signal, 1)
+	came <- syscall.SIGTERM
+	for _, test := range []struct {
+		early   os.Signal
+		signals <-chan os.Signal
+	}{{syscall.SIGTERM, none}, {nil, came}} {
+		pid, err := start(program, []string{"sleep", "60"}, &outputs{fds: [3]uintptr{0, 1, 2}}, test.early, test.signals)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var status syscall.WaitStatus
+		if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.Signal() != syscall.SIGTERM {
+			t.Errorf("it ended with %d (signal %d, %v)", status.ExitStatus(), status.Signal(), err)
+		}
+	}
+}
+
 func TestExecStdio(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, content string, mode os.FileMode) string {
