@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -36,13 +37,25 @@ type Watch struct {
 	api    *api
 	cancel context.CancelFunc
 	ended  chan struct{}
+	began  int64 // in nanoseconds
 
 	mu     sync.Mutex
 	events []Event
 	marks  map[string]chan struct{}
 	newest int64 // time of the newest event, in nanoseconds
+	known  map[sign]bool
 	tell   func(Event)
 }
+
+// sign tells an event from all others.
+type sign struct {
+	kind, action, id string
+	nanoseconds      int64
+}
+
+// overlap is how far back an engine is asked for events that it may have told already.
+// It gives each its time and hands it on after that, so that two may come in the other order.
+const overlap = int64(time.Minute)
 
 // NewWatch begins to follow the engine at host.
 func NewWatch(host string) (*Watch, error) {
@@ -51,7 +64,8 @@ func NewWatch(host string) (*Watch, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &Watch{api: api, cancel: cancel, ended: make(chan struct{}), marks: map[string]chan struct{}{}, newest: time.Now().UnixNano()}
+	w := &Watch{api: api, cancel: cancel, ended: make(chan struct{}), marks: map[string]chan struct{}{}, newest: time.Now().UnixNano(), known: map[sign]bool{}}
+	w.began = w.newest
 	go w.follow(ctx)
 	return w, nil
 }
@@ -70,6 +84,11 @@ func (w *Watch) Events(root string) ([]Event, error) {
 	if err := w.mark(); err != nil {
 		return nil, err
 	}
+	return w.of(root), nil
+}
+
+// of is the events so far of a root, oldest first.
+func (w *Watch) of(root string) []Event {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	found := []Event{} // nil means that nobody watched
@@ -78,7 +97,8 @@ func (w *Watch) Events(root string) ([]Event, error) {
 			found = append(found, e)
 		}
 	}
-	return found, nil
+	slices.SortStableFunc(found, func(a, b Event) int { return a.At.Compare(b.At) })
+	return found
 }
 
 // Tell has each of the events to come handed on as soon as it is known.
@@ -151,7 +171,8 @@ func (w *Watch) follow(ctx context.Context) {
 
 func (w *Watch) stream(ctx context.Context) error {
 	w.mu.Lock()
-	since := w.newest
+	since := max(w.began, w.newest-overlap)
+	maps.DeleteFunc(w.known, func(e sign, _ bool) bool { return e.nanoseconds < since })
 	w.mu.Unlock()
 	query := url.Values{
 		"since":   {fmt.Sprintf("%d.%09d", since/1e9, since%1e9)},
@@ -178,10 +199,11 @@ func (w *Watch) stream(ctx context.Context) error {
 func (w *Watch) take(m message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if m.TimeNano <= w.newest {
+	s := sign{m.Type, m.Action, m.Actor.ID, m.TimeNano}
+	if w.known[s] || m.TimeNano <= w.began {
 		return // told before the connection broke
 	}
-	w.newest = m.TimeNano
+	w.known[s], w.newest = true, max(w.newest, m.TimeNano)
 	labels := m.Actor.Attributes
 	if seen := w.marks[m.Actor.ID]; seen != nil {
 		close(seen)

@@ -119,8 +119,8 @@ http:
 	}))
 	tb.Cleanup(func() {
 		r.server.CloseClientConnections()
+		r.forget(tb) // as long as nobody else can have the port
 		r.server.Close()
-		r.forget(tb)
 	})
 	return r
 }
