@@ -17,8 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -87,6 +87,9 @@ func New(t testing.TB) *Server {
 	s := &Server{tasks: map[string]*task{}}
 	s.serve(t, "127.0.0.1:0", "127.0.0.1:0")
 	t.Cleanup(s.Leave)
+	for _, l := range s.listeners {
+		hold(t, l.Addr().(*net.TCPAddr))
+	}
 	return s
 }
 
@@ -111,20 +114,36 @@ func (s *Server) serve(t testing.TB, rest, rpc string) {
 	s.URL, s.RPC, s.listeners = "http://"+r.Addr().String(), g.Addr().String(), []net.Listener{r, g}
 }
 
-// listen waits for a port that a connection may have taken while the server was away.
+// listen listens where only hold may be too.
 func listen(t testing.TB, address string) net.Listener {
 	t.Helper()
-	for {
-		l, err := net.Listen("tcp", address)
-		if err == nil {
-			return l
-		}
-		if !errors.Is(err, syscall.EADDRINUSE) || t.Context().Err() != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond)
+	shared := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var refused error
+		err := c.Control(func(fd uintptr) { refused = share(int(fd)) })
+		return errors.Join(err, refused)
+	}}
+	l, err := shared.Listen(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// hold keeps a port until the test ends: nobody else gets it while the server is away,
+// and who connects is refused then.
+func hold(t testing.TB, at *net.TCPAddr) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) }) // it was only bound
+	if err := errors.Join(share(fd), unix.Bind(fd, &unix.SockaddrInet4{Port: at.Port, Addr: [4]byte(at.IP.To4())})); err != nil {
+		t.Fatal(err)
 	}
 }
+
+func share(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
 
 // Leave makes the server go away, in the middle of whatever it does.
 func (s *Server) Leave() {
