@@ -2,6 +2,7 @@ package rig
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Slurm is a cluster of a test's own with one node: munged, slurmctld and slurmd on
@@ -24,8 +27,9 @@ type Slurm struct {
 }
 
 // slurmConf is what the cluster needs to run as root on one machine without
-// systemd, and to notice quickly what sites let take minutes. What a site has to
-// set for deckhand is included. Jobs of the second partition preempt those of the first.
+// systemd. A job that was requeued waits for a credential that does not come to its end
+// while a test looks at it. What a site has to set for deckhand is included. Jobs of the
+// second partition preempt those of the first.
 const slurmConf = `
 ClusterName=%[1]s
 SlurmctldHost=%[2]s(127.0.0.1)
@@ -34,7 +38,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=%[4]s/munge.socket,cred_expire=15
+AuthInfo=socket=%[4]s/munge.socket,cred_expire=600
 StateSaveLocation=%[4]s/ctld
 SlurmdSpoolDir=%[4]s/spool
 SlurmctldPidFile=%[4]s/slurmctld.pid
@@ -48,7 +52,7 @@ PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdTimeout=10
 BatchStartTimeout=10
-MessageTimeout=10
+MessageTimeout=60
 Include %[4]s/site.conf
 NodeName=%[1]s NodeHostname=%[2]s NodeAddr=127.0.0.1 Port=%[5]d CPUs=8 RealMemory=8000
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE
@@ -82,10 +86,11 @@ func NewSlurm(tb TB, site, cgroup string) *Slurm {
 	}
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	s := &Slurm{dir: dir, name: filepath.Base(dir)}
-	ports, err := freePorts(2)
+	ports, release, err := reservePorts()
 	if err != nil {
 		tb.Fatalf("%v", err)
 	}
+	tb.Cleanup(release)
 	conf := fmt.Sprintf(slurmConf, s.name, host, ports[0], dir, ports[1])
 	for name, text := range map[string]string{
 		"slurm.conf": conf, "cgroup.conf": slurmCgroup + cgroup, "site.conf": site, "munge.key": strings.Repeat(s.name, 64),
@@ -303,21 +308,32 @@ func (d *slurmDaemon) until(tb TB, ready func() bool) {
 	tb.Fatalf("%s is not ready:\n%s", d.cmd.Path, log)
 }
 
-// freePorts are ports of loopback that nobody listened on just now.
-func freePorts(n int) (ports []int, err error) {
-	var open []net.Listener // all at once, so that they are different
-	defer func() {
-		for _, l := range open {
-			l.Close()
-		}
-	}()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+// firstPort is the first of the ports of clusters. They are below those that the kernel
+// gives to whoever wants any: a daemon comes to listen long after its port is chosen, and
+// again after it was killed.
+const firstPort = 21000
+
+// reservePorts finds two ports that no other cluster of the machine has and nobody listens
+// on. They are held until the returned function is called or the process ends.
+func reservePorts() (ports [2]int, release func(), err error) {
+	for n := range 1000 {
+		f, err := os.OpenFile(fmt.Sprintf("/var/tmp/deckhand-rig-ports-%d", n), os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
-			return nil, err
+			return ports, nil, err
 		}
-		open = append(open, l)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		ports := [2]int{firstPort + 2*n, firstPort + 2*n + 1}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && free(ports[0]) && free(ports[1]) {
+			return ports, func() { f.Close() }, nil
+		}
+		f.Close()
 	}
-	return ports, nil
+	return ports, nil, errors.New("every port for a cluster is taken")
+}
+
+func free(port int) bool {
+	l, err := net.Listen("tcp", fmt.Sprint(":", port))
+	if err == nil {
+		l.Close()
+	}
+	return err == nil
 }

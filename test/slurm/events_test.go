@@ -85,10 +85,13 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// slowly is a Slurm that leaves a process the time to end by itself on any machine.
+var slowly = []string{"KillWait=30", "KillWait=600"}
+
 // Whoever cancels a job gets it back canceled, and nothing runs on.
 func TestCancel(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
+	c := newCluster(t, slowly...)
 	j := c.submit(t, c.waiting("cancel"))
 	j.running(t, "")
 	c.Cmd(t, "scancel", strconv.Itoa(j.ID))
@@ -103,7 +106,7 @@ func TestCancel(t *testing.T) {
 // Preempted, and requeued by hand, a task runs again.
 func TestRequeue(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
+	c := newCluster(t, slowly...)
 	j := c.submit(t, c.waiting("requeue"), "--exclusive")
 	first := j.running(t, "")
 	c.Cmd(t, "scontrol", "requeue", strconv.Itoa(j.ID))
