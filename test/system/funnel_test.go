@@ -3,6 +3,7 @@ package system
 import (
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/test/check"
 	"github.com/deckhand/deckhand/test/funnel"
 	"github.com/deckhand/deckhand/test/rig"
@@ -47,6 +49,15 @@ func (f *front) submit(t *testing.T, task tes.Task) {
 func (f *front) submitSh(t *testing.T, id, script string) {
 	t.Helper()
 	f.submit(t, tes.Task{ID: id, Executors: []tes.Executor{Sh(f.image, script)}})
+}
+
+// submitWaiting submits a task whose executor does not end before letGo lets it, with
+// that exit code.
+func (f *front) submitWaiting(t *testing.T, id string, code int) {
+	t.Helper()
+	f.submit(t, tes.Task{
+		ID: id, Executors: []tes.Executor{Sh(f.image, fmt.Sprintf("until [ -e /data/go ]; do usleep 10000; done; exit %d", code))}, Volumes: []string{"/data"},
+	})
 }
 
 func (f *front) args(id string, more ...string) []string {
@@ -273,13 +284,14 @@ func TestFunnelCancel(t *testing.T) {
 func TestFunnelOutage(t *testing.T) {
 	t.Parallel()
 	f := newFront(t)
-	f.submitSh(t, "start", "true")
+	f.submitWaiting(t, "start", 0)
 	f.Leave()
 	b := f.background(t, "start", f.resultFlag("start"))
 	b.Until(t, "does not answer")
 	f.Return(t)
-	b.Until(t, " Run (")
+	b.Until(t, "executor started")
 	f.Leave()
+	f.letGo(t)
 	b.Until(t, " Complete (")
 	b.Until(t, "cannot deliver")
 	f.Return(t)
@@ -288,11 +300,12 @@ func TestFunnelOutage(t *testing.T) {
 	}
 	f.same(t, "start", "INITIALIZING", "RUNNING", "COMPLETE")
 
-	f.submitSh(t, "away", "sleep 1; exit 5")
+	f.submitWaiting(t, "away", 5)
 	f.Env = append(f.Env, "DECKHAND_FUNNEL_RETRY_FOR=100ms")
 	b = f.background(t, "away")
 	b.Until(t, "executor started")
 	f.Leave()
+	f.letGo(t)
 	if code, log := b.End(t); code != 75 {
 		t.Fatalf("exit code is %d\n%s", code, log)
 	}
@@ -308,11 +321,12 @@ func TestFunnelOutage(t *testing.T) {
 	}
 
 	// Whatever process has the root next tells what is left, if it is not told of a server itself.
-	f.submitSh(t, "later", "sleep 1")
+	f.submitWaiting(t, "later", 0)
 	f.Env = append(f.Env, "DECKHAND_FUNNEL_RETRY_FOR=100ms")
 	b = f.background(t, "later", f.resultFlag("later"))
 	b.Until(t, "executor started")
 	f.Leave()
+	f.letGo(t)
 	if code, log := b.End(t); code != 75 {
 		t.Fatalf("exit code is %d\n%s", code, log)
 	}
@@ -420,7 +434,10 @@ func TestFunnelRecover(t *testing.T) {
 	})
 	b = there.background(t, "moved")
 	b.Until(t, "executor started")
-	until(t, "the other node's claim", func() bool { return f.State("moved") == "RUNNING" && len(f.Log("moved").SystemLogs) > 0 })
+	until(t, "all that the other node has to say", func() bool { return there.told(t) })
+	if by := f.Log("moved").Metadata["deckhand.owner"]; !strings.HasPrefix(by, there.RootID(t)+" ") || f.State("moved") != "RUNNING" {
+		t.Fatalf("the task is %s on the server, of %q", f.State("moved"), by)
+	}
 	before := len(f.Log("moved").SystemLogs)
 	f.Deckhand(t, "recover")
 	if log := f.Log("moved"); f.State("moved") != "RUNNING" || len(log.SystemLogs) != before {
@@ -444,6 +461,16 @@ func TestFunnelRecover(t *testing.T) {
 	}
 }
 
+// told says whether the server has been told all that the journal holds for it.
+func (f *front) told(t *testing.T) bool {
+	t.Helper()
+	view, err := journal.OpenView(filepath.Join(f.Root, "journal"))
+	must(t, err)
+	left, err := view.Undelivered("funnel "+f.URL+" "+f.RPC, 1)
+	must(t, err, view.Close())
+	return len(left) == 0
+}
+
 // A task that was handed back to a job of Slurm is ended on the server when Slurm will not
 // run that job again, and not before.
 func TestFunnelJobGone(t *testing.T) {
@@ -460,7 +487,7 @@ func TestFunnelJobGone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f.Env = append(f.Env, "SLURM_JOB_ID=7", "PATH="+bin+":"+os.Getenv("PATH"))
+	f.Env = append(f.Env, "SLURM_JOB_ID=7", "PATH="+bin+":"+os.Getenv("PATH"), "DECKHAND_EVENTS_DRAIN=1m")
 	handed := func(id string) {
 		t.Helper()
 		f.submitSh(t, id, "sleep 1000")
@@ -468,10 +495,9 @@ func TestFunnelJobGone(t *testing.T) {
 		b.Until(t, "executor started")
 		b.signal(t, unix.SIGTERM)
 		b.ends(t, 75)
-		until(t, "the end of what is told", func() bool {
-			f.Deckhand(t, "recover") // tells what is left
-			return f.State(id) == "RUNNING"
-		})
+		if f.State(id) != "RUNNING" {
+			t.Errorf("%s is %s on the server", id, f.State(id))
+		}
 	}
 	slurm("echo JobId=7 JobState=PENDING Reason=BeginTime")
 	handed("first")
