@@ -84,8 +84,8 @@ func TestContainerLostWithDocker(t *testing.T) {
 					b.Kill(t)
 					b = s.Start(t, s.task)
 				}
-				b.Until(t, "waiting")    // for Docker
-				s.Write(t, "mode", "go") // read by the next attempt only
+				b.Until(t, "waiting") // for Docker
+				s.goOn(t)             // read by the next attempt only
 				d.Start(t)
 				b.ends(t, 0)
 				if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted "+complete; got != want {
@@ -180,7 +180,7 @@ func underDockerRuns() []*underDocker {
 		{name: "Run, before the start", state: "Download", away: release, path: complete, left: "RollingBack", gone: failed("Run")},
 		{
 			name: "Run", state: "Run", script: spoils, path: lost, left: "RollingBack", gone: failed("Run"),
-			away: func(t *testing.T, s *stuck) { s.Write(t, "mode", "go") }, // for the next attempt
+			away: func(t *testing.T, s *stuck) { s.goOn(t) }, // for the next attempt
 		},
 		{
 			name: "Run, at the end", state: "Run", path: lost, left: "RollingBack", gone: failed("Run"),
@@ -225,7 +225,7 @@ func TestDockerDies(t *testing.T) {
 			t.Parallel()
 			d := rig.NewDaemon(t)
 			runs := underDockerRuns()
-			standStill(t, d, runs)
+			standStill(t, d, runs, "DECKHAND_ENGINE_WAIT=10m") // also for a daemon that takes its time to start
 			d.Kill(t)
 			for _, r := range runs {
 				if r.away != nil {

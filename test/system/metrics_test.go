@@ -16,6 +16,18 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
+// control is a client for what the process that holds the root answers.
+func (w *World) control() *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dir, err := os.Open(w.Root) // the name of a socket may be short only
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/control.sock", dir.Fd()))
+	}}}
+}
+
 // What tasks came to is served while one runs, and is in the file for the node
 // exporter when it has ended, also of a task whose process was killed.
 func TestMetrics(t *testing.T) {
@@ -36,16 +48,7 @@ func TestMetrics(t *testing.T) {
 	}
 	b := w.Start(t, task("killed", "sleep 300"))
 	b.Until(t, "executor started")
-	socket := filepath.Join(w.Root, "control.sock")
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		dir, err := os.Open(w.Root) // the name of a socket may be short only
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close()
-		return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/", dir.Fd())+filepath.Base(socket))
-	}}}
-	response, err := client.Get("http://deckhand/metrics")
+	response, err := w.control().Get("http://deckhand/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

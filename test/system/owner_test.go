@@ -31,7 +31,7 @@ func TestSecondProcessTakesOver(t *testing.T) {
 				if frozen {
 					first.signal(t, unix.SIGSTOP)
 				}
-				second := s.Start(t, s.task, s.args...)
+				second := s.Start(t, s.task, "--stop-grace", "10m") // the first one gets that too
 				if log := first.ends(t, 75); !strings.Contains(log, "another process goes on") {
 					t.Errorf("the first process does not say why it leaves:\n%s", log)
 				}
@@ -73,8 +73,11 @@ func TestSecondProcessTakesOverRollBack(t *testing.T) {
 	first := s.begin(t, "--stop-grace", "10m")
 	first.signal(t, unix.SIGINT)
 	first.entered(t, "RollingBack")
-	second := s.Start(t, s.task, "--stop-grace", "1s")
+	// It has as long to leave as the container has to stop.
+	second := s.Start(t, s.task, "--stop-grace", "10m")
 	first.ends(t, 75)
+	second.Until(t, `"resuming"`)
+	s.release(t)
 	second.ends(t, 4)
 	if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Canceled"; got != want {
 		t.Errorf("the task went through %s, want %s", got, want)
@@ -102,24 +105,12 @@ func TestSignalWhileTakingOver(t *testing.T) {
 // However many processes come at once, one of them ends the task.
 func TestManyProcessesAtOnce(t *testing.T) {
 	t.Parallel()
-	s := newStuck(t, "", "sleep 0.5")
+	s := newStuck(t, "Run", "")
 	var all []*Background
 	for range 5 {
-		all = append(all, s.Start(t, s.task))
+		all = append(all, s.Start(t, s.task, "--stop-grace", "10m"))
 	}
-	ended := 0
-	for _, b := range all {
-		switch code, log := b.End(t); code {
-		case 0:
-			ended++
-		case 75:
-		default:
-			t.Errorf("exit code is %d\n%s", code, log)
-		}
-	}
-	if ended == 0 {
-		t.Error("none of them has ended the task")
-	}
+	s.oneOf(t, all)
 	if got := s.Path(t, s.task.ID); got != complete {
 		t.Errorf("the task went through %s, want %s", got, complete)
 	}
@@ -141,28 +132,11 @@ func TestManySuccessors(t *testing.T) {
 			}
 			var successors []*Background
 			for range 5 {
-				successors = append(successors, s.Start(t, s.task))
+				successors = append(successors, s.Start(t, s.task, "--stop-grace", "10m"))
 			}
 			owner.ends(t, 75)
-			ended := make(chan int, len(successors))
-			for _, b := range successors {
-				go func() {
-					code, _ := b.End(t)
-					ended <- code
-				}()
-			}
-			for range len(successors) - 1 {
-				if code := <-ended; code != 75 {
-					t.Errorf("a process that does not go on ended with %d", code)
-				}
-			}
-			eventually(t, "an owner", func() bool { return s.Status(t, 3, s.task.ID).Running })
-			if now := s.started(t); now != started {
+			if now := s.oneOf(t, successors); now != started {
 				t.Errorf("the container was restarted: %s, was %s", now, started)
-			}
-			s.release(t)
-			if code := <-ended; code != 0 {
-				t.Errorf("the process that went on ended with %d", code)
 			}
 			if got := s.Path(t, s.task.ID); got != complete {
 				t.Errorf("the task went through %s, want %s", got, complete)
@@ -170,6 +144,31 @@ func TestManySuccessors(t *testing.T) {
 			s.whole(t)
 		})
 	}
+}
+
+// oneOf lets one of several processes end the task, when the others have left it, and says
+// which container it went on with.
+func (s *stuck) oneOf(t *testing.T, all []*Background) (started string) {
+	t.Helper()
+	ended := make(chan int, len(all))
+	for _, b := range all {
+		go func() {
+			code, _ := b.End(t)
+			ended <- code
+		}()
+	}
+	for range len(all) - 1 {
+		if code := <-ended; code != 75 {
+			t.Errorf("a process that does not go on ended with %d", code)
+		}
+	}
+	eventually(t, "an owner, and its executor", func() bool { return s.Status(t, 3, s.task.ID).Running && s.noted() != "" })
+	started = s.started(t)
+	s.release(t)
+	if code := <-ended; code != 0 {
+		t.Errorf("the process that went on ended with %d", code)
+	}
+	return started
 }
 
 // A successor that announced itself and then froze keeps nobody from the task,

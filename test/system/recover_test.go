@@ -12,7 +12,8 @@ import (
 func TestRecoverOfAJob(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
-	w.Env = append(w.Env, "SLURM_JOB_ID=7", "DECKHAND_RUN_CGROUP_PARENT=none")
+	// The run has as long to roll back as its container has to stop.
+	w.Env = append(w.Env, "SLURM_JOB_ID=7", "DECKHAND_RUN_CGROUP_PARENT=none", "DECKHAND_RUN_STOP_GRACE=10m")
 	image := w.Image(t, "task:1", rig.Spec{})
 	run := w.Start(t, tes.Task{ID: "t", Executors: []tes.Executor{Sh(image.Tag, "sleep 1000")}})
 	run.Until(t, "executor started")

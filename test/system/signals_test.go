@@ -34,15 +34,18 @@ var toldToStop = []told{
 
 func (x told) String() string { return fmt.Sprint(x.signals) }
 
-// tell sends the signals and waits for the end, however long that takes, and
-// says how long it took.
-func (x told) tell(t *testing.T, b *Background, code int) {
+// tell sends the signals, has what the run waits for come, if it is to come, and waits
+// for the end, however long that takes, and says how long it took.
+func (x told) tell(t *testing.T, b *Background, code int, comes func()) {
 	t.Helper()
 	began := time.Now()
 	b.signal(t, x.signals[0])
-	for _, s := range x.signals[1:] {
-		b.Until(t, "stopping")  // the kernel would deliver both in an order of its own
+	b.Until(t, "stopping")
+	for _, s := range x.signals[1:] { // the kernel would deliver both in an order of its own
 		_ = b.Process.Signal(s) // it may have ended
+	}
+	if comes != nil {
+		comes()
 	}
 	b.ends(t, code)
 	t.Logf("ended %s after %s", time.Since(began).Round(time.Millisecond), x)
@@ -58,7 +61,7 @@ func TestSignalInEachState(t *testing.T) {
 				s := newStuck(t, state, "trap 'exit 9' TERM")
 				result := filepath.Join(s.Dir, "result.json")
 				b := s.begin(t, "--result", result)
-				test.tell(t, b, test.code)
+				test.tell(t, b, test.code, nil)
 				if got, want := s.Path(t, s.task.ID), upTo(state)+" RollingBack "+test.final; got != want {
 					t.Errorf("the task went through %s, want %s", got, want)
 				}
@@ -96,12 +99,13 @@ func TestSignalWhileRollingBack(t *testing.T) {
 		t.Run(test.String(), func(t *testing.T) {
 			t.Parallel()
 			s := newStuck(t, "Run", "")
-			b := s.begin(t, "--stop-grace", "3s")
-			if r := s.Deckhand(t, "cancel", s.task.ID); r.Code != 0 {
-				t.Fatalf("cancel: %+v", r)
-			}
+			b := s.begin(t, "--stop-grace", "10m")
+			// As by the command, which sends a signal where this takes too long.
+			answer, err := s.control().Post("http://deckhand/v1/cancel?task="+s.task.ID, "", nil)
+			must(t, err)
+			must(t, answer.Body.Close())
 			b.entered(t, "RollingBack")
-			test.tell(t, b, 4)
+			test.tell(t, b, 4, func() { s.release(t) })
 			if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Canceled"; got != want {
 				t.Errorf("the task went through %s, want %s", got, want)
 			}
@@ -120,9 +124,9 @@ func TestSignalWhileRollingBackAnotherTask(t *testing.T) {
 			s := newStuck(t, "Run", "")
 			s.begin(t).Kill(t)
 			next := tes.Task{ID: "next", Executors: []tes.Executor{Sh(s.task.Executors[0].Image, "true")}}
-			b := s.Start(t, next, "--stop-grace", "3s")
+			b := s.Start(t, next, "--stop-grace", "10m")
 			b.entered(t, "RollingBack")
-			test.tell(t, b, test.code)
+			test.tell(t, b, test.code, func() { s.release(t) })
 			if got, want := s.Path(t, s.task.ID), upTo("Run")+" RollingBack Interrupted"; got != want {
 				t.Errorf("the dead task went through %s, want %s", got, want)
 			}

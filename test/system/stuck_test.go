@@ -67,8 +67,8 @@ var stuckStates = []string{"Scrub", "ImageCheck", "Download", "Run", "Upload"}
 var payload = bytes.Repeat([]byte("0123456789abcde\n"), 1<<14)
 
 // newStuck makes a world and the task that gets stuck in state. A trap is what
-// the executor does first, such as a shell trap for SIGTERM: without one its
-// shell ignores a SIGTERM.
+// the executor does first, such as a shell trap for SIGTERM, which is then given
+// all the time that it takes: without one its shell ignores a SIGTERM.
 func newStuck(t *testing.T, state, trap string) *stuck {
 	t.Helper()
 	return newStuckIn(t, NewWorld(t), state, trap)
@@ -77,6 +77,9 @@ func newStuck(t *testing.T, state, trap string) *stuck {
 func newStuckIn(t *testing.T, w *World, state, trap string) *stuck {
 	t.Helper()
 	s := &stuck{World: logged(w), state: state, gate: newGate()}
+	if trap != "" {
+		s.Env = append(s.Env, "DECKHAND_RUN_STOP_GRACE=10m")
+	}
 	server := httptest.NewServer(s)
 	t.Cleanup(func() {
 		s.gate.unlock()
@@ -223,7 +226,7 @@ func (s *stuck) noted() string {
 func (s *stuck) release(t *testing.T) {
 	t.Helper()
 	s.gate.unlock()
-	s.Write(t, "mode", "go")
+	s.goOn(t)
 	if ran := s.inTree("ran"); ran != "" {
 		if err := os.WriteFile(filepath.Join(filepath.Dir(ran), "go"), nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -233,6 +236,13 @@ func (s *stuck) release(t *testing.T) {
 		s.Docker(t, "kill", s.old)
 		s.old = ""
 	}
+}
+
+// goOn has every attempt from here on not wait. Its file changes at once: a run may
+// be copying it.
+func (s *stuck) goOn(t *testing.T) {
+	t.Helper()
+	must(t, os.Rename(s.Write(t, "mode.new", "go"), filepath.Join(s.Dir, "mode")))
 }
 
 // whole checks all that a run which ended Complete leaves.
