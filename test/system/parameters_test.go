@@ -48,22 +48,24 @@ func TestBackendParameters(t *testing.T) {
 			parameters: parameters{"gpus": "all"}, script: "echo runs", config: "run: {gpus: none}", want: "runs\n", says: []string{"gives tasks no GPUs (run.gpus)"},
 		},
 		"time limit": {
-			parameters: parameters{"time_limit": "1s"}, script: "exec sleep 1000", code: 1, kept: parameters{"time_limit": "1s"},
-			says: []string{"executor 0 ended with exit code 143: the time limit of 1s was reached (resources.backend_parameters.time_limit)"},
+			parameters: parameters{"time_limit": "20s"}, script: "exec sleep 1000", code: 1, kept: parameters{"time_limit": "20s"},
+			says: []string{"executor 0 ended with exit code 143: the time limit of 20s was reached (resources.backend_parameters.time_limit)"},
 		},
 		"the node's time limit": {
-			parameters: parameters{"time_limit": "2h"}, script: "exec sleep 1000", config: "run: {time_limit: 1s}", code: 1, kept: parameters{"time_limit": "2h"},
-			says: []string{"the time limit of 1s was reached (run.time_limit)"},
+			parameters: parameters{"time_limit": "2h"}, script: "exec sleep 1000", config: "run: {time_limit: 20s}", code: 1, kept: parameters{"time_limit": "2h"},
+			says: []string{"the time limit of 20s was reached (run.time_limit)"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := w.apart(t)
 			// Errors are ignored, which no limit of time is.
 			first := Sh(image.Tag, test.script)
 			first.IgnoreError = true
 			o := w.MustRun(t, test.code, tes.Task{
 				ID: "parameters", Executors: []tes.Executor{first, Sh(image.Tag, "true")},
 				Resources: tes.Resources{BackendParameters: test.parameters, BackendParametersStrict: test.strict},
-			}, "--fresh", "--stop-grace", "1s", "--config", w.Write(t, "config.yaml", test.config))
+			}, "--stop-grace", "10m", "--config", w.Write(t, "config.yaml", test.config))
 			if test.code == 2 {
 				for _, text := range test.says {
 					if !strings.Contains(o.Stderr, text) {

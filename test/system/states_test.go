@@ -87,7 +87,7 @@ func TestFinalStates(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			test.task.ID = strings.ReplaceAll(test.name, " ", "-")
 			result := filepath.Join(t.TempDir(), "result.json")
-			b := w.Start(t, test.task, append(test.args, "--result", result)...)
+			b := w.Start(t, test.task, append(test.args, "--result", result, "--stop-grace", "10m")...)
 			if test.signal != nil {
 				b.Until(t, "executor started")
 				w.says(t, test.task.ID, "begun\n") // it minds signals from here on
@@ -295,38 +295,54 @@ func TestResultThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// apart is the world with a root and a directory of its own, for runs at the same time.
+func (w *World) apart(t *testing.T) *World {
+	t.Helper()
+	n, own := *w.Node, *w
+	n.Root, own.Node, own.Dir = filepath.Join(t.TempDir(), "root"), &n, t.TempDir()
+	t.Cleanup(func() {
+		own.Deckhand(t, "recover")
+		own.Deckhand(t, "scrub")
+	})
+	return &own
+}
+
 func TestTimeLimit(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
 	image := w.Image(t, "limit", rig.Spec{})
 	for name, test := range map[string]struct {
 		script string
+		grace  string
 		code   int // of the executor
 		runs   int
 	}{
-		"stops":       {"exec sleep 1000", 143, 1},
-		"ignores it":  {"trap '' TERM; sleep 1000", 137, 1},
-		"ends well":   {"trap 'exit 0' TERM; while :; do usleep 10000; done", 143, 1},
-		"in time":     {"true", 0, 2},
-		"with a code": {"trap 'exit 9' TERM; while :; do usleep 10000; done", 9, 1},
+		"stops":       {"exec sleep 1000", "10m", 143, 1},
+		"ignores it":  {"trap '' TERM; sleep 1000", "1s", 137, 1},
+		"ends well":   {"trap 'exit 0' TERM; while :; do usleep 10000; done", "10m", 143, 1},
+		"in time":     {"true", "1s", 0, 2},
+		"with a code": {"trap 'exit 9' TERM; while :; do usleep 10000; done", "10m", 9, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			limit := "3s"
+			t.Parallel()
+			limit := "20s" // by then the command has said what it does with a signal
 			if test.code == 0 {
 				limit = "1h"
 			}
+			own := w.apart(t)
 			code := min(1, test.code)
-			o := w.MustRun(t, code, tes.Task{
-				ID: "limit", Executors: []tes.Executor{Sh(image.Tag, test.script), Sh(image.Tag, "true")},
-			}, "--fresh", "--stop-grace", "1s", "--config", w.Write(t, "config.yaml", "run: {time_limit: "+limit+"}\n"))
+			id := "limit-" + strings.ReplaceAll(name, " ", "-")
+			o := own.MustRun(t, code, tes.Task{
+				ID: id, Executors: []tes.Executor{Sh(image.Tag, test.script), Sh(image.Tag, "true")},
+			}, "--stop-grace", test.grace, "--config", own.Write(t, "config.yaml", "run: {time_limit: "+limit+"}\n"))
 			logs := o.Log(t).Logs
 			if len(logs) != test.runs || logs[0].ExitCode != test.code {
 				t.Errorf("the executors' logs are %+v\n%s", logs, o.Stderr)
 			}
 			if code != 0 {
-				o.warned(t, "the time limit of 3s was reached")
+				o.warned(t, "the time limit of "+limit+" was reached")
 			}
-			w.Clean(t)
+			own.Clean(t)
 		})
 	}
 }
