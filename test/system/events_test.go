@@ -57,7 +57,7 @@ func TestEvents(t *testing.T) {
 	}
 	run("good", "true", 0)
 	away.Store(true)
-	w.Env = append(w.Env, "DECKHAND_EVENTS_DRAIN=2s")
+	w.Env = append(w.Env, "DECKHAND_EVENTS_DRAIN=20s") // enough for the file
 	run("bad", "exit 3", 1)
 	if text := w.Read(t, "events"); !strings.Contains(text, `"to":"ExecutorError"`) {
 		t.Errorf("the file is\n%s", text)

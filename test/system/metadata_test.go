@@ -2,6 +2,7 @@ package system
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,6 +72,13 @@ func metadataService(t *testing.T) {
 	t.Cleanup(func() {
 		_ = server.Process.Kill()
 		_ = server.Wait()
+	})
+	eventually(t, "the metadata service", func() bool {
+		conn, err := net.Dial("tcp", elsewhere+":80")
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
 	})
 }
 

@@ -39,7 +39,8 @@ type viewed struct {
 func newBrowser(t *testing.T) context.Context {
 	t.Helper()
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
-		chromedp.ExecPath(rig.Program(t, "chromium", "chromium")), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()))
+		chromedp.ExecPath(rig.Program(t, "chromium", "chromium")), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
+		chromedp.WSURLReadTimeout(hang)) // a busy machine starts it slowly
 	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
@@ -224,6 +225,7 @@ func TestReport(t *testing.T) {
 	}
 	// By keyboard: past the header, to the first task.
 	wide.run(t, chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Enter))
+	eventually(t, "the way to the task", func() bool { return value[string](t, wide, `location.hash`) != "" })
 	if at := value[string](t, wide, `location.hash + ' ' + document.querySelector(location.hash + ' h3').textContent`); at != "#task-0 waiting" {
 		t.Errorf("Tab, Tab and Enter lead to %s", at)
 	}

@@ -19,7 +19,7 @@ import (
 func TestStatusOfTransfers(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
-	w.Env = append(w.Env, "DECKHAND_TRANSFER_BANDWIDTH=1MiB")
+	w.Env = append(w.Env, "DECKHAND_TRANSFER_BANDWIDTH=400KiB") // status has 20 seconds for each
 	const size = 8 << 20
 	// Neither ends before both forms of status have told of it.
 	told := map[string]chan struct{}{http.MethodGet: make(chan struct{}), http.MethodPut: make(chan struct{})}
