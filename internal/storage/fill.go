@@ -144,7 +144,7 @@ func (w *workers) copyPart(p *part, r io.Reader) error {
 		if p.end >= 0 {
 			b = b[:min(int64(len(b)), p.end-p.at)]
 		}
-		n, err := r.Read(b)
+		n, ended, err := w.read(r, b)
 		if n > 0 {
 			if _, err := w.part.WriteAt(b[:n], p.at); err != nil {
 				return w.fault(err)
@@ -154,21 +154,38 @@ func (w *workers) copyPart(p *part, r io.Reader) error {
 				writeBack(w.part.File, begun, p.at-begun)
 				begun = p.at
 			}
-			if err := w.s.count(w.ctx, int64(n)); err != nil {
-				return err
-			}
 		}
 		switch {
-		case err == io.EOF && p.end < 0:
+		case ended && p.end < 0:
 			w.plan.bound(p)
 			return nil
-		case err == io.EOF && p.at < p.end:
+		case ended && p.at < p.end:
 			return passing(fmt.Errorf("%w after %d of %d bytes", io.ErrUnexpectedEOF, p.at, w.object.Size))
-		case err != nil && err != io.EOF:
+		case err != nil:
 			return readFault(err)
 		}
 	}
 	return nil
+}
+
+// read fills b, and counts what comes. A source that yields little at a time, as TLS
+// does with its records of 16 KiB, would cost a write for each. It says whether the
+// source has ended.
+func (w *workers) read(r io.Reader, b []byte) (n int, ended bool, err error) {
+	for n < len(b) {
+		came, err := r.Read(b[n:])
+		n += came
+		if stopped := w.s.count(w.ctx, int64(came)); stopped != nil {
+			return n, false, stopped
+		}
+		if err == io.EOF {
+			return n, true, nil
+		}
+		if err != nil {
+			return n, false, err
+		}
+	}
+	return n, false, nil
 }
 
 // verify computes the checksums of what is there without a gap, while the rest
