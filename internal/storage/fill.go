@@ -168,11 +168,15 @@ func (w *workers) copyPart(p *part, r io.Reader) error {
 	return nil
 }
 
-// read fills b, and counts what comes. A source that yields little at a time, as TLS
-// does with its records of 16 KiB, would cost a write for each. It says whether the
+// worthWriting is how many bytes are written together at least. A source that yields
+// little at a time, as TLS does with its records of 16 KiB, would cost a write for each;
+// with many more they have left the processor's cache before they are written.
+const worthWriting = 128 << 10
+
+// read reads into b what is worth writing, and counts what comes. It says whether the
 // source has ended.
 func (w *workers) read(r io.Reader, b []byte) (n int, ended bool, err error) {
-	for n < len(b) {
+	for n < min(len(b), worthWriting) {
 		came, err := r.Read(b[n:])
 		n += came
 		if stopped := w.s.count(w.ctx, int64(came)); stopped != nil {
