@@ -115,9 +115,9 @@ func TestPullFailures(t *testing.T) {
 		{"expected HTTP 206 from byte range request", passing, machine.RetryLater},
 		{"unknown: unexpected status from GET request to https://auth.example/token: 502 Bad Gateway", passing, machine.RetryLater},
 		{`error adding content digest to lease: sha256:eedff14ab82a: lease "moby-image-sha256:795e8fecc7cf": not found`, passing, machine.RetryLater},
-		{"failed to register layer: layer does not exist", passing, machine.RetryLater},
 
 		{"manifest for registry.example:5000/tool:1 not found: manifest unknown: manifest unknown", final, machine.TaskFault},
+		{"manifest for registry.example:5000/lease:1 not found: manifest unknown: manifest unknown", final, machine.TaskFault},
 		{"pull access denied for tool, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", final, machine.TaskFault},
 		{"unauthorized: authentication required", final, machine.TaskFault},
 		{"Head https://registry.example/v2/tool/manifests/1: no basic auth credentials", final, machine.TaskFault},

@@ -244,9 +244,9 @@ var (
 	// manifest has just named is there.
 	noAnswer   = regexp.MustCompile(`(?i)parsing HTTP 404 response|unknown blob|blob unknown`)
 	wrongBytes = regexp.MustCompile(`(?i)verification failed|unexpected digest|digest mismatch`)
-	// Docker's own store, in which another client deletes an image with the same
-	// configuration or layers meanwhile.
-	takenAway   = regexp.MustCompile(`(?i)\blease\b.*not found|content digest .*not found|layer does not exist`)
+	// Docker says it of its own store, in which another client deletes an image with
+	// the same configuration meanwhile. An image may be named lease.
+	takenAway   = regexp.MustCompile(`lease "[^"]*": not found`)
 	noSuchImage = regexp.MustCompile(`(?i)manifest unknown|name unknown|not found|unknown: (?:artifact|repository)|repository does not exist|\b404\b`)
 	unusable    = regexp.MustCompile(`(?i)unsupported (?:media type|manifest)|invalid reference|not implemented|Encountered remote`)
 )
