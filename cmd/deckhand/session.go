@@ -314,7 +314,8 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		Hardening: hardening(conf.Run),
 	}
 	inputs := &download.Step{
-		Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Mount: mountable(conf.Config), Meter: s.meter, Log: s.app.log,
+		Task: doc, Storage: store, Tree: tree, Parallel: conf.Transfer.Parallel, Mount: mountable(conf.Config), BootID: s.boot,
+		Meter: s.meter, Log: s.app.log,
 	}
 	space := &room.Room{
 		Dir: s.app.tasksDir(), Images: s.dataRoot, Disk: doc.Resources.DiskBytes(), Inputs: inputs.Need,

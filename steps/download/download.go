@@ -53,9 +53,10 @@ type Step struct {
 	Parallel int // files at a time
 	// Mount are the directories of the node whose files are mounted instead of being
 	// copied, where that is safe.
-	Mount []string
-	Meter *progress.Meter
-	Log   *slog.Logger
+	Mount  []string
+	BootID string
+	Meter  *progress.Meter
+	Log    *slog.Logger
 
 	known known
 }
@@ -85,7 +86,8 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 	if err := s.list(ctx, n, tree, list); err != nil {
 		return err
 	}
-	files, need, err := s.lay(ctx, n, tree, list)
+	before := t.Boot != "" && t.Boot == s.BootID
+	files, need, err := s.lay(ctx, n, tree, list, before)
 	if err != nil {
 		return err
 	}
@@ -131,7 +133,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 			return nil
 		})
 	}
-	listErr := s.deal(inner, tree, list, work, func(f File) error { return journal.Add(ctx, f) })
+	listErr := s.deal(inner, tree, list, work, before, func(f File) error { return journal.Add(ctx, f) })
 	close(work)
 	if err := downloads.Wait(); err != nil {
 		listErr = err // why the list was not read to its end
@@ -148,8 +150,9 @@ type job struct {
 }
 
 // deal gives out the files that are not in place, in the order of the tree, and mounts
-// those that are not to be copied.
-func (s *Step) deal(ctx context.Context, tree *worktree.Tree, list *sorted.List, work chan<- job, mounted func(File) error) error {
+// those that are not to be copied. before says that another process of this boot may have
+// staged some.
+func (s *Step) deal(ctx context.Context, tree *worktree.Tree, list *sorted.List, work chan<- job, before bool, staged func(File) error) error {
 	parents := parents{tree: tree}
 	defer parents.close()
 	for p, err := range merged(list.All()) {
@@ -162,9 +165,17 @@ func (s *Step) deal(ctx context.Context, tree *worktree.Tree, list *sorted.List,
 		if b, bound := tree.Plan.Bound(p.path); bound {
 			f, err := s.hold(tree, b)
 			if err == nil {
-				err = mounted(f)
+				err = staged(f)
 			}
 			if err != nil {
+				return err
+			}
+			continue
+		}
+		if before && unjournaled(tree, p) {
+			s.Meter.AddBytes(p.size)
+			s.Meter.FileDone()
+			if err := staged(File{Path: p.path, Bytes: p.size}); err != nil {
 				return err
 			}
 			continue
@@ -255,8 +266,9 @@ func (s *Step) directory(ctx context.Context, add func(entry) error, input int, 
 }
 
 // lay makes the directories of inputs, which may be empty, and returns how many files
-// are to be staged and how many bytes are to be copied for them.
-func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List) (files, need int64, err error) {
+// are to be staged and how many bytes are to be copied for them. before says what it says
+// in deal.
+func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List, before bool) (files, need int64, err error) {
 	left := 0
 	for p, err := range merged(list.All()) {
 		if err != nil {
@@ -282,7 +294,9 @@ func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, li
 		default:
 			s.Meter.AddTotal(1, max(0, p.size))
 			files++
-			need += max(0, p.size)
+			if !before || !unjournaled(tree, p) {
+				need += max(0, p.size)
+			}
 		}
 		if err != nil {
 			return 0, 0, err
@@ -354,11 +368,19 @@ func fits(dir string, need int64) error {
 // inPlace says whether a file is journaled as staged and still there: a power cut may
 // have undone its rename.
 func inPlace(tree *worktree.Tree, p place) bool {
-	if p.staged < 0 {
-		return false
-	}
-	_, info, err := tree.Lookup(p.path)
-	return err == nil && info.Mode().IsRegular() && info.Size() == p.staged
+	return p.staged >= 0 && isFile(tree, p.path, p.staged)
+}
+
+// unjournaled says whether a process that died had staged a file whose note was not
+// written yet: a file gets its name when it is whole. After another boot that says nothing,
+// as the file may not have reached the disk. An empty one may be what holds a mount's place.
+func unjournaled(tree *worktree.Tree, p place) bool {
+	return p.size > 0 && isFile(tree, p.path, p.size)
+}
+
+func isFile(tree *worktree.Tree, p string, size int64) bool {
+	_, info, err := tree.Lookup(p)
+	return err == nil && info.Mode().IsRegular() && info.Size() == size
 }
 
 // Undo has nothing to do: the inputs are in the task's directory, which goes as

@@ -1,6 +1,7 @@
 package download
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -182,6 +184,63 @@ func TestStageAgain(t *testing.T) {
 	f.want(t, want)
 	if n := fetched.Load(); n == 0 || n >= first {
 		t.Errorf("%d requests for one file of two, %d for both", n, first)
+	}
+}
+
+// What a process of this boot had staged when it died is not fetched again, journaled or
+// not; after another boot, what is not journaled is.
+func TestStageUnjournaled(t *testing.T) {
+	var fetched atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			fetched.Add(1)
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(r.URL.Path)-1))
+		fmt.Fprint(w, r.URL.Path[1:])
+	}))
+	defer server.Close()
+	for name, test := range map[string]struct {
+		enteredIn string // the boot of the state
+		left      string // in the place of the first input
+		again     int64  // files that are fetched again
+		need      int64
+	}{
+		"this boot":               {"this", "file", 1, 0},
+		"another boot":            {"another", "file", 3, 8},
+		"entered by this process": {"", "file", 3, 8},
+		"not whole":               {"this", "fi", 2, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, tes.Input{Path: "/data/one", URL: server.URL + "/file"}, tes.Input{Path: "/data/two", URL: server.URL + "/text"},
+				tes.Input{Path: "/etc/empty", URL: server.URL + "/"}) // whose mount has a place that is empty
+			want := map[string]string{"/data/one": "file", "/data/two": "text", "/etc/empty": ""}
+			f.want(t, want)
+			dir, one, err := f.tree.Parent("/data/one")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close()
+			if err := os.WriteFile(filepath.Join(dir.Name(), one), []byte(test.left), 0o666); err != nil {
+				t.Fatal(err)
+			}
+			// Nothing of it was journaled.
+			if f.notes, err = machine.NodeNotes(journaltest.NewMemory()); err != nil {
+				t.Fatal(err)
+			}
+			fetched.Store(0)
+			f.step.BootID, f.task.Boot = "this", test.enteredIn
+			f.want(t, want)
+			if n := fetched.Load(); n != test.again {
+				t.Errorf("%d files were fetched again, want %d", n, test.again)
+			}
+			var announced struct{ Bytes int64 }
+			if note, ok := f.notes.Get(WhatInputs, "all"); !ok || json.Unmarshal(note.Detail, &announced) != nil || announced.Bytes != test.need {
+				t.Errorf("announced are %d bytes, want %d", announced.Bytes, test.need)
+			}
+			if got := f.step.Meter.Snapshot(); got.BytesDone != 8 || got.BytesTotal != 8 || got.FilesDone != 3 || got.FilesTotal != 3 {
+				t.Errorf("counted are %+v", got)
+			}
+		})
 	}
 }
 
