@@ -2,12 +2,18 @@ package system
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,6 +91,65 @@ func TestStatusOfTransfers(t *testing.T) {
 	}
 	if code, log := run.End(t); code != 0 {
 		t.Errorf("exit code %d\n%s", code, log)
+	}
+	w.Clean(t)
+}
+
+// After a kill no file that had come is fetched again, though those of the last second
+// are not in the journal.
+func TestKilledDownload(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	const files = 100
+	var asked [files + 1]atomic.Int64
+	killed := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		n, err := strconv.Atoi(req.URL.Path[1:])
+		if err != nil || n < 0 || n > files {
+			http.NotFound(rw, req)
+			return
+		}
+		rw.Header().Set("Content-Length", "4")
+		if req.Method != http.MethodGet {
+			return
+		}
+		asked[n].Add(1)
+		if n == files {
+			<-killed
+		}
+		_, _ = io.WriteString(rw, "text") // the client tells
+	}))
+	defer server.Close()
+	end := sync.OnceFunc(func() { close(killed) })
+	defer end()
+	task := tes.Task{ID: "many", Executors: []tes.Executor{Sh(w.Image(t, "a", rig.Spec{Marker: "killed"}).Tag, "cat /data/*")}}
+	for n := range files + 1 {
+		task.Inputs = append(task.Inputs, tes.Input{URL: fmt.Sprintf("%s/%d", server.URL, n), Path: fmt.Sprintf("/data/%d.txt", n)})
+	}
+	run := w.Start(t, task)
+	eventually(t, "all but one of the inputs", func() bool {
+		come := 0
+		must(t, filepath.WalkDir(filepath.Join(w.Root, "tasks"), func(p string, _ fs.DirEntry, err error) error {
+			if strings.HasSuffix(p, ".txt") {
+				come++
+			}
+			if errors.Is(err, fs.ErrNotExist) { // not yet, or not any more
+				return nil
+			}
+			return err
+		}))
+		return come == files
+	})
+	run.Kill(t)
+	end()
+	w.MustRun(t, 0, task)
+	if got := w.Path(t, task.ID); got != complete {
+		t.Errorf("the task went through %s, want %s", got, complete)
+	}
+	for n := range files {
+		if times := asked[n].Load(); times != 1 {
+			t.Errorf("input %d was fetched %d times", n, times)
+		}
 	}
 	w.Clean(t)
 }
