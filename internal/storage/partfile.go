@@ -83,6 +83,17 @@ func openPart(dir *os.File, name string) (*partFile, error) {
 
 var errNoPart = errors.New("not a part file")
 
+// Begun is how many bytes of the disk a process that died has left of a file that is not
+// whole. Fetch uses them again or gives them back before it takes more.
+func Begun(dir *os.File, name string) int64 {
+	var st unix.Stat_t
+	err := whole(func() error { return unix.Fstatat(int(dir.Fd()), partName(name, ""), &st, unix.AT_SYMLINK_NOFOLLOW) })
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
 // setMode gives the file its mode, if the umask has taken something from it.
 func (p *partFile) setMode(mode fs.FileMode) error {
 	info, err := p.Stat()

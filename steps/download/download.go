@@ -91,7 +91,7 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) (err er
 	if err != nil {
 		return err
 	}
-	if err := fits(tree.Dir, need); err != nil {
+	if err := fits(tree, list, need); err != nil {
 		return err
 	}
 	if files == 0 {
@@ -353,16 +353,47 @@ func (s *Step) url(p place) string {
 	return in.URL
 }
 
-func fits(dir string, need int64) error {
-	space, err := node.SpaceAt(dir)
+// fits says whether there is room for so many bytes of inputs. What a process that died
+// had brought of a file that is not whole has its room already, and is only looked for
+// where it matters.
+func fits(tree *worktree.Tree, list *sorted.List, need int64) error {
+	space, err := node.SpaceAt(tree.Dir)
 	if err != nil {
-		return machine.Faultf(machine.NodeFault, "cannot tell the free space of %s: %w", dir, err)
+		return machine.Faultf(machine.NodeFault, "cannot tell the free space of %s: %w", tree.Dir, err)
 	}
-	if uint64(need) > space.FreeBytes {
+	if uint64(need) <= space.FreeBytes {
+		return nil
+	}
+	here, err := begun(tree, list)
+	if err != nil {
+		return err
+	}
+	if need = max(0, need-here); uint64(need) > space.FreeBytes {
 		return machine.Faultf(machine.NodeFault, "not enough space for the inputs: they have %s and %s are free in %s; free some or run the task elsewhere",
-			units.BytesSize(float64(need)), units.BytesSize(float64(space.FreeBytes)), dir)
+			units.BytesSize(float64(need)), units.BytesSize(float64(space.FreeBytes)), tree.Dir)
 	}
 	return nil
+}
+
+// begun adds up what there is of files that are not whole.
+func begun(tree *worktree.Tree, list *sorted.List) (bytes int64, err error) {
+	parents := parents{tree: tree}
+	defer parents.close()
+	for p, err := range merged(list.All()) {
+		if err != nil {
+			return 0, err
+		}
+		if p.kind != aFile || p.size <= 0 {
+			continue
+		}
+		dir, name, err := parents.of(p.path)
+		if err != nil {
+			return 0, fmt.Errorf("input %s: %w", p.path, err)
+		}
+		bytes += min(storage.Begun(dir.File, name), p.size)
+		dir.release()
+	}
+	return bytes, nil
 }
 
 // inPlace says whether a file is journaled as staged and still there: a power cut may

@@ -4,13 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -296,4 +299,54 @@ func grab(t *testing.T, dir string) (stop func()) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What a killed process had brought of an input is not asked for a second time of a disk
+// that has no room for both.
+func TestResumeWhereItFitsOnce(t *testing.T) {
+	t.Parallel()
+	w := newSmallWorld(t, "ext4")
+	image := w.Image(t, "once", rig.Spec{Marker: "once"})
+	size := int64(freeAt(t, filepath.Dir(w.Root))) * 6 / 10
+	content := io.NewSectionReader(zeros{}, 0, size)
+	held, killed := make(chan struct{}), make(chan struct{})
+	hold := sync.OnceFunc(func() { close(held) })
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("ETag", `"zeros"`)
+		if from, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && !strings.HasPrefix(from, "0-") {
+			hold()
+			<-killed
+		}
+		http.ServeContent(rw, r, "", time.Time{}, io.NewSectionReader(content, 0, size))
+	}))
+	defer server.Close()
+	end := sync.OnceFunc(func() { close(killed) })
+	defer end()
+	task := tes.Task{
+		ID: "once", Inputs: []tes.Input{{URL: server.URL + "/x", Path: "/in/x"}},
+		Executors: []tes.Executor{Sh(image.Tag, "wc -c < /in/x")},
+	}
+	run := w.Start(t, task)
+	<-held
+	run.Kill(t)
+	end()
+	if free := int64(freeAt(t, filepath.Dir(w.Root))); free >= size {
+		t.Fatalf("of %d bytes nothing has come: %d are free", size, free)
+	}
+	o := w.MustRun(t, 0, task)
+	if got := o.Log(t).Logs; len(got) != 1 || got[0].Stdout != fmt.Sprintln(size) {
+		t.Errorf("executor logs: %+v, want %d bytes", got, size)
+	}
+	if got := w.Path(t, task.ID); got != complete {
+		t.Errorf("the task went through %s, want %s", got, complete)
+	}
+	w.Clean(t)
+}
+
+// zeros reads as zeros.
+type zeros struct{}
+
+func (zeros) ReadAt(b []byte, _ int64) (int, error) {
+	clear(b)
+	return len(b), nil
 }
