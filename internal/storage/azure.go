@@ -176,7 +176,7 @@ func (t *azureStore) target(ctx context.Context, u azureURL) (azureTarget, error
 			Telemetry: policy.TelemetryOptions{ApplicationID: "deckhand"},
 			Transport: &http.Client{
 				Transport:     t.storage.transport,
-				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+				CheckRedirect: stay,
 			},
 		},
 	}
@@ -282,7 +282,7 @@ func (t *azureStore) fault(err error) error {
 	if !errors.As(err, &answer) || answer.RawResponse == nil {
 		return asPassing(err)
 	}
-	said := fmt.Errorf("the storage answers %d %s", answer.StatusCode, cmp.Or(answer.ErrorCode, http.StatusText(answer.StatusCode)))
+	said := fmt.Errorf("the storage answers %d %s", answer.StatusCode, excerpt(strings.NewReader(cmp.Or(answer.ErrorCode, http.StatusText(answer.StatusCode))), ""))
 	switch answer.ErrorCode {
 	case "Md5Mismatch", "Crc64Mismatch", "OperationTimedOut":
 		return passing(said)

@@ -547,6 +547,51 @@ func TestUnknownCertificate(t *testing.T) {
 	}
 }
 
+// What is wrong with a URL is told without what it may hold.
+func TestMalformedURLsTellNoSecret(t *testing.T) {
+	for _, url := range []string{
+		"s3://KEY:SECRET@bucket/key", "s3://bucket?token=SECRET", "gs://user:SECRET@bucket/key", "az://account:SECRET@container/blob",
+		"http://user:SECRET/word@host/file", "http://user:SECRET#word@host/file", "http://user:%SECRET@host/file",
+		"https://user:SECRET?word@account.blob.core.windows.net/container/blob",
+	} {
+		err := storage.CheckInput(url, false)
+		if err == nil || strings.Contains(err.Error(), "SE") {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
+// A server may say anything, at any length, and repeat what it was asked.
+func TestWhatServersSayIsBounded(t *testing.T) {
+	credentials(t)
+	long := "\x1b[31m" + strings.Repeat("word ", 1<<20)
+	answers := map[string]string{
+		"http": "404 Not Found" + long[:60000] + "\r\n\r\ncannot GET /file?token=SECRET%2B1&x=SECRET+2, which is /file?token=SECRET+1 x=SECRET 2 " + long,
+		"s3": "403 Forbidden\r\nContent-Type: application/xml\r\n\r\n<Error><Code>" + strings.ReplaceAll(long, "\x1b", "&#x9b;") +
+			"</Code><Message>" + strings.ReplaceAll(long, "\x1b", "&#x9b;") + "</Message></Error>",
+		"azure with a key": "403 Forbidden\r\nx-ms-error-code: " + long[5:60000] + "\r\n\r\n",
+	}
+	for kind, answer := range answers {
+		t.Run(kind, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				raw("HTTP/1.1 "+answer)(nil, 0, w, r)
+			}))
+			defer server.Close()
+			url, _, _ := strings.Cut(strings.Replace(kinds[kind].url, "user:SECRETPASSWORD@HOST", strings.TrimPrefix(server.URL, "http://"), 1), "?")
+			if kind == "http" {
+				url += "?token=SECRET%2B1&x=SECRET+2"
+			}
+			_, _, err := fetchInto(t, cloud{Server: storagetest.Server{Options: kinds[kind].options(server.URL)}}.open(time.Millisecond, 0), url, "file")
+			if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), " answers 40") {
+				t.Fatalf("error %.500v of fault %q", err, machine.FaultOf(err))
+			}
+			if said := err.Error(); len(said) > 1000 || strings.ContainsAny(said, "\x1b\u009b") || strings.Contains(said, "SECRET") {
+				t.Errorf("%d bytes: %.1000q", len(said), said)
+			}
+		})
+	}
+}
+
 func TestCredentialsInURL(t *testing.T) {
 	var elsewhere http.Header
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -566,7 +611,7 @@ func TestCredentialsInURL(t *testing.T) {
 	defer server.Close()
 	for userinfo, works := range map[string]bool{"user:pass%20word@": true, "user:wr0ngsecret@": false} {
 		url := strings.Replace(server.URL, "http://", "http://"+userinfo, 1)
-		_, _, err := fetchInto(t, quick(time.Second, 0), url, "file")
+		_, _, err := fetchInto(t, quick(time.Second, 0), url+"/file?token=secret", "file")
 		if works != (err == nil) {
 			t.Errorf("%s: %v", userinfo, err)
 		}
@@ -574,8 +619,10 @@ func TestCredentialsInURL(t *testing.T) {
 			t.Errorf("the error tells the password: %v", err)
 		}
 	}
-	if got := elsewhere.Get("Authorization"); got != "" {
-		t.Errorf("another host was given %q", got)
+	for _, name := range []string{"Authorization", "Referer"} {
+		if got := elsewhere.Get(name); got != "" {
+			t.Errorf("another host was given the %s %q", name, got)
+		}
 	}
 }
 

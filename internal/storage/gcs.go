@@ -68,7 +68,7 @@ func (t *gcsStore) client(ctx context.Context) (*httpStore, error) {
 	if t.http != nil {
 		return t.http, nil
 	}
-	client := &http.Client{CheckRedirect: checkRedirect, Transport: t.storage.transport}
+	client := &http.Client{CheckRedirect: stay, Transport: t.storage.transport}
 	if !t.storage.opts.GCS.Anonymous && os.Getenv("STORAGE_EMULATOR_HOST") == "" {
 		// What they make lives as long as the process, not as this request.
 		credentials, err := google.FindDefaultCredentials(context.WithoutCancel(ctx), gcsScope)
@@ -101,7 +101,7 @@ func tokenFault(err error) error {
 	var refused *oauth2.RetrieveError
 	if errors.As(err, &refused) && refused.Response != nil && refused.Response.StatusCode < 500 {
 		return machine.Faultf(machine.NodeFault, "the node's Google credentials are refused: %s: %s",
-			strings.TrimSpace(refused.Response.Status), excerpt(bytes.NewReader(refused.Body)))
+			excerpt(strings.NewReader(refused.Response.Status), ""), excerpt(bytes.NewReader(refused.Body), ""))
 	}
 	return err
 }
@@ -121,11 +121,11 @@ func (t *gcsStore) answer(resp *http.Response, w *watch, into any) error {
 
 // fault says what an answer other than success means.
 func (t *gcsStore) fault(resp *http.Response, body io.Reader) error {
-	said := fmt.Errorf("the storage answers %s", strings.TrimSpace(resp.Status))
+	said := fmt.Errorf("the storage answers %s", excerpt(strings.NewReader(resp.Status), ""))
 	text, _ := io.ReadAll(io.LimitReader(body, 64<<10)) // what there is will do
 	var answer struct{ Error struct{ Message string } }
 	if json.Unmarshal(text, &answer) == nil && answer.Error.Message != "" {
-		said = fmt.Errorf("%w: %s", said, excerpt(strings.NewReader(answer.Error.Message)))
+		said = fmt.Errorf("%w: %s", said, excerpt(strings.NewReader(answer.Error.Message), ""))
 	}
 	switch resp.StatusCode {
 	case http.StatusPreconditionFailed:

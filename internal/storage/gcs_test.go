@@ -85,6 +85,32 @@ func TestGoogleCredentials(t *testing.T) {
 	}
 }
 
+// A token is for Google alone.
+func TestGoogleTokenIsNotCarriedElsewhere(t *testing.T) {
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"access_token": "SECRET", "token_type": "Bearer", "expires_in": 3600}`))
+	}))
+	defer tokens.Close()
+	serviceAccount(t, tokens.URL)
+	var told []string
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		told = append(told, r.Header.Get("Authorization"))
+	}))
+	defer other.Close()
+	google := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, strings.Replace(other.URL, "127.0.0.1", "localhost", 1), http.StatusTemporaryRedirect)
+	}))
+	defer google.Close()
+	s := storage.New(storage.Options{GCS: storage.GCS{Endpoint: google.URL}})
+	if _, _, err := fetchInto(t, s, "gs://bucket/x", "file"); err == nil || !strings.Contains(err.Error(), "307") {
+		t.Errorf("a redirect ends with %v", err)
+	}
+	if len(told) > 0 {
+		t.Errorf("another host was asked, with %q", told)
+	}
+}
+
 // An object that was stored compressed comes as it was stored: its checksums are
 // of those bytes.
 func TestGooglePackedObject(t *testing.T) {

@@ -87,8 +87,13 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	if req.URL.Scheme != "https" && via[0].URL.Scheme == "https" {
 		req.Header.Del("Authorization")
 	}
+	req.Header.Del("Referer") // which net/http sets, signature included
 	return nil
 }
+
+// stay takes a redirect for the answer: a storage's requests carry credentials that are
+// meant for it alone.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // parseHTTP makes a URL of what people write: bytes that may not stand in a URL
 // are encoded, and what is encoded stays as it is. Credentials come apart.
@@ -109,7 +114,11 @@ func parseHTTP(url string) (*neturl.URL, *neturl.Userinfo, error) {
 	}
 	u, err := neturl.Parse(scheme + "://" + rest[:end] + b.String())
 	if err != nil {
-		// The error of net/url repeats the URL, password included.
+		if strings.Contains(rest, "@") { // what it says would repeat some of a password
+			return nil, nil, machine.Faultf(machine.TaskFault,
+				"it is no valid URL; in a password, slash, question mark, number sign and percent sign are written %%2F, %%3F, %%23 and %%25")
+		}
+		// The error of net/url repeats the URL.
 		var e *neturl.Error
 		if errors.As(err, &e) {
 			err = e.Err
@@ -360,8 +369,8 @@ func parseContentRange(s string) (begin, end, size int64, err error) {
 
 // statusError says what an answer other than success means.
 func statusError(resp *http.Response) error {
-	text := "the server answers " + strings.TrimSpace(resp.Status)
-	if said := excerpt(resp.Body); said != "" {
+	text := "the server answers " + excerpt(strings.NewReader(resp.Status), "")
+	if said := excerpt(resp.Body, resp.Request.URL.RawQuery); said != "" {
 		text += ": " + said
 	}
 	return statusFault(resp.StatusCode, resp.Header, errors.New(text))
@@ -381,16 +390,35 @@ func statusFault(code int, h http.Header, err error) error {
 	return machine.Faultf(machine.TaskFault, "%w", err)
 }
 
-// excerpt is the beginning of an error's body, on one line and without secrets.
-func excerpt(body io.Reader) string {
-	b, _ := io.ReadAll(io.LimitReader(body, 200)) // what there is will do
-	text := strings.Join(strings.Fields(strings.ToValidUTF8(string(b), "?")), " ")
-	return redact.Text(strings.Map(func(r rune) rune {
+// maxExcerpt is how many bytes of what a server says are repeated.
+const maxExcerpt = 200
+
+// excerpt is the beginning of what a server says, on one line and without secrets, such as
+// the query of the request, if it repeats that.
+func excerpt(said io.Reader, query string) string {
+	b, _ := io.ReadAll(io.LimitReader(said, 4<<10)) // what there is will do
+	text := string(b)
+	for _, pair := range strings.Split(query, "&") {
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			name, value = "", pair
+		}
+		if value == "" {
+			continue
+		}
+		text = strings.ReplaceAll(text, pair, name+"="+redact.Hidden)
+		if plain, err := neturl.QueryUnescape(pair); err == nil {
+			text = strings.ReplaceAll(text, plain, name+"="+redact.Hidden)
+		}
+	}
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "?")), " ")
+	text = redact.Text(strings.Map(func(r rune) rune {
 		if !strconv.IsPrint(r) {
 			return -1
 		}
 		return r
 	}, text))
+	return strings.ToValidUTF8(text[:min(len(text), maxExcerpt)], "")
 }
 
 func checkHTTP(url string) error {

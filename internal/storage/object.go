@@ -26,8 +26,8 @@ func parseBucketURL(url string) (bucketURL, error) {
 	switch {
 	case bucket == "":
 		return bucketURL{}, machine.Faultf(machine.TaskFault, "it names no bucket")
-	case strings.ContainsAny(bucket, "@?# "):
-		return bucketURL{}, machine.Faultf(machine.TaskFault, "%q is no name of a bucket; credentials come from the environment, not from URLs", bucket)
+	case strings.ContainsAny(bucket, "@?# "): // which may be a secret
+		return bucketURL{}, machine.Faultf(machine.TaskFault, "it names no bucket: what is there has @, ?, # or a space; credentials come from the environment, not from URLs")
 	case strings.ContainsRune(key, 0):
 		return bucketURL{}, machine.Faultf(machine.TaskFault, "its key has a zero byte")
 	}

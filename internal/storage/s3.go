@@ -85,7 +85,7 @@ func (t *s3Store) client(ctx context.Context, bucket string) (*s3.Client, error)
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.HTTPClient = &http.Client{
 			Transport:     t.storage.transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			CheckRedirect: stay,
 		}
 	})
 	t.clients[region] = c
@@ -158,7 +158,8 @@ func (t *s3Store) fault(err error) error {
 	status := answer.HTTPStatusCode()
 	code, message := "", http.StatusText(status)
 	if errors.As(err, &api) {
-		code, message = api.ErrorCode(), cmp.Or(api.ErrorMessage(), message)
+		code = excerpt(strings.NewReader(api.ErrorCode()), "")
+		message = excerpt(strings.NewReader(cmp.Or(api.ErrorMessage(), message)), "")
 	}
 	said := fmt.Errorf("the storage answers %d %s: %s", status, code, message)
 	switch code {
