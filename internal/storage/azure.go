@@ -445,12 +445,16 @@ func (t *azureStore) Put(ctx context.Context, url string, src *Source) error {
 	ctx, w := newWatch(ctx, t.storage.pause.idle)
 	defer w.end()
 	media := octetStream
-	out, err := c.Upload(ctx, streaming.NopCloser(w.around(src.Section(ctx, 0, src.Size))), &blockblob.UploadOptions{
+	src.sending = src.Section(ctx, 0, src.Size)
+	out, err := c.Upload(ctx, streaming.NopCloser(w.around(src.sending)), &blockblob.UploadOptions{
 		TransactionalValidation: blob.TransferValidationTypeMD5(sum),
 		HTTPHeaders:             &blob.HTTPHeaders{BlobContentType: &media, BlobContentMD5: sum},
 	})
 	if err != nil {
 		return t.fault(w.cause(err))
+	}
+	if err := src.taken(); err != nil {
+		return err
 	}
 	return confirmed("MD5", hex.EncodeToString(out.ContentMD5), hex.EncodeToString(sum))
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/deckhand/deckhand/machine"
 )
 
 // The check values of the algorithms, for the text "123456789".
@@ -118,6 +120,19 @@ func TestParseHTTP(t *testing.T) {
 		u, _, err := parseHTTP(in)
 		if err != nil || u.String() != want {
 			t.Errorf("%q is taken for %v (%v), want %s", in, u, err, want)
+		}
+	}
+}
+
+func TestNoURL(t *testing.T) {
+	for _, in := range []string{"http://", "http:///a", "http://:80/a", "http://user@/a", "http://host:65536/a", "http://host:99999999999999999999/a", "http://[::1/a", "http://h ost/a"} {
+		if err := checkHTTP(in); err == nil || machine.FaultOf(err) != machine.TaskFault {
+			t.Errorf("%q is taken for a URL: %v", in, err)
+		}
+	}
+	for _, in := range []string{"http://host:65535/a", "http://host:/a", "http://[::1]:80/a"} {
+		if err := checkHTTP(in); err != nil {
+			t.Errorf("%q: %v", in, err)
 		}
 	}
 }

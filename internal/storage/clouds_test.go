@@ -144,6 +144,50 @@ func comeBack(status int) func(cloud, *testing.T, int, http.ResponseWriter, *htt
 
 func flip(b []byte) { b[len(b)/2] ^= 1 }
 
+// Whoever answers for a cloud's server, what came without a length is not taken for whole.
+func TestCloudsTellLengths(t *testing.T) {
+	credentials(t)
+	t.Setenv("STORAGE_EMULATOR_HOST", "host") // without credentials
+	for kind, k := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				raw("HTTP/1.1 200 OK\r\nETag: \"a\"\r\nConnection: close\r\n\r\na cut fi")(nil, 0, w, r)
+			}))
+			defer server.Close()
+			url := strings.Replace(k.url, "HOST", strings.TrimPrefix(server.URL, "http://"), 1)
+			_, _, err := fetchInto(t, storage.New(k.options(server.URL)), url, "file")
+			if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "neither a length nor a checksum") {
+				t.Errorf("error %v of fault %q", err, machine.FaultOf(err))
+			}
+		})
+	}
+}
+
+// Nor is an upload of which nobody has read the end taken for published.
+func TestCloudsTakeTheWholeFile(t *testing.T) {
+	credentials(t)
+	for _, kind := range []string{"http", "s3", "azure with a key"} {
+		t.Run(kind, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }))
+			defer server.Close()
+			options := kinds[kind].options(server.URL)
+			options.RetryFor = time.Millisecond
+			path := filepath.Join(t.TempDir(), "source")
+			storagetest.Write(t, path, storagetest.Content(storage.MinPart))
+			f, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			url := strings.Replace(kinds[kind].url, "HOST", strings.TrimPrefix(server.URL, "http://"), 1)
+			err = storage.Hasten(storage.New(options), time.Minute).Put(t.Context(), storage.PutRequest{URL: url, File: f, Size: storage.MinPart})
+			if err == nil || machine.FaultOf(err) != machine.RetryLater {
+				t.Errorf("error %v of fault %q", err, machine.FaultOf(err))
+			}
+		})
+	}
+}
+
 // What a cloud's server, or somebody before it, does wrong never becomes a wrong
 // file. A row ends with the content, or with an error of a fault and no file.
 func TestFetchFromFaultyClouds(t *testing.T) {

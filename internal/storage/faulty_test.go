@@ -306,6 +306,16 @@ func TestFetchFromFaultyServers(t *testing.T) {
 			handle: func(o *origin, n int, w http.ResponseWriter, r *http.Request) {
 				http.Redirect(w, r, "/x", http.StatusFound)
 			}},
+		{name: "a redirect to nowhere", content: a, fault: machine.TaskFault, says: "302 Found", most: 1, handle: status(302)},
+		{name: "a redirect to what is no URL", content: a, fault: machine.TaskFault, says: "redirects to what is no URL", most: 1,
+			handle: func(o *origin, n int, w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Location", "http://[::1/?sig=secret")
+				w.WriteHeader(http.StatusFound)
+			}},
+		{name: "a redirect to a port that cannot be", content: a, fault: machine.TaskFault, says: "invalid port", most: 1,
+			handle: func(o *origin, n int, w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "http://127.0.0.1:65536/", http.StatusFound)
+			}},
 		{name: "a redirect to another kind of URL", content: a, fault: machine.TaskFault, says: "unsupported protocol scheme", most: 1,
 			handle: func(o *origin, n int, w http.ResponseWriter, r *http.Request) {
 				http.Redirect(w, r, "ftp://example.org/x", http.StatusFound)
@@ -648,6 +658,10 @@ func TestPutToFaultyServers(t *testing.T) {
 				return nil
 			}
 			return b
+		}},
+		{name: "content with it, unread", fault: machine.RetryLater, says: "before it has taken", handle: func(_ int, w http.ResponseWriter, _ *http.Request) []byte {
+			w.WriteHeader(http.StatusOK)
+			return nil
 		}},
 		{name: "503 for ever", fault: machine.RetryLater, says: "503", handle: func(_ int, w http.ResponseWriter, _ *http.Request) []byte {
 			w.WriteHeader(http.StatusServiceUnavailable)

@@ -125,8 +125,13 @@ func parseHTTP(url string) (*neturl.URL, *neturl.Userinfo, error) {
 		}
 		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: %w", err)
 	}
-	if u.Host == "" {
+	if u.Hostname() == "" {
 		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: it names no host")
+	}
+	if p := u.Port(); p != "" {
+		if _, err := strconv.ParseUint(p, 10, 16); err != nil {
+			return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: there is no port %s", p)
+		}
 	}
 	user := u.User
 	u.User, u.Fragment, u.RawFragment = nil, "", ""
@@ -173,7 +178,8 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 		req.Body = http.NoBody
 		if src.Size > 0 {
 			req.GetBody = func() (io.ReadCloser, error) {
-				return io.NopCloser(w.around(src.Section(ctx, 0, src.Size))), nil
+				src.sending = src.Section(ctx, 0, src.Size)
+				return io.NopCloser(w.around(src.sending)), nil
 			}
 			req.Body, _ = req.GetBody()
 		}
@@ -194,6 +200,7 @@ func requestFault(err error) error {
 		dns         *net.DNSError
 		certificate *tls.CertificateVerificationError
 		record      tls.RecordHeaderError
+		address     *net.AddrError
 		outer       *neturl.Error
 	)
 	if errors.As(err, &outer) {
@@ -202,10 +209,12 @@ func requestFault(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
-	case errors.As(err, &dns) && dns.IsNotFound, errors.As(err, &certificate), errors.As(err, &record),
+	case errors.As(err, &dns) && dns.IsNotFound, errors.As(err, &certificate), errors.As(err, &record), errors.As(err, &address),
 		errors.Is(err, errMetadata), errors.Is(err, errRedirectedPut),
 		strings.HasPrefix(err.Error(), "stopped after"), strings.HasPrefix(err.Error(), "unsupported protocol scheme"):
 		return machine.Faultf(machine.TaskFault, "%w", err)
+	case strings.HasPrefix(err.Error(), "failed to parse Location header"):
+		return machine.Faultf(machine.TaskFault, "the server redirects to what is no URL") // which may be signed
 	}
 	var fault *machine.Error
 	if errors.As(err, &fault) {
@@ -287,6 +296,10 @@ func (reader *Reader) accept(resp *http.Response, r Range, object func(*http.Res
 		}
 		o.Size, o.Ranges, reader.Offset = size, true, begin
 	}
+	if o.Size < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor < 2 && len(o.Checksums) == 0 {
+		return machine.Faultf(machine.TaskFault,
+			"the server sends neither a length nor a checksum: a cut file could not be told from a whole one")
+	}
 	if r.Version != "" && o.Version != r.Version {
 		return ErrChanged
 	}
@@ -333,13 +346,7 @@ func httpObject(resp *http.Response) (Object, error) {
 			"the server sends it with Content-Encoding %q although none was asked for; what is stored cannot be told from what is sent: "+
 				"mend the object's metadata or the proxy", coding)
 	}
-	o := storedObject(resp)
-	if o.Size < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor < 2 && resp.Request.Method != http.MethodHead &&
-		len(o.Checksums) == 0 {
-		return Object{}, machine.Faultf(machine.TaskFault,
-			"the server sends neither a length nor a checksum: a cut file could not be told from a whole one")
-	}
-	return o, nil
+	return storedObject(resp), nil
 }
 
 // storedObject reads what an answer says about an object, whose bytes are sent
@@ -447,6 +454,9 @@ func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
 	defer body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return statusError(resp)
+	}
+	if err := src.taken(); err != nil {
+		return err
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(body, 64<<10)) // so that the connection is used again
 	return nil

@@ -3,11 +3,13 @@ package storage
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/deckhand/deckhand/internal/redact"
 )
@@ -118,8 +120,9 @@ type Source struct {
 	meter  func(n int64)
 
 	mu      sync.Mutex
-	counted int64 // bytes that the meter shows
-	kept    int64 // bytes that the storage has for good, in parts
+	sending *section // the whole, where it goes as one
+	counted int64    // bytes that the meter shows
+	kept    int64    // bytes that the storage has for good, in parts
 }
 
 // began tells of an upload in parts, or of the plan to make one.
@@ -148,6 +151,14 @@ func (s *Source) keep(n int64, sent bool) {
 		s.counted += n
 		s.meter(n)
 	}
+}
+
+// taken says whether a server that is content with the whole file has read it to its end.
+func (s *Source) taken() error {
+	if s.Size == 0 || s.sending.read.Load() >= s.Size {
+		return nil
+	}
+	return passing(errors.New("the server says that all is well before it has taken the whole file"))
 }
 
 // lose forgets what was kept: the storage will say what it has.
@@ -180,7 +191,7 @@ func (s *Source) count(ctx context.Context, n int64) error {
 
 // Section reads n bytes of the file from an offset, within the bandwidth limit
 // and counted. Sections may be read again and at the same time.
-func (s *Source) Section(ctx context.Context, offset, n int64) io.ReadSeeker {
+func (s *Source) Section(ctx context.Context, offset, n int64) *section {
 	return &section{ctx: ctx, source: s, ReadSeeker: io.NewSectionReader(s.File, offset, n)}
 }
 
@@ -188,12 +199,20 @@ type section struct {
 	ctx    context.Context
 	source *Source
 	io.ReadSeeker
+	read atomic.Int64 // bytes, as far as it was read last
 }
 
 func (s *section) Read(b []byte) (int, error) {
 	n, err := s.ReadSeeker.Read(b)
+	s.read.Add(int64(n))
 	if n > 0 {
 		err = cmp.Or(s.source.count(s.ctx, int64(n)), err)
 	}
 	return n, err
+}
+
+func (s *section) Seek(offset int64, whence int) (int64, error) {
+	at, err := s.ReadSeeker.Seek(offset, whence)
+	s.read.Store(at)
+	return at, err
 }
