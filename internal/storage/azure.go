@@ -210,12 +210,14 @@ func (t *azureStore) identity(ctx context.Context) (azcore.TokenCredential, erro
 	if t.ready {
 		return t.token, nil
 	}
+	ctx, w := newWatch(ctx, t.storage.pause.idle)
+	defer w.end()
 	token, err := azidentity.NewDefaultAzureCredential(nil)
 	if err == nil {
 		_, err = token.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{"https://storage.azure.com/.default"}})
 	}
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return nil, w.cause(ctx.Err())
 	}
 	t.ready = true
 	if err != nil {
@@ -496,9 +498,11 @@ func (m *azureUpload) blockID(p filePart) string {
 }
 
 func (m *azureUpload) list(ctx context.Context, _ string) (map[int]sentPart, error) {
+	ctx, w := newWatch(ctx, m.storage.pause.idle)
+	defer w.end()
 	out, err := m.blob.GetBlockList(ctx, blockblob.BlockListTypeAll, nil)
 	if err != nil {
-		if fault := m.fault(err); machine.FaultOf(fault) != machine.TaskFault || !isNotFound(err) {
+		if fault := m.fault(w.cause(err)); machine.FaultOf(fault) != machine.TaskFault || !isNotFound(err) {
 			return nil, fault
 		}
 		return nil, nil // no blob and no block
@@ -546,17 +550,21 @@ func (m *azureUpload) complete(ctx context.Context, _ string, parts []filePart, 
 	for i, p := range parts {
 		ids[i] = m.blockID(p)
 	}
+	ctx, w := newWatch(ctx, m.storage.assembly())
+	defer w.end()
 	media := octetStream
 	_, err = m.blob.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{
 		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &media, BlobContentMD5: sum},
 	})
-	return m.fault(err)
+	return m.fault(w.cause(err))
 }
 
 func (m *azureUpload) published(ctx context.Context, parts []filePart) (bool, error) {
+	ctx, w := newWatch(ctx, m.storage.pause.idle)
+	defer w.end()
 	out, err := m.blob.GetBlockList(ctx, blockblob.BlockListTypeCommitted, nil)
 	if err != nil {
-		return false, m.fault(err)
+		return false, m.fault(w.cause(err))
 	}
 	if len(out.CommittedBlocks) != len(parts) {
 		return false, nil

@@ -70,8 +70,10 @@ func (t *gcsStore) client(ctx context.Context) (*httpStore, error) {
 	}
 	client := &http.Client{CheckRedirect: stay, Transport: t.storage.transport}
 	if !t.storage.opts.GCS.Anonymous && os.Getenv("STORAGE_EMULATOR_HOST") == "" {
-		// What they make lives as long as the process, not as this request.
-		credentials, err := google.FindDefaultCredentials(context.WithoutCancel(ctx), gcsScope)
+		// What they make lives as long as the process, not as this request, so that its
+		// end does not end a request for a token.
+		patient := context.WithValue(context.WithoutCancel(ctx), oauth2.HTTPClient, &http.Client{Timeout: t.storage.pause.idle})
+		credentials, err := google.FindDefaultCredentials(patient, gcsScope)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

@@ -8,11 +8,14 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/storage/storagetest"
@@ -83,6 +86,32 @@ func TestGoogleCredentials(t *testing.T) {
 	if err == nil || machine.FaultOf(err) != machine.TaskFault || !strings.Contains(err.Error(), "401") {
 		t.Errorf("anonymous: %v of fault %q", err, machine.FaultOf(err))
 	}
+}
+
+// Whoever gives out tokens may be silent, too.
+func TestGoogleTokenIsAskedForAgain(t *testing.T) {
+	var once sync.Once
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		silent := false
+		once.Do(func() { silent = true })
+		if silent {
+			_, _ = io.Copy(io.Discard, r.Body) // or the end of the connection would not be seen
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"access_token": "SECRET", "token_type": "Bearer", "expires_in": 3600}`))
+	}))
+	defer tokens.Close()
+	serviceAccount(t, tokens.URL)
+	google := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("content")) }))
+	defer google.Close()
+	s := storage.Hasten(storage.New(storage.Options{GCS: storage.GCS{Endpoint: google.URL}}), time.Second)
+	dir, _, err := fetchInto(t, s, "gs://bucket/x", "file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	storagetest.Only(t, dir, "file", []byte("content"))
 }
 
 // A token is for Google alone.

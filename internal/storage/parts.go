@@ -10,6 +10,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/redact"
@@ -147,6 +148,10 @@ func (s *Storage) beginParts(ctx context.Context, src *Source, up partUpload) er
 	}
 	return src.began(ctx, Upload{ID: id})
 }
+
+// assembly is how long a storage may be silent while it puts the parts of an object
+// together: as long as one that fails is waited for.
+func (s *Storage) assembly() time.Duration { return max(s.pause.idle, s.opts.RetryFor) }
 
 // goOn lets whoever may not list uploads publish all the same.
 func (s *Storage) goOn(src *Source, err error) error {

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -232,6 +233,108 @@ func TestPausesAreAsLongAsAsked(t *testing.T) {
 					if pause := n.dialled[i+1].Sub(n.dialled[i]); pause != 2*time.Minute {
 						t.Errorf("pause %d is %s", i+1, pause)
 					}
+				}
+			})
+		})
+	}
+}
+
+// emptyHanded answers as a storage does that has nothing, and takes everything.
+func emptyHanded(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	q := r.URL.Query()
+	what := ""
+	switch {
+	case r.Method == http.MethodGet && q.Has("uploads"):
+		what = "ListMultipartUploadsResult"
+	case r.Method == http.MethodGet && q.Has("uploadId"):
+		what = "ListPartsResult"
+	case r.Method == http.MethodGet && q.Get("comp") == "blocklist":
+		what = "BlockList"
+	case r.Method == http.MethodPost && q.Has("uploads"):
+		what = "InitiateMultipartUploadResult"
+	case r.Method == http.MethodPost:
+		what = "CompleteMultipartUploadResult"
+	case q.Has("comp"):
+		w.WriteHeader(http.StatusCreated)
+	case r.Method == http.MethodDelete:
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		w.Header().Set("ETag", `"a"`)
+	}
+	if what != "" {
+		w.Header().Set("Content-Type", "application/xml")
+		_, _ = fmt.Fprintf(w, "<%s><UploadId>id</UploadId></%s>", what, what)
+	}
+}
+
+// Whatever a storage does not answer is asked again.
+func TestSilenceIsNotWaitedForForEver(t *testing.T) {
+	credentials(t)
+	asks := func(method string, query ...string) func(*http.Request) bool {
+		return func(r *http.Request) bool {
+			return r.Method == method && !slices.ContainsFunc(query, func(name string) bool { return !r.URL.Query().Has(name) })
+		}
+	}
+	comp := func(method, what string) func(*http.Request) bool {
+		return func(r *http.Request) bool { return r.Method == method && r.URL.Query().Get("comp") == what }
+	}
+	part := map[string]func(*http.Request) bool{"s3": asks(http.MethodPut, "partNumber"), "azure with a key": comp(http.MethodPut, "block")}
+	for _, row := range []struct {
+		kind, name string
+		silent     func(*http.Request) bool
+	}{
+		{"s3", "uploads", asks(http.MethodGet, "uploads")},
+		{"s3", "begin", asks(http.MethodPost, "uploads")},
+		{"s3", "part", part["s3"]},
+		{"s3", "parts", asks(http.MethodGet, "uploadId")},
+		{"s3", "complete", asks(http.MethodPost, "uploadId")},
+		{"s3", "abort", asks(http.MethodDelete, "uploadId")},
+		{"azure with a key", "block", part["azure with a key"]},
+		{"azure with a key", "blocks", comp(http.MethodGet, "blocklist")},
+		{"azure with a key", "commit", comp(http.MethodPut, "blocklist")},
+	} {
+		t.Run(row.kind+"/"+row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := pipes{make(chan net.Conn), make(chan struct{})}
+				var silent, refused sync.Once
+				server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					answer := emptyHanded
+					if part[row.kind](r) { // so that the next attempt asks what there is
+						refused.Do(func() {
+							answer = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
+						})
+					}
+					if row.silent(r) {
+						silent.Do(func() {
+							answer = func(_ http.ResponseWriter, r *http.Request) {
+								_, _ = io.Copy(io.Discard, r.Body) // or the end of the connection would not be seen
+								<-r.Context().Done()
+							}
+						})
+					}
+					answer(w, r)
+				})}
+				go func() { _ = server.Serve(l) }() // until it is closed
+				defer server.Close()
+				s := storage.Dial(storage.New(kinds[row.kind].options("http://host")), l.dial)
+				const size = storage.MinPart + 1
+				f, err := os.Create(filepath.Join(t.TempDir(), "source"))
+				if err == nil {
+					err = f.Truncate(size)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				url := kinds[row.kind].url
+				if err := s.Put(ctx, storage.PutRequest{URL: url, File: f, Size: size, Tag: "tag"}); err != nil {
+					t.Errorf("upload: %v", err)
+				}
+				if err := s.Abort(ctx, url, storage.Unfinished{Tag: "tag", Upload: &storage.Upload{ID: "id"}}); err != nil {
+					t.Errorf("abort: %v", err)
 				}
 			})
 		})

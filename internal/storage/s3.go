@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
@@ -132,6 +133,15 @@ func s3Call[Out any](ctx context.Context, t *s3Store, bucket string, do func(*s3
 	}
 }
 
+// s3Ask is s3Call for a request that moves no object: it ends when the storage is silent
+// for too long.
+func s3Ask[Out any](ctx context.Context, t *s3Store, bucket string, idle time.Duration, do func(context.Context, *s3.Client) (Out, error)) (Out, error) {
+	ctx, w := newWatch(ctx, idle)
+	defer w.end()
+	out, err := s3Call(ctx, t, bucket, func(c *s3.Client) (Out, error) { return do(ctx, c) })
+	return out, w.cause(err)
+}
+
 // elsewhere says whether an error tells of another region that the bucket is in.
 func (t *s3Store) elsewhere(bucket, asked string, err error) bool {
 	var answer *smithyhttp.ResponseError
@@ -200,14 +210,12 @@ func (t *s3Store) Stat(ctx context.Context, url string) (Object, error) {
 	if err != nil {
 		return Object{}, err
 	}
-	ctx, w := newWatch(ctx, t.storage.pause.idle)
-	defer w.end()
 	in := &s3.HeadObjectInput{Bucket: &u.bucket, Key: &u.key}
-	out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.HeadObjectOutput, error) {
+	out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.HeadObjectOutput, error) {
 		return c.HeadObject(ctx, in, withChecksums)
 	})
 	if err != nil {
-		return Object{}, w.cause(err)
+		return Object{}, err
 	}
 	return s3Object(s3Answer(out.ResultMetadata))
 }
@@ -259,17 +267,15 @@ func (t *s3Store) List(ctx context.Context, url string) iter.Seq2[Object, error]
 		return func(yield func(Object, error) bool) { yield(Object{}, describe(err, "list", url, 1)) }
 	}
 	return listPages(ctx, t.storage, url, u, joinRaw, func(ctx context.Context, next string) ([]listed, string, error) {
-		ctx, w := newWatch(ctx, t.storage.pause.idle)
-		defer w.end()
 		in := &s3.ListObjectsV2Input{Bucket: &u.bucket, Prefix: aws.String(u.prefix())}
 		if next != "" {
 			in.ContinuationToken = &next
 		}
-		out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.ListObjectsV2Output, error) {
+		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListObjectsV2Output, error) {
 			return c.ListObjectsV2(ctx, in)
 		})
 		if err != nil {
-			return nil, "", w.cause(err)
+			return nil, "", err
 		}
 		page := make([]listed, 0, len(out.Contents))
 		for _, o := range out.Contents {
@@ -346,7 +352,7 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) er
 	}
 	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
 	for {
-		out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
+		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
 			return c.ListMultipartUploads(ctx, in)
 		})
 		if err != nil {
@@ -383,7 +389,7 @@ func uploadsOf(out *s3.ListMultipartUploadsOutput, key string) (ids []string) {
 
 func (t *s3Store) abort(ctx context.Context, u bucketURL, upload string) error {
 	in := &s3.AbortMultipartUploadInput{Bucket: &u.bucket, Key: &u.key, UploadId: &upload}
-	_, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.AbortMultipartUploadOutput, error) {
+	_, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.AbortMultipartUploadOutput, error) {
 		return c.AbortMultipartUpload(ctx, in)
 	})
 	if errors.Is(err, errNoUpload) {
@@ -413,7 +419,7 @@ const maxOthers = 16 << 10
 // others asks once: an answer has a thousand, of all keys that begin with this one.
 func (m *s3Upload) others(ctx context.Context) ([]string, error) {
 	in := &s3.ListMultipartUploadsInput{Bucket: &m.u.bucket, Prefix: &m.u.key}
-	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
+	out, err := s3Ask(ctx, m.s3Store, m.u.bucket, m.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
 		return c.ListMultipartUploads(ctx, in)
 	})
 	if err != nil {
@@ -434,7 +440,7 @@ func (m *s3Upload) begin(ctx context.Context) (string, error) {
 		Bucket: &m.u.bucket, Key: &m.u.key, ContentType: aws.String(octetStream),
 		ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c, ChecksumType: types.ChecksumTypeFullObject,
 	}
-	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CreateMultipartUploadOutput, error) {
+	out, err := s3Ask(ctx, m.s3Store, m.u.bucket, m.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.CreateMultipartUploadOutput, error) {
 		return c.CreateMultipartUpload(ctx, in)
 	})
 	if err != nil {
@@ -447,7 +453,7 @@ func (m *s3Upload) list(ctx context.Context, upload string) (map[int]sentPart, e
 	parts := map[int]sentPart{}
 	in := &s3.ListPartsInput{Bucket: &m.u.bucket, Key: &m.u.key, UploadId: &upload}
 	for {
-		out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.ListPartsOutput, error) {
+		out, err := s3Ask(ctx, m.s3Store, m.u.bucket, m.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListPartsOutput, error) {
 			return c.ListParts(ctx, in)
 		})
 		if err != nil {
@@ -494,7 +500,7 @@ func (m *s3Upload) complete(ctx context.Context, upload string, parts []filePart
 		ChecksumCRC32C: base64Of(wholeCRC32C(parts)), ChecksumType: types.ChecksumTypeFullObject,
 		MpuObjectSize: &m.src.Size,
 	}
-	out, err := s3Call(ctx, m.s3Store, m.u.bucket, func(c *s3.Client) (*s3.CompleteMultipartUploadOutput, error) {
+	out, err := s3Ask(ctx, m.s3Store, m.u.bucket, m.storage.assembly(), func(ctx context.Context, c *s3.Client) (*s3.CompleteMultipartUploadOutput, error) {
 		return c.CompleteMultipartUpload(ctx, in)
 	})
 	if err != nil || out.ChecksumType == types.ChecksumTypeComposite || strings.Contains(aws.ToString(out.ChecksumCRC32C), "-") {
