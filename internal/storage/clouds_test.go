@@ -144,6 +144,30 @@ func comeBack(status int) func(cloud, *testing.T, int, http.ResponseWriter, *htt
 
 func flip(b []byte) { b[len(b)/2] ^= 1 }
 
+// An object with the name of a directory may have content, which no directory has.
+func TestContentOfADirectoryIsNotDropped(t *testing.T) {
+	for kind, open := range map[string]func(*testing.T) storagetest.Server{
+		"gs":    func(t *testing.T) storagetest.Server { return storagetest.FakeGCS(t) },
+		"azure": func(t *testing.T) storagetest.Server { s, _, _ := storagetest.Azurite(t); return s },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			s := open(t)
+			for _, name := range []string{"above/below/", "itself/"} {
+				top, _, _ := strings.Cut(name, "/")
+				s.Store(t, top+"/file", []byte("content"))
+				s.Store(t, name, []byte("content"))
+				var err error
+				for _, e := range storage.New(s.Options).List(t.Context(), s.URL+"/"+top) {
+					err = e
+				}
+				if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), name+`" below it cannot be a file: it has 7 bytes`) {
+					t.Errorf("%q: %v", name, err)
+				}
+			}
+		})
+	}
+}
+
 // Whoever answers for a cloud's server, what came without a length is not taken for whole.
 func TestCloudsTellLengths(t *testing.T) {
 	credentials(t)

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/google"
@@ -279,6 +280,9 @@ func (t *gcsStore) Put(ctx context.Context, url string, src *Source) error {
 	u, err := parseObjectURL(url)
 	if err != nil {
 		return err
+	}
+	if !utf8.ValidString(u.key) { // JSON would change it
+		return machine.Faultf(machine.TaskFault, "its name is no UTF-8, as names in Google Cloud Storage are")
 	}
 	h, err := t.client(ctx)
 	if err != nil {

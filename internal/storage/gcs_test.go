@@ -114,6 +114,17 @@ func TestGoogleTokenIsAskedForAgain(t *testing.T) {
 	storagetest.Only(t, dir, "file", []byte("content"))
 }
 
+// Another name would be that of another file, too.
+func TestGoogleNamesAreText(t *testing.T) {
+	s := storagetest.FakeGCS(t)
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, []byte("content"))
+	err := putFile(s.Options, source, s.URL+"/\xff", nil, nil)
+	if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "UTF-8") || len(s.Names(t)) > 0 {
+		t.Errorf("error %v, objects %q", err, s.Names(t))
+	}
+}
+
 // A token is for Google alone.
 func TestGoogleTokenIsNotCarriedElsewhere(t *testing.T) {
 	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

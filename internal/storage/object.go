@@ -122,6 +122,11 @@ func listPages(ctx context.Context, s *Storage, url string, u bucketURL, join fu
 					yield(Object{}, describe(err, "list", url, 1))
 					return
 				}
+				if (dir || l.dir) && l.size > 0 {
+					err := machine.Faultf(machine.TaskFault, "the object %q below it cannot be a file: it has %d bytes, and the name of a directory", l.key, l.size)
+					yield(Object{}, describe(err, "list", url, 1))
+					return
+				}
 				if name == "" {
 					continue
 				}

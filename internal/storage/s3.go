@@ -10,6 +10,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"iter"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -108,11 +109,27 @@ func (t *s3Store) configure(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if credentialsMayCome(err) {
+			return passing(fmt.Errorf("the AWS credentials of this node cannot be had now: %w", err))
+		}
 		t.anonymous = fmt.Errorf("no AWS credentials were found: %w", err)
 		t.storage.opts.Log.Info("requests to S3 are sent without credentials", "because", t.anonymous)
 	}
 	t.config = &c
 	return nil
+}
+
+// credentialsMayCome tells a source of credentials that fails at the moment from one that
+// is not there, as the metadata service is not outside of Amazon.
+func credentialsMayCome(err error) bool {
+	var answer interface{ HTTPStatusCode() int }
+	if errors.As(err, &answer) && answer.HTTPStatusCode() > 0 {
+		var pass *passingError
+		return errors.As(statusFault(answer.HTTPStatusCode(), nil, err), &pass)
+	}
+	var op *smithy.OperationError
+	var failed net.Error
+	return errors.As(err, &failed) && !(errors.As(err, &op) && op.Service() == "ec2imds")
 }
 
 // s3Call makes one request. A bucket that is in another region is asked for there.

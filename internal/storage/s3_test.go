@@ -82,6 +82,41 @@ func uploads(t *testing.T, client *s3.Client) (ids []string) {
 	return ids
 }
 
+// Credentials that somebody is to give are waited for, and not done without.
+func TestS3CredentialsAreWaitedFor(t *testing.T) {
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		_, _ = io.WriteString(w, "content")
+	}))
+	defer service.Close()
+	for name, fail := range map[string]http.HandlerFunc{
+		"busy":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"throttled": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) },
+		"cut":       func(w http.ResponseWriter, r *http.Request) { raw("")(nil, 0, w, r) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if asked.Add(1) <= 5 { // more than the client tries
+					fail(w, r)
+					return
+				}
+				_, _ = io.WriteString(w, `{"AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": "2099-01-01T00:00:00Z"}`)
+			}))
+			defer source.Close()
+			t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", source.URL)
+			st := storage.Hasten(storage.New(storage.Options{S3: storage.S3{Endpoint: service.URL, PathStyle: true}}), time.Minute)
+			if _, _, err := fetchInto(t, st, "s3://bucket/x", "file"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // An upload whose name did not become known is one without a part that was not
 // there before; others stay.
 func TestS3UnknownUploadIsAborted(t *testing.T) {
