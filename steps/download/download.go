@@ -244,7 +244,7 @@ func (s *Step) list(ctx context.Context, n machine.Notes, tree *worktree.Tree, l
 // directory adds what an input directory holds, whose path is p.
 func (s *Step) directory(ctx context.Context, add func(entry) error, input int, p string) error {
 	url := s.Task.Inputs[input].URL
-	if err := add(entry{path: p, kind: dirEntry}); err != nil {
+	if err := add(entry{path: p, kind: dirEntry, item: item{input: input + 1}}); err != nil {
 		return err
 	}
 	for o, err := range s.Storage.List(ctx, url) {
@@ -256,7 +256,7 @@ func (s *Step) directory(ctx context.Context, add func(entry) error, input int, 
 			x.url = ""
 		}
 		if o.Mode.IsDir() {
-			x = entry{path: x.path, kind: dirEntry}
+			x = entry{path: x.path, kind: dirEntry, item: item{input: input + 1}}
 		}
 		if err := add(x); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/deckhand/deckhand/internal/sorted"
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/machine"
 )
 
 // The files of all inputs are laid into one tree. Where two inputs bring
@@ -94,8 +95,8 @@ type merge struct {
 	above []*contested
 
 	path   string
-	file   entry  // the last one that was listed; without a turn when there is none
-	dir    uint64 // the turn of the last directory
+	file   entry // the last one that was listed; without a turn when there is none
+	dir    entry // the last directory, so too
 	staged int64
 }
 
@@ -113,13 +114,13 @@ func (m *merge) add(x entry) bool {
 		if !m.done() || !m.close(x.path) {
 			return false
 		}
-		m.path, m.file, m.dir, m.staged = x.path, entry{}, 0, -1
+		m.path, m.file, m.dir, m.staged = x.path, entry{}, entry{}, -1
 	}
 	switch x.kind {
 	case stagedEntry:
 		m.staged = x.size
 	case dirEntry:
-		m.dir = x.turn
+		m.dir = x
 	case fileEntry:
 		m.file = x
 	}
@@ -143,31 +144,47 @@ func (m *merge) close(p string) bool {
 
 // done decides about the place of which all entries have come.
 func (m *merge) done() bool {
-	turn := max(m.file.turn, m.dir)
-	if turn == 0 {
+	newest := m.file
+	if m.dir.turn > newest.turn {
+		newest = m.dir
+	}
+	if newest.turn == 0 {
 		return true // it is only journaled
 	}
 	var beaten uint64 // by the newest file above
 	for _, c := range m.above {
+		if c.wins && c.input == newest.input {
+			return m.yield(place{}, impossible(c.path))
+		}
 		beaten = max(beaten, c.turn)
-		c.wins = c.wins && c.turn > turn
+		c.wins = c.wins && c.turn > newest.turn
 		if !m.tell(c) {
 			return false
 		}
 	}
+	if m.file.turn > beaten && m.dir.turn > beaten && m.file.input == m.dir.input {
+		return m.yield(place{}, impossible(m.path))
+	}
 	if m.file.turn > 0 {
 		c := &contested{
-			place: place{m.path, aFile, m.file.item, m.staged}, turn: m.file.turn, wins: m.file.turn > max(beaten, m.dir),
+			place: place{m.path, aFile, m.file.item, m.staged}, turn: m.file.turn, wins: m.file.turn > max(beaten, m.dir.turn),
 		}
 		m.above = append(m.above, c)
-		if m.dir > 0 && !m.tell(c) {
+		if m.dir.turn > 0 && !m.tell(c) {
 			return false
 		}
 	}
-	if m.dir > max(beaten, m.file.turn) {
+	if m.dir.turn > max(beaten, m.file.turn) {
 		return m.yield(place{path: m.path, kind: aDir}, nil)
 	}
 	return true
+}
+
+// impossible is the error of what no input has overruled: a bucket can hold it, a
+// directory cannot.
+func impossible(p string) error {
+	return machine.Faultf(machine.TaskFault,
+		"input %s: its directory has an object of this name and others below it, and a file cannot be a directory; rename one, or give each as an input of its own", p)
 }
 
 // tell says once that something is left out where a file and a directory meet.

@@ -19,6 +19,7 @@ import (
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/sorted"
 	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/internal/storage/storagetest"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -162,11 +163,42 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// A bucket can hold what no directory can: an object and others below its name. Nothing is
+// left out of it unless another input says what is to be there.
+func TestObjectAboveObjects(t *testing.T) {
+	s := storagetest.FakeGCS(t)
+	s.Store(t, "file/a", []byte("above"))
+	s.Store(t, "file/a-b", []byte("beside"))
+	s.Store(t, "file/a/b", []byte("below"))
+	s.Store(t, "marker/a", []byte("above"))
+	s.Store(t, "marker/a/", nil)
+	for _, name := range []string{"file", "marker"} {
+		in := tes.Input{Path: "/in", URL: s.URL + "/" + name, Type: tes.Directory}
+		f := newFixture(t, in)
+		f.step.Storage = storage.New(s.Options)
+		err := f.step.Do(t.Context(), f.task, f.notes)
+		if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "input /in/a: its directory has an object of this name and others below it") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := f.found(t); len(got) != 1 { // the empty directory
+			t.Errorf("%s: it leaves %q", name, got)
+		}
+		f = newFixture(t, in, content("/in/a", "chosen"))
+		f.step.Storage = storage.New(s.Options)
+		if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := f.read(t, "/in/a"); got != "chosen" {
+			t.Errorf("%s: it is %q", name, got)
+		}
+	}
+}
+
 // listedIn yields entries as a list has them that were listed in this order.
 func listedIn(t *rapid.T, entries []entry) iter.Seq2[sorted.Entry, error] {
 	l := sorted.New("/nowhere", inTree)
 	for i, x := range entries {
-		x.turn = uint64(i) + 1
+		x.turn, x.input = uint64(i)+1, i+1
 		e, err := x.encode()
 		if err == nil {
 			err = l.Add(e)
@@ -256,16 +288,14 @@ func TestMergeAsInMemory(t *testing.T) {
 }
 
 func TestMergeTellsLittle(t *testing.T) {
-	source := storage.Object{}
-	var inputs []storage.Object
+	inputs := []tes.Input{{Path: "/in", URL: "s3://b/in", Type: tes.Directory}}
+	var objects []storage.Object
 	for i := range 500 {
-		source.Name, source.URL = fmt.Sprint(i), "s3://b/"+fmt.Sprint(i)
-		inputs = append(inputs, source)
-		source.Name, source.URL = source.Name+"/x", source.URL+"/x"
-		inputs = append(inputs, source)
+		objects = append(objects, storage.Object{Name: fmt.Sprint(i), URL: "s3://b/" + fmt.Sprint(i)})
+		inputs = append(inputs, content(fmt.Sprintf("/in/%d/x", i), "x"))
 	}
-	f := newFixture(t, tes.Input{Path: "/in", URL: "s3://b/in", Type: tes.Directory})
-	f.step.Storage = &given{Storage: f.step.Storage, objects: inputs}
+	f := newFixture(t, inputs...)
+	f.step.Storage = &given{Storage: f.step.Storage, objects: objects}
 	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
 		t.Fatal(err)
 	}
