@@ -23,7 +23,10 @@ const (
 )
 
 func (e *examination) journal(context.Context) []finding {
-	if !exists(e.journalDir()) {
+	switch known, err := e.hasJournal(); {
+	case err != nil:
+		return []finding{broken(message(err), "see whether this user may look at the root")}
+	case !known:
 		return []finding{fine("none yet; the first run makes it")}
 	}
 	report, err := journal.Verify(e.journalDir(), machine.Legal)
@@ -53,8 +56,8 @@ func (e *examination) reserve(context.Context) []finding {
 // quietView opens a copy of the journal to read; what is wrong with it is told by
 // the check of the journal alone.
 func (e *examination) quietView() (v *journal.View, ok bool, err error) {
-	if !exists(e.journalDir()) {
-		return nil, false, nil
+	if known, err := e.hasJournal(); !known {
+		return nil, false, err
 	}
 	v, err = journal.OpenView(e.journalDir())
 	return v, err == nil, err

@@ -57,8 +57,8 @@ func retention(cmd *cobra.Command, olderThan string, keep int) (r journal.Retent
 }
 
 func (a *app) prune(ctx context.Context, r journal.Retention, dryRun bool) error {
-	if !exists(a.journalDir()) {
-		return nil
+	if known, err := a.hasJournal(); !known {
+		return err
 	}
 	verb, pruned, err := "removed", journal.Pruned{}, error(nil)
 	if dryRun {

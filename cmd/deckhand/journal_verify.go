@@ -32,7 +32,11 @@ type verified struct {
 
 func (a *app) verify(asJSON bool) error {
 	r := verified{Sound: true, Problems: []journal.Problem{}}
-	if exists(a.journalDir()) {
+	known, err := a.hasJournal()
+	if err != nil {
+		return err
+	}
+	if known {
 		report, err := journal.Verify(a.journalDir(), machine.Legal)
 		if err != nil {
 			return err

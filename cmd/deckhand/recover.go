@@ -52,7 +52,7 @@ takes its node out of service, unless the journal is unusable (78).`,
 
 func (a *app) recover(ctx context.Context, job string) (r recovered, err error) {
 	r = recovered{RolledBack: []string{}, Running: []string{}, Ended: []string{}, Closed: []string{}, Problems: []string{}, Removed: []scrub.Item{}}
-	if !exists(a.journalDir()) && !exists(journal.KeptID(a.journalDir())) {
+	if known, err := a.hasJournal(); err == nil && !known && !exists(journal.KeptID(a.journalDir())) {
 		return r, nil // nothing ever ran here
 	}
 	s, err := a.hold(ctx)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
@@ -19,8 +20,8 @@ const last = "last"
 
 // view opens a copy of the journal to read; false when nothing ever ran here.
 func (a *app) view() (*journal.View, bool, error) {
-	if !exists(a.journalDir()) {
-		return nil, false, nil
+	if known, err := a.hasJournal(); !known {
+		return nil, false, err
 	}
 	v, err := journal.OpenView(a.journalDir())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -39,6 +40,20 @@ func (a *app) view() (*journal.View, bool, error) {
 func exists(name string) bool {
 	_, err := os.Lstat(name)
 	return err == nil
+}
+
+// hasJournal says whether anything ever ran here. Who may not look does not know.
+func (a *app) hasJournal() (bool, error) {
+	_, err := os.Lstat(a.journalDir())
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return false, nil
+	case errors.Is(err, fs.ErrPermission):
+		return false, machine.Faultf(machine.NodeFault, "cannot look into %s: %w; run as its owner, or as root", a.conf.Root, cause(err))
+	}
+	return false, machine.Faultf(machine.NodeFault, "cannot look into %s: %w", a.conf.Root, cause(err))
 }
 
 // viewTask opens a copy of the journal and finds the task that a name means.
