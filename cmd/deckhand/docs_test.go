@@ -275,3 +275,29 @@ func productStrings(t *testing.T) string {
 	}
 	return all.String()
 }
+
+// The checks of doctor are those that the documentation lists.
+func TestDocumentedChecks(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(text), "\n| check | what it looks at |\n")
+	table, _, closed := strings.Cut(table, "\n\n")
+	if !ok || !closed {
+		t.Fatal("operating.md has no table of checks")
+	}
+	var documented, all []string
+	for _, row := range strings.Split(table, "\n") {
+		first, _, _ := strings.Cut(strings.TrimPrefix(row, "|"), "|")
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(first, -1) {
+			documented = append(documented, m[1])
+		}
+	}
+	for _, c := range checks {
+		all = append(all, c.name)
+	}
+	if !slices.Equal(documented, all) {
+		t.Errorf("operating.md lists %q\ndoctor has %q", documented, all)
+	}
+}
