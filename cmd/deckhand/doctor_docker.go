@@ -31,7 +31,9 @@ func (e *examination) dockerFix() string {
 		return "see whether it runs there and this node reaches it, or name another with --docker-host"
 	case errors.Is(err, os.ErrNotExist):
 		return "start the Docker Engine (\"systemctl start docker\"), or name another with --docker-host"
-	case err != nil || unix.Access(socket, unix.R_OK|unix.W_OK) != nil:
+	case err != nil: // whose it is cannot be told
+		return fmt.Sprintf("run as root, or let this user get to %s: %s", socket, message(err))
+	case unix.Access(socket, unix.R_OK|unix.W_OK) != nil:
 		return fmt.Sprintf("add this user to the group of the socket (\"usermod -aG %s USER\") and log in again", groupName(st.Gid))
 	case e.docker == nil && strings.Contains(e.silent.Error(), "or newer is needed"):
 		return "upgrade the Docker Engine"

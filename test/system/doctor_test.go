@@ -183,6 +183,18 @@ func TestDoctorOfAUser(t *testing.T) {
 		t.Errorf("without the group it says %+v", c)
 	}
 	w.User.Groups = []uint32{dockerGroup}
+	// Nobody is to be made a member of root's group because the socket cannot be looked at.
+	socket := strings.TrimPrefix(w.DockerHost, "unix://")
+	if err := os.Chmod(filepath.Dir(socket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c = w.complaints(t)["docker"]
+	if c.Result != "fail" || strings.Contains(c.Fix, "usermod") || !strings.Contains(c.Fix, socket+": permission denied") {
+		t.Errorf("without a way to the socket it says %+v", c)
+	}
+	if err := os.Chmod(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Mkdir(w.Root, 0o755); err != nil {
 		t.Fatal(err)
 	}
