@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -189,6 +190,9 @@ func (h holdings) inWords() (ours, others string) {
 	ours = list([]string{"images", "containers", "volumes", "task directories", "journal", "reserve", "program", "damaged journals"},
 		d.Images, d.Containers, d.Volumes, d.Tasks, d.Journal, d.Reserve, d.Program, d.Damaged)
 	others = list([]string{"images", "containers", "volumes", "build cache"}, o.Images, o.Containers, o.Volumes, o.Cache) + " in Docker"
+	if o == (foreignHoldings{}) && slices.ContainsFunc(h.Unknown, func(s string) bool { return strings.HasPrefix(s, "Docker: ") }) {
+		others = "unknown" // which is not nothing
+	}
 	if len(h.Unknown) > 0 {
 		others += fmt.Sprintf("; not counted in full: %s", strings.Join(h.Unknown, "; "))
 	}

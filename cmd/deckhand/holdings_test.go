@@ -33,6 +33,19 @@ func TestHoldingsAreSorted(t *testing.T) {
 	}
 }
 
+// A Docker that was not asked is not said to hold nothing.
+func TestHoldingsInWords(t *testing.T) {
+	for words, h := range map[string]holdings{
+		"nothing in Docker":                              {},
+		"unknown; not counted in full: Docker: silent":   {Unknown: []string{"Docker: silent"}},
+		"nothing in Docker; not counted in full: x: why": {Unknown: []string{"x: why"}},
+	} {
+		if _, others := h.inWords(); others != words {
+			t.Errorf("others have %q, want %q", others, words)
+		}
+	}
+}
+
 func TestTreeBytes(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string, size int) {
