@@ -143,8 +143,11 @@ func (w *worker) work(ctx context.Context) {
 		}
 	}
 	w.deliverAll(ctx)
-	if left, err := w.journal.Undelivered(w.sink.Name(), 1); err != nil || len(left) > 0 {
-		w.log.Warn("not all events are delivered; the next start goes on with them", "error", err)
+	switch left, err := w.journal.Undelivered(w.sink.Name(), 1); {
+	case err != nil:
+		w.log.Warn("cannot tell whether all events are delivered; the next start goes on with the others", "error", err)
+	case len(left) > 0:
+		w.log.Warn("not all events are delivered; the next start goes on with them")
 	}
 }
 
