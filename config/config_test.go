@@ -288,7 +288,7 @@ func TestRefusals(t *testing.T) {
 		{name: "unknown key", file: "run: {max_attempt: 3}", want: []string{"config.yaml", "unknown key run.max_attempt;", "did you mean run.max_attempts?"}},
 		{name: "unknown section", file: "images: {pull: auto}", want: []string{"unknown key images.pull", "did you mean image.pull?"}},
 		{name: "forgotten section", file: "stop_grace: 3s", want: []string{"did you mean run.stop_grace?"}},
-		{name: "nothing near", file: "colour: blue", want: []string{"unknown key colour", "deckhand config lists"}},
+		{name: "nothing near", file: "colour: blue", want: []string{"unknown key colour", "\"deckhand config --example\" lists"}},
 		{name: "two unknown keys", file: "colour: blue\nsize: 3", want: []string{"colour", "size"}},
 		{name: "section as value", file: "run: 5", want: []string{"run is a section"}},
 		{name: "value as section", file: "root: {dir: /x}", want: []string{"unknown key root.dir"}},

@@ -14,7 +14,7 @@ func didYouMean(name string, candidates []string) string {
 		}
 	}
 	if best == "" {
-		return "; deckhand config lists them all"
+		return "; \"deckhand config --example\" lists them all"
 	}
 	return "; did you mean " + best + "?"
 }

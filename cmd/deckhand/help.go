@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // helpTemplate shows how a command is used before it explains every flag.
@@ -35,6 +37,9 @@ Flags of every command:
 {{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}
 {{end}}`
 
+// allowedValues are those of flags, by their type.
+var allowedValues = map[string]string{"int": "a whole number", "bool": "true or false"}
+
 // finish gives the tree of commands what all of them share.
 func finish(root *cobra.Command) {
 	root.SetHelpTemplate(helpTemplate)
@@ -43,6 +48,12 @@ func finish(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var wrong *pflag.InvalidValueError
+		if errors.As(err, &wrong) {
+			if allowed, known := allowedValues[wrong.GetFlag().Value.Type()]; known { // not in the words of the library
+				err = fmt.Errorf("--%s is %q; write %s", wrong.GetFlag().Name, wrong.GetValue(), allowed)
+			}
+		}
 		return usage("%w; see \"%s --help\"", err, cmd.CommandPath())
 	})
 	for _, name := range []string{"help", "completion", "version", "graph", "man"} {

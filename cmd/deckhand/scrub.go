@@ -120,8 +120,15 @@ func (s *session) leftovers(ctx context.Context, c *scrub.Cleaner) (gone, kept [
 // beside it.
 func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 	report = scrub.Report{Removed: []scrub.Item{}, Kept: []scrub.Item{}, Failed: []scrub.Item{}}
-	if err := a.checkRoot(); err != nil || !exists(a.conf.Root) {
+	if err := a.checkRoot(); err != nil {
 		return report, err
+	}
+	if report.FreeBytesBefore, err = freeBytes(a.conf.Root); err != nil {
+		return report, err
+	}
+	report.FreeBytesAfter = report.FreeBytesBefore
+	if !exists(a.conf.Root) {
+		return report, nil
 	}
 	docker, err := a.connect(ctx)
 	if err != nil {
@@ -135,10 +142,6 @@ func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 		}
 		defer func() { err = errors.Join(err, lock.Unlock()) }()
 	}
-	if report.FreeBytesBefore, err = freeBytes(a.conf.Root); err != nil {
-		return report, err
-	}
-	report.FreeBytesAfter = report.FreeBytesBefore
 	n, err := a.nodeRecord()
 	if err != nil {
 		return report, err
