@@ -176,6 +176,7 @@ type Funnel struct {
 	TokenFile    string // absolute; empty for none
 	Poll         time.Duration
 	RetryFor     time.Duration
+	GiveUpAfter  time.Duration // 0 for never
 }
 
 // Metrics says where counters go.

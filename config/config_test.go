@@ -169,6 +169,7 @@ var samples = map[string][3]string{
 	"funnel.token_file":    {"/a", "/b", "/c"},
 	"funnel.poll":          {"1s", "2s", "3s"},
 	"funnel.retry_for":     {"1m", "2m", "3m"},
+	"funnel.give_up_after": {"1h", "2d", "none"},
 
 	"storage.s3.endpoint":   {"http://127.0.0.1:7070", "https://b/path", "https://c"},
 	"storage.s3.region":     {"a", "b", "c"},

@@ -10,14 +10,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/go-units"
+
 	"github.com/deckhand/deckhand/internal/funnel"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 )
 
-// closeGone ends tasks on their servers of Funnel that were handed back to a job of Slurm
-// which is gone: nobody runs them again, and the server itself would show them as running
-// for ever. It adds to r what came of it. What fails for one would fail for the others, and each
+// closeGone ends tasks on their servers of Funnel that were handed back and that nobody runs
+// again: their job of Slurm is gone, or another engine has had them for long. The server
+// itself would show them as running for ever. It adds to r what came of it. What fails for one would fail for the others, and each
 // may wait for an answer, which an epilog has no time for: the rest is for the next time.
 func (s *session) closeGone(ctx context.Context, r recovered, known []machine.Head) recovered {
 	for _, h := range known {
@@ -41,8 +43,9 @@ func (s *session) closeIfGone(ctx context.Context, h machine.Head) (closed bool,
 	if err != nil {
 		return false, err
 	}
-	job := p.Metadata[engineKeys[slurmJob]]
-	if p.Funnel == nil || p.givenUp || job == "" {
+	job, waited := p.Metadata[engineKeys[slurmJob]], time.Since(h.Since)
+	patience := s.app.conf.Funnel.GiveUpAfter
+	if p.Funnel == nil || p.givenUp || job == "" && (patience == 0 || waited < patience) {
 		return false, nil
 	}
 	client, err := s.app.funnelClient(*p.Funnel)
@@ -66,12 +69,16 @@ func (s *session) closeIfGone(ctx context.Context, h machine.Head) (closed bool,
 	if !waits || (ownership{root, p.start}).superseded(t.Metadata[ownerKey]) {
 		return false, nil
 	}
-	if gone, err := jobGone(ctx, job); !gone || err != nil {
-		return false, err
+	why := fmt.Sprintf("the task was handed back %s ago, and nobody has run it again since", units.HumanDuration(waited))
+	if job != "" {
+		if gone, err := jobGone(ctx, job); !gone || err != nil {
+			return false, err
+		}
+		why = fmt.Sprintf("the task was handed back to job %s of Slurm, which is gone: nobody runs it again", job)
 	}
 	now := time.Now().UTC()
 	tell := &teller{ctx: ctx, client: client, id: h.Task, task: t}
-	tell.line(fmt.Sprintf("gone.%s.%d", job, h.Attempt), now, fmt.Sprintf("%s: the task was handed back to job %s of Slurm, which is gone: nobody runs it again", hostname(), job))
+	tell.line(fmt.Sprintf("gone.%s.%d", job, h.Attempt), now, hostname()+": "+why)
 	tell.event(funnel.End(now))
 	tell.state(now, tes.SystemError)
 	return tell.told() == nil, tell.told()

@@ -18,7 +18,7 @@ type recovered struct {
 	RolledBack []string `json:"rolled_back"`
 	Running    []string `json:"running"` // left alone: their owner lives
 	Ended      []string `json:"ended"`   // their owner lived, and was ended
-	// Closed were handed back to a job that is gone: their server was told that they ended.
+	// Closed were handed back, and nobody runs them again: their server was told that they ended.
 	Closed   []string `json:"closed"`
 	Problems []string `json:"problems"`
 	// Removed is what was left of the tasks of a journal that was lost.
@@ -33,7 +33,8 @@ func newRecoverCommand(a *app) *cobra.Command {
 		Short: "Roll back what is unfinished and not running (at boot, in an epilog)",
 		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
 running one alone, unless --job names the job of Slurm that runs it. A task of a Funnel server that
-was handed back to a job of Slurm that is gone is ended on the server. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
+was handed back, and that nobody runs again, is ended on the server: its job of Slurm is gone, or
+another engine has had it for funnel.give_up_after. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -147,7 +148,7 @@ func (a *app) printRecovered(r recovered, asJSON bool) error {
 	for _, group := range []struct {
 		word string
 		list []string
-	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"ended task", r.Ended}, {"ended on its server, for its job is gone: task", r.Closed}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
+	}{{"removed", removed}, {"rolled back task", r.RolledBack}, {"ended task", r.Ended}, {"ended on its server, for nobody runs it again: task", r.Closed}, {"left alone, it runs: task", r.Running}, {"problem:", r.Problems}} {
 		for _, text := range group.list {
 			if _, err := fmt.Fprintln(a.stdout, group.word, printable(text)); err != nil {
 				return err

@@ -534,3 +534,76 @@ func TestFunnelJobGone(t *testing.T) {
 		t.Errorf("recover says %+v, and the tasks are %s and %s on the server", r, f.State("second"), f.State("third"))
 	}
 }
+
+// A task that was handed back to an engine that cannot be asked is given up by recover when
+// nobody has run it again for long, here or elsewhere. The engine may still run it.
+func TestFunnelGivenUp(t *testing.T) {
+	t.Parallel()
+	f := newFront(t)
+	f.Env = append(f.Env, "DECKHAND_EVENTS_DRAIN=1m")
+	handed := func(id string) {
+		t.Helper()
+		f.submitSh(t, id, "exec sleep 1000")
+		b := f.background(t, id)
+		b.Until(t, "executor started")
+		b.signal(t, unix.SIGTERM)
+		b.ends(t, 75)
+	}
+	recovers := func(patience string, closed ...string) {
+		t.Helper()
+		was := f.Env
+		f.Env = append(slices.Clone(f.Env), "DECKHAND_FUNNEL_GIVE_UP_AFTER="+patience)
+		if r := f.recover(t); !slices.Equal(r.Closed, closed) || len(r.Problems) > 0 {
+			t.Errorf("with %q recover says %+v, want %q closed", patience, r, closed)
+		}
+		f.Env = was
+	}
+	handed("t")
+	for _, patience := range []string{"", "none", "1h"} {
+		if recovers(patience); f.State("t") != "RUNNING" {
+			t.Errorf("with %q the task is %s on the server", patience, f.State("t"))
+		}
+	}
+	recovers("1ms", "t")
+	log := f.Log("t")
+	if said := strings.Join(log.SystemLogs, "\n"); f.State("t") != "SYSTEM_ERROR" || strings.Count(said, "nobody has run it again") != 1 || log.EndTime == "" {
+		t.Errorf("the task is %s on the server, which has %+v", f.State("t"), log)
+	}
+	events := f.Events("t")
+	if recovers("1ms"); f.Events("t") != events {
+		t.Errorf("the server was told %d more events", f.Events("t")-events)
+	}
+
+	// Its user has canceled it meanwhile.
+	handed("canceled")
+	f.Cancel(t, "canceled")
+	if recovers("1ms"); f.State("canceled") != "CANCELED" {
+		t.Errorf("the task is %s on the server", f.State("canceled"))
+	}
+
+	// Another node has it now.
+	handed("moved")
+	other := NewNode(t, f.DockerHost)
+	other.Env = append(other.Env, f.Env[2:]...)
+	there := &front{&World{Node: other, Registry: f.Registry, Dir: t.TempDir(), Docker: f.Docker}, f.Server, f.image}
+	t.Cleanup(func() {
+		there.Deckhand(t, "recover")
+		there.Deckhand(t, "scrub")
+	})
+	b := there.background(t, "moved")
+	b.Until(t, "executor started")
+	until(t, "all that the other node has to say", func() bool { return there.told(t) })
+	if recovers("1ms"); f.State("moved") != "RUNNING" {
+		t.Errorf("the task is %s on the server", f.State("moved"))
+	}
+	b.Kill(t)
+
+	// The engine has run it again after all.
+	b = f.background(t, "t")
+	b.Until(t, "executor started")
+	f.Cancel(t, "t")
+	b.ends(t, 4)
+	if want := []string{"QUEUED", "INITIALIZING", "RUNNING", "SYSTEM_ERROR", "INITIALIZING", "RUNNING", "CANCELED"}; !slices.Equal(f.States("t"), want) {
+		t.Errorf("on the server the task was %v, want %v", f.States("t"), want)
+	}
+}
