@@ -32,6 +32,18 @@ type Engine struct {
 	Retries func(code int) bool
 }
 
+// Command are the arguments of a job whose document is at that place, as the engine
+// starts it.
+func (e Engine) Command(place string) []string {
+	name := strings.TrimSuffix(filepath.Base(place), filepath.Ext(place))
+	put := strings.NewReplacer(e.Document, place, "$Fn(TASK)", name) // HTCondor's function: a name without directory and extension
+	var args []string
+	for _, arg := range e.Args {
+		args = append(args, put.Replace(arg))
+	}
+	return args
+}
+
 // Dir is where the pages and examples are.
 func Dir() string {
 	_, here, _, _ := runtime.Caller(0)
@@ -88,7 +100,7 @@ func nomad(t *testing.T) Engine {
 
 // HTCondor takes a job out of the queue after 0, and when retry_until says so.
 func htcondor(t *testing.T) Engine {
-	e := Engine{Name: "htcondor", File: "htcondor.sub", Document: "$(TASK)", Env: []string{
+	e := Engine{Name: "htcondor", File: "htcondor.sub", Document: "$Fnx(TASK)", Env: []string{
 		"_CONDOR_SCRATCH_DIR=DIR/scratch", "_CONDOR_JOB_AD=DIR/scratch/.job.ad", "_CONDOR_MACHINE_AD=DIR/scratch/.machine.ad", "_CONDOR_SLOT=slot1_1",
 	}}
 	e.Text = example(t, e.File)

@@ -84,3 +84,18 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 }
+
+// The jobs of one file of HTCondor find their documents wherever those come from, for it puts
+// them into the directory of the job, and their results come back to one directory.
+func TestJobsOfOneFile(t *testing.T) {
+	e := htcondor(t)
+	if e.Document != "$Fnx(TASK)" { // a name without its directory
+		t.Errorf("a job looks for its document at %s", e.Document)
+	}
+	one, other := e.Command("one.json"), e.Command("other.json")
+	for i, arg := range one {
+		if arg == "--result" && (one[i+1] == other[i+1] || slices.Contains([]string{"one.json", "other.json"}, one[i+1])) {
+			t.Errorf("the results of two jobs are %s and %s", one[i+1], other[i+1])
+		}
+	}
+}

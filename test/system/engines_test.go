@@ -39,10 +39,7 @@ func launch(t *testing.T, w *World, e engines.Engine, task tes.Task) *Background
 			t.Fatal(err)
 		}
 	}
-	args := make([]string, len(e.Args))
-	for i, arg := range e.Args {
-		args[i] = strings.Replace(arg, e.Document, place, 1)
-	}
+	args := e.Command(place)
 	if strings.Join(args, " ") == strings.Join(e.Args, " ") {
 		t.Fatalf("%s has no %s in %q", e.File, e.Document, e.Args)
 	}
