@@ -97,7 +97,7 @@ func TestDefaults(t *testing.T) {
 		Exit:    Exit{Policy: "task"},
 		History: History{Keep: 10000, Age: 30 * 24 * time.Hour},
 		Events:  Events{Drain: 5 * time.Second},
-		Funnel:  Funnel{Poll: 5 * time.Second, RetryFor: 15 * time.Minute},
+		Funnel:  Funnel{Poll: 5 * time.Second, RetryFor: 15 * time.Minute, GiveUpAfter: 7 * 24 * time.Hour},
 	}
 	if l.Config != want {
 		t.Errorf("got  %+v\nwant %+v", l.Config, want)

@@ -129,7 +129,7 @@ func credentialsMayCome(err error) bool {
 	}
 	var op *smithy.OperationError
 	var failed net.Error
-	return errors.As(err, &failed) && !(errors.As(err, &op) && op.Service() == "ec2imds")
+	return errors.As(err, &failed) && (!errors.As(err, &op) || op.Service() != "ec2imds")
 }
 
 // s3Call makes one request. A bucket that is in another region is asked for there.
