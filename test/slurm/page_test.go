@@ -14,7 +14,7 @@ func TestPageShowsTheFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob(pages + "slurm/*")
-	if err != nil || len(files) != 4 {
+	if err != nil || len(files) != 5 {
 		t.Fatalf("the files of the page are %v (%v)", files, err)
 	}
 	for _, file := range files {

@@ -13,24 +13,31 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
-// unitCommand is what a unit of the packages runs, as arguments of deckhand. It
-// fails the test when systemd has something against the unit, or its root is another.
-func unitCommand(t *testing.T, name string) []string {
+// verifiedUnit is a unit of the packages with what a site adds to it. It fails the test
+// when systemd has something against that.
+func verifiedUnit(t *testing.T, name, added string) string {
 	t.Helper()
-	const program, root = "/usr/bin/deckhand", "/var/lib/deckhand"
 	raw, err := os.ReadFile(filepath.Join("..", "..", "internal", "packaging", "systemd", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	unit := filepath.Join(t.TempDir(), strings.Replace(name, "@", "@instance", 1))
-	here := strings.ReplaceAll(string(raw), program, Build(t))
+	here := strings.ReplaceAll(string(raw)+added, "/usr/bin/deckhand", Build(t))
 	if err := os.WriteFile(unit, []byte(here), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
-	line := regexp.MustCompile(`(?m)^ExecStart=` + program + ` (.*)$`).FindStringSubmatch(string(raw))
+	return here
+}
+
+// unitCommand is what a unit of the packages runs, as arguments of deckhand. It
+// fails the test when its root is another.
+func unitCommand(t *testing.T, name string) []string {
+	t.Helper()
+	program, root := Build(t), "/var/lib/deckhand"
+	line := regexp.MustCompile(`(?m)^ExecStart=` + program + ` (.*)$`).FindStringSubmatch(verifiedUnit(t, name, ""))
 	if line == nil || !strings.Contains(line[1], " --root "+root) {
 		t.Fatalf("the unit does not run %s on %s", program, root)
 	}
@@ -55,6 +62,51 @@ func TestRecoverUnit(t *testing.T) {
 		t.Errorf("%s: %+v", command, r)
 	}
 	w.Clean(t)
+}
+
+// With the lines for several roots the unit rolls back what a crash left in each, and says
+// of the worst what it was.
+func TestRecoverUnitOfSeveralRoots(t *testing.T) {
+	t.Parallel()
+	dropIn, err := os.ReadFile("../../docs/engines/slurm/recover.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := NewWorld(t)
+	unit := verifiedUnit(t, "deckhand-recover.service", string(dropIn))
+	lines := regexp.MustCompile(`(?m)^ExecStart=/bin/sh -c '(.*)'$`).FindStringSubmatch(unit)
+	if lines == nil || strings.Count(unit, "\nExecStart=\n") != 1 {
+		t.Fatalf("the unit is\n%s", unit)
+	}
+	image := w.Image(t, "task:1", rig.Spec{})
+	top := w.Root
+	for _, id := range []string{"1", "3"} {
+		w.Root = filepath.Join(top, id)
+		run := w.Start(t, tes.Task{ID: "t" + id, Executors: []tes.Executor{Sh(image.Tag, "sleep 1000")}})
+		run.Until(t, "executor started")
+		run.Kill(t)
+	}
+	script := strings.NewReplacer("$$", "$", "/var/lib/deckhand", top).Replace(lines[1])
+	recovers := func() (string, error) {
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.Env = append(w.Command(t).Env, "DECKHAND_DOCKER_HOST="+w.DockerHost, "DECKHAND_RUN_STOP_GRACE=1s")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := recovers(); err != nil || !strings.Contains(out, "rolled back task t1") || !strings.Contains(out, "rolled back task t3") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, id := range []string{"1", "3"} {
+		w.Root = filepath.Join(top, id)
+		w.Clean(t)
+	}
+	// A newer deckhand has written the first journal, and the second one is looked at all the same.
+	if err := os.WriteFile(filepath.Join(top, "1", "journal", "CURRENT"), []byte(`{"schema":99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := recovers(); err == nil || !strings.Contains(out, "nothing to recover") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // The unit of one task runs the document of its instance and leaves the result
