@@ -16,6 +16,9 @@ GOLANGCI_LINT         = .tools/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 NFPM      = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 DIST     ?= bin/dist
+# Who answers for the packages: whoever gives them to others puts a name and an address here. There
+# is no address by default, for none would be answered.
+MAINTAINER ?= The Deckhand developers
 ARCHES   ?= amd64 arm64
 
 # Servers that tests of storage talk to, by program: module and version.
@@ -72,7 +75,7 @@ demo: packages build ## one real job on a real engine, told step by step
 	go run ./test/demo
 
 dist: .tools/bin/nfpm .tools/bin/cyclonedx-gomod ## packages, programs, bills of materials and checksums, in DIST
-	CGO_ENABLED=0 VERSION='$(VERSION)' LDFLAGS='$(LDFLAGS)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' internal/packaging/package.sh $(DIST) $(ARCHES)
+	CGO_ENABLED=0 VERSION='$(VERSION)' LDFLAGS='$(LDFLAGS)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' MAINTAINER='$(MAINTAINER)' internal/packaging/package.sh $(DIST) $(ARCHES)
 
 package: dist
 

@@ -1,12 +1,12 @@
 #!/bin/sh
 # Makes, in the directory OUT and for each architecture: the program, a deb, an
 # rpm, a bill of materials and the context of the container image; and then
-# SHA256SUMS. The same source, VERSION and SOURCE_DATE_EPOCH give the same bytes.
+# SHA256SUMS. The same source and variables give the same bytes.
 #
-# usage: VERSION=… LDFLAGS=… SOURCE_DATE_EPOCH=… package.sh OUT ARCH...
+# usage: VERSION=… LDFLAGS=… SOURCE_DATE_EPOCH=… MAINTAINER=… package.sh OUT ARCH...
 set -eu
-: "${VERSION:?}" "${LDFLAGS:?}" "${SOURCE_DATE_EPOCH:?}"
-export SOURCE_DATE_EPOCH
+: "${VERSION:?}" "${LDFLAGS:?}" "${SOURCE_DATE_EPOCH:?}" "${MAINTAINER:?}"
+export SOURCE_DATE_EPOCH MAINTAINER
 cd "$(dirname "$0")/../.."
 here=$PWD
 tools=$here/.tools/bin

@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -25,6 +27,8 @@ import (
 const (
 	version  = "v1.2.3-4-g0123abc"
 	packaged = "deckhand_1.2.3+4.g0123abc_linux_"
+	// maintainer is whoever makes the packages.
+	maintainer = "A Site <admins@site.example>"
 )
 
 // Two copies of the source, under other names and umasks, give the same bytes.
@@ -69,7 +73,7 @@ func dist(t *testing.T, name, umask, arches string) string {
 	const top = "../.."
 	tree := filepath.Join(t.TempDir(), name)
 	script := `umask ` + umask + ` && mkdir -p "$1" && git ls-files -z -c -o --exclude-standard | tar -c --null -T - --ignore-failed-read | tar -x -C "$1" &&
-ln -s "$PWD/.tools" "$1/.tools" && make --silent -C "$1" dist VERSION=` + version + ` COMMIT=0123abc SOURCE_DATE_EPOCH=1700000000 ARCHES="$2"`
+ln -s "$PWD/.tools" "$1/.tools" && make --silent -C "$1" dist VERSION=` + version + ` COMMIT=0123abc SOURCE_DATE_EPOCH=1700000000 MAINTAINER='` + maintainer + `' ARCHES="$2"`
 	run(t, top, "sh", "-c", script, "sh", tree, arches)
 	return filepath.Join(tree, "bin", "dist")
 }
@@ -124,12 +128,12 @@ func checkArchitectures(t *testing.T, dir string) {
 		if interp := run(t, dir, "readelf", "--program-headers", "--file-header", name); strings.Contains(interp, "INTERP") {
 			t.Errorf("%s is linked dynamically:\n%s", arch, interp)
 		}
-		got := run(t, dir, "dpkg-deb", "--field", name+".deb", "Architecture", "Version", "Depends")
-		if want := "Architecture: " + arch + "\nVersion: 1.2.3+4.g0123abc-1\n"; got != want {
+		got := run(t, dir, "dpkg-deb", "--field", name+".deb", "Architecture", "Version", "Depends", "Maintainer")
+		if want := "Architecture: " + arch + "\nVersion: 1.2.3+4.g0123abc-1\nMaintainer: " + maintainer + "\n"; got != want {
 			t.Errorf("the deb says %q, want %q", got, want)
 		}
-		got = run(t, dir, "rpm", "-qp", "--qf", "%{ARCH} %{VERSION}-%{RELEASE} %{BUILDHOST} %{BUILDTIME}", name+".rpm")
-		if want := inRPM + " 1.2.3+4.g0123abc-1 localhost 1700000000"; got != want {
+		got = run(t, dir, "rpm", "-qp", "--qf", "%{ARCH} %{VERSION}-%{RELEASE} %{BUILDHOST} %{BUILDTIME} %{PACKAGER}", name+".rpm")
+		if want := inRPM + " 1.2.3+4.g0123abc-1 localhost 1700000000 " + maintainer; got != want {
 			t.Errorf("the rpm says %q, want %q", got, want)
 		}
 	}
@@ -241,6 +245,7 @@ func installDeb(t *testing.T, dir string) {
 	install := "dpkg --path-include='/usr/share/*' -i /mnt/" + packaged + runtime.GOARCH + ".deb"
 	m.shell(t, install)
 	m.use(t)
+	m.runTask(t)
 	m.shell(t, enable+" && "+makeTask)
 	m.shell(t, install)
 	if got := m.shell(t, "deckhand config"); !strings.Contains(got, "file "+config) || !slices.Equal(m.links(t), enabled) {
@@ -268,6 +273,7 @@ func installRPM(t *testing.T, dir string) {
 	}
 	m.shell(t, rpm+"-i "+name+" && "+rpm+"-V deckhand")
 	m.use(t)
+	m.runTask(t)
 	m.shell(t, enable+" && "+makeTask)
 	m.shell(t, rpm+"-U --replacepkgs "+name)
 	if got := m.shell(t, "deckhand config"); !strings.Contains(got, "file "+config) || !slices.Equal(m.links(t), enabled) {
@@ -311,6 +317,42 @@ func (m *machine) use(t *testing.T) {
 		if got := m.shell(t, "man --warnings -E UTF-8 -l -Tutf8 -Z /usr/share/man/man1/"+filepath.Base(page)+" 2>&1 >/dev/null"); got != "" {
 			t.Errorf("groff says of %s: %s", filepath.Base(page), got)
 		}
+	}
+}
+
+// runTask has the installed deckhand take a task to its end, on a real engine. What the engine
+// mounts has the same path in the machine and outside of it.
+func (m *machine) runTask(t *testing.T) {
+	t.Helper()
+	shared, engine := t.TempDir(), strings.TrimPrefix(rig.Docker(t), "unix://")
+	socket := filepath.Join(shared, "docker.sock")
+	if err := errors.Join(os.WriteFile(socket, nil, 0o600), os.MkdirAll(m.root+shared, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, mount := range [][2]string{{engine, socket}, {shared, m.root + shared}} {
+		if err := unix.Mount(mount[0], mount[1], "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(mount[1], unix.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", mount[1], err)
+			}
+		})
+	}
+	image := rig.Image(t, rig.NewRegistry(t), "installed:1", rig.Spec{Marker: t.Name()}).Tag
+	t.Cleanup(func() { rig.DockerCmd(t, "rmi", image) })
+	document := fmt.Sprintf(`{"id": "installed", "executors": [{"image": %q, "command": ["sh", "-c", "echo made > /out/file"]}],
+		"outputs": [{"path": "/out/file", "url": %q}]}`, image, shared+"/file")
+	if err := os.WriteFile(filepath.Join(shared, "task.json"), []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	on := " --root " + shared + "/root --docker-host unix://" + socket
+	m.shell(t, "deckhand run "+shared+"/task.json --result "+shared+"/result.json"+on)
+	if got := read(t, shared+"/file") + read(t, shared+"/result.json"); !strings.HasPrefix(got, "made\n") || !strings.Contains(got, `"COMPLETE"`) {
+		t.Errorf("the task has left %s", got)
+	}
+	if got := m.shell(t, "deckhand status last"+on+" && deckhand journal verify"+on); !strings.Contains(got, "Complete since") || !strings.Contains(got, ": sound") {
+		t.Errorf("afterwards deckhand says %s", got)
 	}
 }
 
