@@ -114,3 +114,18 @@ func TestDocumentedFigures(t *testing.T) {
 		t.Error("a figure changed that docs/journal.md states; change both")
 	}
 }
+
+// A place in a table is named by the task and record that it belongs to, and by its key
+// where it belongs to none.
+func TestPlacesAreNamed(t *testing.T) {
+	for want, key := range map[string][]byte{
+		"record 7 of task t": recordKey("t", 7), "task t": headKey("t"), `the key "node"`: nodeKey,
+	} {
+		if got := describe(key); got != want {
+			t.Errorf("%q is %s, want %s", key, got, want)
+		}
+	}
+	if task, seq := whose(nodeKey); task != "" || seq != 0 {
+		t.Errorf("the account of the node is that of record %d of task %q", seq, task)
+	}
+}

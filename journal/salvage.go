@@ -141,8 +141,10 @@ func whose(key []byte) (task string, seq uint64) {
 	if task, _, ok := parseChunkKey(key); ok {
 		return task, 0
 	}
-	task, _ = taskOf(key)
-	return task, 0
+	if task, ok := taskOf(key); ok {
+		return task, 0
+	}
+	return "", 0
 }
 
 func describe(key []byte) string {

@@ -58,7 +58,14 @@ func printVerified(w io.Writer, r verified, asJSON bool) error {
 		return printJSON(w, r)
 	}
 	for _, p := range r.Problems {
-		if _, err := fmt.Fprintf(w, "task %s, record %d: %s\n", printable(p.Task), p.Seq, printable(p.What)); err != nil {
+		where := "the journal"
+		switch {
+		case p.Task != "" && p.Seq > 0:
+			where = fmt.Sprintf("task %s, record %d", printable(p.Task), p.Seq)
+		case p.Task != "":
+			where = "task " + printable(p.Task)
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s\n", where, printable(p.What)); err != nil {
 			return err
 		}
 	}
