@@ -132,7 +132,7 @@ func mayTighten(root string, info os.FileInfo) (open bool, err error) {
 		return false, err
 	}
 	if int(st.Uid) != os.Geteuid() {
-		return false, fmt.Errorf("it belongs to user %d and this is user %d; choose another directory (--root) or change its owner", st.Uid, os.Geteuid())
+		return false, fmt.Errorf("it belongs to user %d and this is user %d; run as user %d, or choose another directory (--root)", st.Uid, os.Geteuid(), st.Uid)
 	}
 	if info.Mode().Perm() == 0o700 {
 		return false, nil

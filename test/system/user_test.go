@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -202,4 +203,25 @@ func belong(t *testing.T, dir string, uid int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What a run of an ordinary user has left is recovered by that user. Root, as who an epilog
+// runs, is told so and leaves it alone.
+func TestRecoverOfAUser(t *testing.T) {
+	t.Parallel()
+	w := newUserWorld(t)
+	image := w.Image(t, "left", rig.Spec{})
+	b := w.Start(t, tes.Task{ID: "left", Executors: []tes.Executor{Sh(image.Tag, "sleep 1000")}})
+	b.Until(t, "executor started")
+	b.Kill(t)
+	user := w.User
+	w.User = nil
+	if r := w.recover(t); len(r.RolledBack) > 0 || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "; run as user "+strconv.Itoa(userID)) {
+		t.Errorf("as root recover says %+v", r)
+	}
+	w.User = user
+	if r := w.recover(t, "--stop-grace", "1s"); !slices.Equal(r.RolledBack, []string{"left"}) {
+		t.Errorf("as the user recover says %+v", r)
+	}
+	w.Clean(t)
 }
