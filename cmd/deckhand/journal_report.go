@@ -50,6 +50,9 @@ task also its records, files and logs. It reads the journal, also while a run ho
 			if tasks < 1 {
 				return usage("--tasks is %d; it must be at least 1", tasks)
 			}
+			if err := checkPlace("the page", output, "output"); err != nil {
+				return err
+			}
 			name := ""
 			if len(args) > 0 {
 				name = args[0]

@@ -411,23 +411,23 @@ func resultEncoder(w io.Writer, prefix string) *json.Encoder {
 	return enc
 }
 
-// checkResult refuses, before anything runs, a place that a result cannot be
+// checkPlace refuses, before anything runs, a place that what a flag names cannot be
 // written to.
-func checkResult(name string) error {
+func checkPlace(what, name, flag string) error {
 	if name == "" || name == "-" {
 		return nil
 	}
 	info, err := os.Stat(name)
 	switch {
 	case err == nil && info.IsDir():
-		return usage("cannot write the result to %s: it is a directory; name a file in it (--result)", name)
+		return usage("cannot write %s to %s: it is a directory; name a file in it (--%s)", what, name, flag)
 	case err == nil && !info.Mode().IsRegular():
 		return nil // a pipe or a terminal
 	}
 	// The file is replaced: what counts is its directory.
 	dir := filepath.Dir(name)
 	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return usage("cannot write the result to %s: %s: %w; name a file in a directory that exists and is writable (--result)", name, dir, err)
+		return usage("cannot write %s to %s: %s: %w; name a file in a directory that exists and is writable (--%s)", what, name, dir, err, flag)
 	}
 	return nil
 }

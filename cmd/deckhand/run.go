@@ -69,7 +69,7 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 	for _, w := range d.warnings {
 		a.log.Warn("task document", "warning", w)
 	}
-	if err := checkResult(o.result); err != nil {
+	if err := checkPlace("the result", o.result, "result"); err != nil {
 		return a.unstarted(ctx, d, o, err)
 	}
 	if o.dryRun {
