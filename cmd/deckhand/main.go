@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/deckhand/deckhand/internal/helper"
 	"github.com/deckhand/deckhand/internal/own"
 	"github.com/deckhand/deckhand/steps/run"
 )
@@ -23,11 +24,12 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
-	os.Exit(deckhand())
+	os.Exit(deckhand(helper.CheckStatic))
 }
 
-// deckhand is the whole program; it returns the exit code.
-func deckhand() int {
+// deckhand is the whole program; it returns the exit code. fit says whether containers
+// can run it.
+func deckhand(fit func() error) int {
 	// Inside a task's container nothing else of this program is wanted.
 	if len(os.Args) > 7 && os.Args[1] == run.StdioCommand {
 		return run.ExecStdio(os.Args[2], os.Args[3], [3]string(os.Args[4:7]), os.Args[7:])
@@ -46,7 +48,7 @@ func deckhand() int {
 		}
 		return 0
 	}
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, fit: fit}
 	err := protect(func() error { return newRootCommand(a).Execute() })
 	if err != nil && err.Error() != "" {
 		fmt.Fprintf(os.Stderr, "deckhand: %s\n", message(err))

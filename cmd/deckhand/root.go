@@ -20,7 +20,8 @@ type app struct {
 	conf           *config.Loaded
 	log            *slog.Logger
 	screen         *screen
-	front          *front // of a task that comes from a server; nil for none
+	front          *front       // of a task that comes from a server; nil for none
+	fit            func() error // says whether containers can run this program
 }
 
 func newRootCommand(a *app) *cobra.Command {

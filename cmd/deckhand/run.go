@@ -84,6 +84,9 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 			return err
 		}
 	}
+	if err := a.fit(); err != nil {
+		return a.unstarted(ctx, d, o, err)
+	}
 	head, err := a.runTask(ctx, cancel, d, o)
 	if err != nil {
 		return a.unstarted(ctx, d, o, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -156,6 +157,26 @@ func field(t *testing.T, status, name string) string {
 	}
 	t.Fatalf("no %s in\n%s", name, status)
 	return ""
+}
+
+// A program that could not start in every image runs no task: it would look as if the
+// task's own commands had failed.
+func TestDynamicBinary(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	dynamic := filepath.Join(t.TempDir(), "deckhand")
+	build := exec.Command("go", "build", "-trimpath", "-buildmode=pie", "-o", dynamic, "github.com/deckhand/deckhand/cmd/deckhand")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	b := w.prepare(t, tes.Task{ID: "dynamic", Executors: []tes.Executor{Sh(w.Image(t, "dynamic", rig.Spec{}).Tag, "true")}})
+	b.Path = dynamic
+	b.start(t)
+	if log := b.ends(t, 78); !strings.Contains(log, "needs a dynamic linker") || !strings.Contains(log, "CGO_ENABLED=0") {
+		t.Errorf("it says\n%s", log)
+	}
+	w.Clean(t)
 }
 
 // The binary that containers run is written once for all tasks of a root. A task
