@@ -121,6 +121,24 @@ func copyThrough(dst, src *os.File, at, n int64) error {
 	return err
 }
 
+// CopyTakes is how many bytes of a disk the copy of a file of this node takes in a directory:
+// none for its holes, and none at all where it shares the file's blocks.
+func CopyTakes(path, dir string, size int64) int64 {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return size // copying says why
+	}
+	defer func() { _ = f.Close() }() // read-only
+	var st unix.Stat_t
+	switch {
+	case unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return size
+	case Clones(f, dir):
+		return 0
+	}
+	return min(size, st.Blocks*512)
+}
+
 // Clones says whether a copy of a file in a directory would share its blocks. It tries
 // with a part of the file, in a file that has no name.
 func Clones(src *os.File, dir string) bool {

@@ -128,8 +128,11 @@ func credentialsMayCome(err error) bool {
 		return errors.As(statusFault(answer.HTTPStatusCode(), nil, err), &pass)
 	}
 	var op *smithy.OperationError
+	if errors.As(err, &op) && op.Service() == "ec2imds" {
+		return false
+	}
 	var failed net.Error
-	return errors.As(err, &failed) && (!errors.As(err, &op) || op.Service() != "ec2imds")
+	return errors.As(err, &failed)
 }
 
 // s3Call makes one request. A bucket that is in another region is asked for there.

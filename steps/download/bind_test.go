@@ -162,7 +162,9 @@ func TestChooseWhereBlocksAreShared(t *testing.T) {
 func TestStageMounted(t *testing.T) {
 	dir := elsewhere(t)
 	a := sparse(t, dir+"/ref/a", 0o644)
-	sparse(t, dir+"/other/x", 0o644)
+	if err := os.WriteFile(sparse(t, dir+"/other/x", 0o644), make([]byte, leastBound), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	f := newFixture(t, tes.Input{Path: "/data/sub/x", URL: a}, content("/data/sub/y", "Y"),
 		tes.Input{Path: "/data/sub", URL: dir + "/other", Type: tes.Directory}) // which has x too
 	f.step.Mount = []string{dir + "/ref"}

@@ -295,7 +295,7 @@ func (s *Step) lay(ctx context.Context, n machine.Notes, tree *worktree.Tree, li
 			s.Meter.AddTotal(1, max(0, p.size))
 			files++
 			if !before || !unjournaled(tree, p) {
-				need += max(0, p.size)
+				need += takes(s.url(p), tree.Dir, p.size)
 			}
 		}
 		if err != nil {

@@ -3,6 +3,7 @@ package download
 import (
 	"context"
 	"path"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,10 +33,11 @@ func (s *Step) Need(ctx context.Context, n machine.Notes) (bytes, files int64) {
 	ctx, cancel := context.WithTimeout(ctx, needLimit)
 	defer cancel()
 	var sum, count atomic.Int64
-	add := func(o storage.Object) {
+	dir := filepath.Dir(s.Tree(0, n).Dir) // which is there
+	add := func(o storage.Object, url string) {
 		count.Add(1)
 		if !o.Mode.IsDir() {
-			sum.Add(max(0, o.Size))
+			sum.Add(takes(url, dir, o.Size))
 		}
 	}
 	ask, ctx := group.WithContext(ctx)
@@ -43,18 +45,18 @@ func (s *Step) Need(ctx context.Context, n machine.Notes) (bytes, files int64) {
 	binds := Binds(n)
 	for _, in := range s.Task.Inputs {
 		if slices.ContainsFunc(binds, func(b worktree.Bind) bool { return b.Target == path.Clean(in.Path) }) {
-			add(storage.Object{})
+			add(storage.Object{}, "")
 			continue
 		}
 		if in.Content != nil {
-			add(storage.Object{Size: int64(len(*in.Content))})
+			add(storage.Object{Size: int64(len(*in.Content))}, "")
 			continue
 		}
 		ask.Go(func() error {
 			if in.Type != tes.Directory {
 				if o, err := s.Storage.Stat(ctx, in.URL); err == nil {
 					s.known.put(in.URL, o)
-					add(o)
+					add(o, in.URL)
 				}
 				return nil
 			}
@@ -62,13 +64,26 @@ func (s *Step) Need(ctx context.Context, n machine.Notes) (bytes, files int64) {
 				if err != nil {
 					break
 				}
-				add(o)
+				add(o, o.URL)
 			}
 			return nil
 		})
 	}
 	_ = ask.Wait() // nothing in it fails
 	return sum.Load(), count.Load()
+}
+
+// leastAsked is the size of the smallest file of this node of which it is asked what its
+// copy takes.
+const leastAsked = 1 << 20
+
+// takes is how many bytes of the disk a directory needs for an object of some size.
+func takes(url, dir string, size int64) int64 {
+	p, local := storage.LocalPath(url)
+	if !local || size < leastAsked {
+		return max(0, size)
+	}
+	return storage.CopyTakes(p, dir, size)
 }
 
 // stat describes an object, from what Need has found if it has.

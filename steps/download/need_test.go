@@ -1,6 +1,7 @@
 package download
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -10,7 +11,35 @@ import (
 	"testing"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
 )
+
+// A file's holes take no space, nor do blocks that its copy shares: what fits is staged.
+func TestNeedOfCopies(t *testing.T) {
+	const size = 200 << 20
+	at := rig.Filesystem(t, "xfs", 320<<20) // it can share blocks
+	t.Setenv("TMPDIR", at)
+	whole, holes := filepath.Join(at, "whole"), filepath.Join(at, "dir", "holes")
+	if err := os.WriteFile(whole, make([]byte, size), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err := errors.Join(os.Mkdir(filepath.Dir(holes), 0o755), os.WriteFile(holes, nil, 0o644), os.Truncate(holes, 1<<40))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t, tes.Input{URL: whole, Path: "/in/whole"}, tes.Input{URL: filepath.Dir(holes), Path: "/in/dir", Type: tes.Directory})
+	if bytes, _ := f.step.Need(t.Context(), f.notes); bytes != 0 {
+		t.Errorf("%d bytes are needed", bytes)
+	}
+	if err := f.step.Do(t.Context(), f.task, f.notes); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int64{"/in/whole": size, "/in/dir/holes": 1 << 40} {
+		if _, info, err := f.tree.Lookup(name); err != nil || info.Size() != want {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+}
 
 // What is known of the inputs is added up, and what is not counts nothing; a
 // source that has answered is not asked again when its input is staged.

@@ -1,6 +1,7 @@
 package system
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/test/rig"
@@ -51,8 +54,12 @@ func TestSpaceIsCheckedBeforeItIsSpent(t *testing.T) {
 		fetched = fetched || r.Method != http.MethodHead
 	}))
 	defer server.Close()
-	sparse := w.Write(t, "sparse", "")
-	if err := os.Truncate(sparse, 400*mib); err != nil {
+	huge := w.Write(t, "huge", "") // with all its blocks: holes need none
+	f, err := os.OpenFile(huge, os.O_WRONLY, 0)
+	if err == nil {
+		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, 400*mib), f.Close())
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	w.Write(t, "many/1", "")
@@ -75,7 +82,7 @@ func TestSpaceIsCheckedBeforeItIsSpent(t *testing.T) {
 		{"image", task(large), "", []string{docker, "for image " + large.Tag, "are needed", "are free", "disk.floor"}},
 		{"image that compresses", task(airy), "", []string{docker, "for image " + airy.Tag}},
 		{"inputs by http", task(small, tes.Input{URL: server.URL + "/in", Path: "/in"}), "", []string{w.Root, "400MiB for the inputs"}},
-		{"local inputs", task(small, tes.Input{URL: sparse, Path: "/in"}), "", []string{w.Root, "400MiB for the inputs"}},
+		{"local inputs", task(small, tes.Input{URL: huge, Path: "/in"}), "", []string{w.Root, "400MiB for the inputs"}},
 		{"inodes", task(small, tes.Input{URL: filepath.Join(w.Dir, "many"), Path: "/in", Type: tes.Directory}), "DECKHAND_DISK_INODE_FLOOR=100000000",
 			[]string{"inodes", "100000000 to stay free by disk.inode_floor"}},
 		{"floor", task(small), "DECKHAND_DISK_FLOOR=150MiB", []string{docker, "150MiB to stay free"}},
