@@ -295,7 +295,9 @@ func (t *azureStore) fault(err error) error {
 	}
 	switch answer.StatusCode {
 	case http.StatusPreconditionFailed:
-		return ErrChanged
+		if answer.ErrorCode == "ConditionNotMet" { // and not that somebody has a lease on it
+			return ErrChanged
+		}
 	case http.StatusRequestedRangeNotSatisfiable:
 		return fmt.Errorf("%w: it is shorter now", ErrChanged)
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict:
@@ -438,8 +440,25 @@ func (t *azureStore) Put(ctx context.Context, url string, src *Source) error {
 	if src.Size > minPart {
 		up := &azureUpload{azureStore: t, blob: c, src: src}
 		up.md5 = sync.OnceValues(func() ([]byte, error) { return t.storage.sumOf(src, 0, src.Size, md5.New()) })
-		return t.storage.putParts(ctx, src, up, azureMaxBlocks)
+		err := t.storage.putParts(ctx, src, up, azureMaxBlocks)
+		if !errors.Is(err, errOtherBlocks) || src.Size > azureMaxWhole {
+			return err
+		}
+		src.lose() // what goes as one takes the place of all blocks
 	}
+	return t.putWhole(ctx, c, src)
+}
+
+// azureMaxWhole is the size of the largest blob that may be sent in one request.
+const azureMaxWhole = 5000 << 20
+
+// errOtherBlocks says that a blob has blocks which were not committed and whose names
+// have another length, which those of all blocks of a blob must have.
+var errOtherBlocks = machine.Faultf(machine.TaskFault,
+	"an upload by another tool that was not ended keeps it from taking blocks; the service drops them a week after the last one came")
+
+// putWhole sends a file in one request.
+func (t *azureStore) putWhole(ctx context.Context, c *blockblob.Client, src *Source) error {
 	sum, err := t.storage.sumOf(src, 0, src.Size, md5.New())
 	if err != nil {
 		return err
@@ -533,8 +552,11 @@ func (m *azureUpload) send(ctx context.Context, _ string, p filePart) (sentPart,
 	out, err := m.blob.StageBlock(ctx, m.blockID(p), body, &blockblob.StageBlockOptions{
 		TransactionalValidation: blob.TransferValidationTypeCRC64(binary.BigEndian.Uint64(p.sum)),
 	})
+	if err = m.fault(w.cause(err)); errors.Is(err, errNoUpload) {
+		err = errOtherBlocks
+	}
 	if err != nil {
-		return sentPart{}, m.fault(w.cause(err))
+		return sentPart{}, err
 	}
 	// The service writes the number with its low byte first, as the SDK does.
 	sent := binary.LittleEndian.AppendUint64(nil, binary.BigEndian.Uint64(p.sum))

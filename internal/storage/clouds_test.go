@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
+
+	"github.com/deckhand/deckhand/internal/progress"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/storage/storagetest"
 	"github.com/deckhand/deckhand/machine"
@@ -165,6 +170,82 @@ func TestContentOfADirectoryIsNotDropped(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What is published was the file's content at some time, also when somebody writes to it
+// while it is sent.
+func TestFileThatChangesIsPublishedAgain(t *testing.T) {
+	for kind, open := range clouds {
+		for _, size := range []int{100, 3 * storage.MinPart / 2} {
+			t.Run(fmt.Sprint(kind, " ", size), func(t *testing.T) {
+				c := open(t)
+				source := filepath.Join(t.TempDir(), "source")
+				storagetest.Write(t, source, storagetest.Content(size))
+				// Long ago: two writes within a tick of the kernel's clock have one time.
+				if err := os.Chtimes(source, time.Time{}, time.Unix(1, 0)); err != nil {
+					t.Fatal(err)
+				}
+				f, err := os.OpenFile(source, os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				want := bytes.Repeat([]byte("new!"), size/4)
+				c.spoil(c.writes, func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+					if n == 1 { // and the first piece has arrived
+						b, _ := io.ReadAll(r.Body) // or the request fails
+						r.Body = io.NopCloser(bytes.NewReader(b))
+						if _, err := f.WriteAt(want, 0); err != nil {
+							t.Error(err)
+						}
+					}
+					next.ServeHTTP(w, r)
+				})
+				if err := putFile(c.Options, source, c.URL+"/changing", nil, &storage.Upload{}); err != nil {
+					t.Fatal(err)
+				}
+				if got := c.Load(t, "changing"); !bytes.Equal(got, want) {
+					t.Errorf("%d bytes are published, or not those that the file has", len(got))
+				}
+			})
+		}
+	}
+}
+
+// Blocks that another tool has left, whose names have another length, do not keep a blob
+// from being published, and a lease is told for what it is.
+func TestAzureBlobInOtherHands(t *testing.T) {
+	s, client, _ := storagetest.Azurite(t)
+	source := filepath.Join(t.TempDir(), "source")
+	content := storagetest.Content(storage.MinPart + 1)
+	storagetest.Write(t, source, content)
+	block := base64.StdEncoding.EncodeToString([]byte("00001"))
+	if _, err := client.NewBlockBlobClient("top/begun").StageBlock(t.Context(), block, streaming.NopCloser(strings.NewReader("theirs")), nil); err != nil {
+		t.Fatal(err)
+	}
+	meter := &progress.Meter{}
+	if err := putFile(s.Options, source, s.URL+"/begun", meter, &storage.Upload{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Load(t, "begun"); !bytes.Equal(got, content) {
+		t.Errorf("%d bytes are published, or others", len(got))
+	}
+	if done := meter.Snapshot().BytesDone; done != int64(len(content)) {
+		t.Errorf("the meter shows %d bytes", done)
+	}
+
+	s.Store(t, "leased", []byte("theirs"))
+	theirs, err := lease.NewBlobClient(client.NewBlobClient("top/leased"), nil)
+	if err == nil {
+		_, err = theirs.AcquireLease(t.Context(), 60, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = putFile(s.Options, source, s.URL+"/leased", nil, &storage.Upload{})
+	if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "412 LeaseIdMissing") {
+		t.Errorf("error %v of fault %q", err, machine.FaultOf(err))
 	}
 }
 

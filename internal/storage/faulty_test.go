@@ -689,6 +689,23 @@ func TestPutToFaultyServers(t *testing.T) {
 				_, _ = io.WriteString(w, "<Code>AccessDenied</Code>\n see https://host/doc?sig=secret "+strings.Repeat("x", 300))
 				return nil
 			}},
+		{name: "one that knows no Expect", most: 2, handle: func(_ int, w http.ResponseWriter, r *http.Request) []byte {
+			if r.Header.Get("Expect") != "" {
+				w.WriteHeader(http.StatusExpectationFailed)
+				return nil
+			}
+			b, _ := io.ReadAll(r.Body)
+			return b
+		}},
+		{name: "S3 that did not get all in time", most: 2, handle: func(n int, w http.ResponseWriter, r *http.Request) []byte {
+			b, _ := io.ReadAll(r.Body)
+			if n == 1 {
+				w.WriteHeader(http.StatusBadRequest)
+				_, _ = io.WriteString(w, `<?xml version="1.0" encoding="UTF-8"?>`+"\n<Error><Code>RequestTimeout</Code><Message>Your socket connection")
+				return nil
+			}
+			return b
+		}},
 		{name: "not allowed", most: 1, fault: machine.TaskFault, says: "405", handle: func(_ int, w http.ResponseWriter, _ *http.Request) []byte {
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return nil

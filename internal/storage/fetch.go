@@ -269,8 +269,11 @@ func (f *fetch) copyFrom(ctx context.Context, src *os.File) error {
 		f.plan.advance(p, n)
 		return f.s.count(ctx, n)
 	})
-	if err == nil {
-		err = unchanged(src, f.object)
+	switch now := unchanged(src, f.object); {
+	case err == nil:
+		err = now
+	case errors.Is(err, ErrChanged) && now == nil:
+		err = machine.Faultf(machine.TaskFault, "it has less than its size says: the kernel makes it up; copy it to a file first")
 	}
 	if err != nil {
 		f.reset() // a copy is not continued: it costs little

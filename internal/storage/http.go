@@ -169,7 +169,7 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 	}
 	if src != nil {
 		req.ContentLength = src.Size
-		if src.Size >= minExpect {
+		if src.Size >= minExpect && !src.unexpected {
 			header.Set("Expect", "100-continue")
 			// With Close the body is not sent after a refusal. Else a server that
 			// hangs up on it could hide its answer.
@@ -377,8 +377,12 @@ func parseContentRange(s string) (begin, end, size int64, err error) {
 // statusError says what an answer other than success means.
 func statusError(resp *http.Response) error {
 	text := "the server answers " + excerpt(strings.NewReader(resp.Status), "")
-	if said := excerpt(resp.Body, resp.Request.URL.RawQuery); said != "" {
+	said := excerpt(resp.Body, resp.Request.URL.RawQuery)
+	if said != "" {
 		text += ": " + said
+	}
+	if resp.StatusCode == http.StatusBadRequest && strings.Contains(said, "<Code>RequestTimeout</Code>") {
+		return passing(errors.New(text)) // so says S3 that it did not get all in time
 	}
 	return statusFault(resp.StatusCode, resp.Header, errors.New(text))
 }
@@ -452,6 +456,10 @@ func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
 	}
 	body := &httpBody{resp.Body, w}
 	defer body.Close()
+	if resp.StatusCode == http.StatusExpectationFailed && !src.unexpected {
+		src.unexpected = true
+		return passing(statusError(resp))
+	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return statusError(resp)
 	}

@@ -240,6 +240,21 @@ func TestListDirectories(t *testing.T) {
 
 // What was listed and then replaced, say by a link that leads elsewhere, is not fetched.
 // A directory of any size is listed whole, each entry once, though not at once.
+// The kernel says of its own files what they can have at most.
+func TestFileWithLessThanItsSize(t *testing.T) {
+	const file = "/sys/kernel/mm/transparent_hugepage/enabled" // as good as any below /sys
+	info, err := os.Stat(file)
+	content, readErr := os.ReadFile(file)
+	if err != nil || readErr != nil || info.Size() <= int64(len(content)) {
+		t.Skipf("this kernel has no such file: %v, %v", info, err)
+	}
+	dir, _, err := fetchInto(t, quick(time.Minute, 0), file, "file")
+	if machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "the kernel makes it up") {
+		t.Errorf("error %v of fault %q", err, machine.FaultOf(err))
+	}
+	storagetest.Empty(t, dir)
+}
+
 func TestListManyInOneDirectory(t *testing.T) {
 	dir := t.TempDir()
 	storagetest.Write(t, dir+"/00000", nil)

@@ -61,10 +61,26 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 		url: redact.URL(req.URL), upload: req.Upload, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
 	}
 	return s.retry(ctx, "upload to", req.URL, src.moved, func(ctx context.Context) error {
-		err := store.Put(ctx, req.URL, src)
+		before, err := req.File.Stat()
+		if err == nil {
+			err = store.Put(ctx, req.URL, src)
+		}
+		if err == nil {
+			err = unwritten(req.File, before)
+		}
 		src.settle(err == nil)
 		return err
 	})
+}
+
+// unwritten says whether a file is as it was: what was published of one that was written to
+// may never have been in it.
+func unwritten(f *os.File, before fs.FileInfo) error {
+	now, err := f.Stat()
+	if err == nil && (now.Size() != before.Size() || !now.ModTime().Equal(before.ModTime())) {
+		err = passing(ErrChanged)
+	}
+	return err
 }
 
 // Upload is what is known of an upload in parts. It has no secret.
@@ -115,9 +131,11 @@ type Source struct {
 
 	url    string  // redacted
 	upload *Upload // begun, under way or left; nil for none
-	begin  func(ctx context.Context, upload Upload) error
-	limit  func(ctx context.Context, n int64) error
-	meter  func(n int64)
+	// unexpected says that the server does not want to be asked before (RFC 9110, 10.1.1).
+	unexpected bool
+	begin      func(ctx context.Context, upload Upload) error
+	limit      func(ctx context.Context, n int64) error
+	meter      func(n int64)
 
 	mu      sync.Mutex
 	sending *section // the whole, where it goes as one

@@ -75,7 +75,8 @@ func (s *Storage) retry(ctx context.Context, operation, url string, moved func()
 		if failing.IsZero() {
 			failing = time.Now()
 		}
-		delay := max(wait.NextBackOff(), pass.after)
+		// Whoever else was told the same does not come back at the same moment.
+		delay := pass.after + wait.NextBackOff()
 		if pass.after > s.opts.RetryFor {
 			err := fmt.Errorf("%w; the server asks to wait %s, and retries go on for %s", pass.err, pass.after, s.opts.RetryFor)
 			return describe(machine.Faultf(machine.RetryLater, "%w", err), operation, url, attempt)

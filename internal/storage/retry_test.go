@@ -214,7 +214,8 @@ func TestPermanentFailuresFailAtOnce(t *testing.T) {
 	}
 }
 
-// What a server asks for is waited for, not less.
+// What a server asks for is waited for, not less, and a little more, so that not all whom
+// it has told the same come back at once.
 func TestPausesAreAsLongAsAsked(t *testing.T) {
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -230,7 +231,7 @@ func TestPausesAreAsLongAsAsked(t *testing.T) {
 					t.Fatalf("%d attempts", len(n.dialled))
 				}
 				for i := range 3 {
-					if pause := n.dialled[i+1].Sub(n.dialled[i]); pause != 2*time.Minute {
+					if pause := n.dialled[i+1].Sub(n.dialled[i]); pause <= 2*time.Minute || pause > 2*time.Minute+45*time.Second {
 						t.Errorf("pause %d is %s", i+1, pause)
 					}
 				}
