@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/docker/go-units"
 
@@ -216,26 +218,29 @@ func (s *Step) list(ctx context.Context, n machine.Notes, tree *worktree.Tree, l
 			return err
 		}
 	}
-	for _, i := range outerFirst(s.Task.Inputs) {
-		in := s.Task.Inputs[i]
-		p := path.Clean(in.Path)
-		b, bound := tree.Plan.Bound(p)
-		var err error
-		switch {
-		case bound:
-			err = add(entry{path: p, item: item{size: b.Size, input: i + 1}})
-		case in.Content != nil:
-			err = add(entry{path: p, item: item{size: int64(len(*in.Content)), input: i + 1}})
-		case in.Type == tes.Directory:
-			err = s.directory(ctx, add, i, p)
-		default:
-			var o storage.Object
-			if o, err = s.stat(ctx, in.URL); err == nil {
-				err = add(entry{path: p, item: item{size: o.Size, input: i + 1, version: o.Version}})
-			}
-		}
+	look := &lookUp{Step: s, tree: tree, staged: sync.OnceValues(func() (map[string]int64, error) { return stagedFiles(n) })}
+	for some := range slices.Chunk(outerFirst(s.Task.Inputs), lookedUp) {
+		objects, err := look.up(ctx, some)
 		if err != nil {
-			return fmt.Errorf("input %s: %w", p, err)
+			return err
+		}
+		for k, i := range some {
+			in := s.Task.Inputs[i]
+			p := path.Clean(in.Path)
+			switch {
+			case look.asks(i):
+				err = add(entry{path: p, item: item{size: objects[k].Size, input: i + 1, version: objects[k].Version}})
+			case in.Content != nil:
+				err = add(entry{path: p, item: item{size: int64(len(*in.Content)), input: i + 1}})
+			case in.Type == tes.Directory:
+				err = s.directory(ctx, add, i, p)
+			default:
+				b, _ := tree.Plan.Bound(p)
+				err = add(entry{path: p, item: item{size: b.Size, input: i + 1}})
+			}
+			if err != nil {
+				return fmt.Errorf("input %s: %w", p, err)
+			}
 		}
 	}
 	return nil

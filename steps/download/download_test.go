@@ -244,6 +244,35 @@ func TestStageUnjournaled(t *testing.T) {
 	}
 }
 
+// What is in its place does not need its source any more.
+func TestStageWithoutSource(t *testing.T) {
+	var gone atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if gone.Load() {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		fmt.Fprint(w, r.URL.Path[1:])
+	}))
+	defer server.Close()
+	f := newFixture(t, tes.Input{Path: "/data/one", URL: server.URL + "/file"}, tes.Input{Path: "/data/two", URL: server.URL + "/text"})
+	want := map[string]string{"/data/one": "file", "/data/two": "text"}
+	f.want(t, want)
+	gone.Store(true)
+	f.want(t, want)
+	dir, name, err := f.tree.Parent("/data/one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := os.Truncate(filepath.Join(dir.Name(), name), 2); err != nil { // as a power cut may leave it
+		t.Fatal(err)
+	}
+	if err := f.step.Do(t.Context(), f.task, f.notes); machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "input /data/one: ") {
+		t.Errorf("a file that is not in its place: %v", err)
+	}
+}
+
 // What could be staged stays staged when something else fails.
 func TestStageFails(t *testing.T) {
 	f := newFixture(t, content("/data/in", "X"), tes.Input{Path: "/data/none", URL: "/no/such/file"})

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/storage"
@@ -148,6 +149,31 @@ func (s *throng) Fetch(ctx context.Context, r storage.FetchRequest) (storage.Fet
 		return storage.Fetched{}, ctx.Err()
 	}
 	return storage.Fetched{Bytes: 1 << 10, Version: r.Version}, nil
+}
+
+// Stat waits for others, as Fetch does.
+func (s *throng) Stat(ctx context.Context, url string) (storage.Object, error) {
+	f, err := s.Fetch(ctx, storage.FetchRequest{})
+	return storage.Object{URL: url, Size: f.Bytes}, err
+}
+
+// So many inputs are looked up side by side as may be fetched.
+func TestInputsAtATime(t *testing.T) {
+	var inputs []tes.Input
+	for i := range 100 {
+		inputs = append(inputs, tes.Input{Path: fmt.Sprint("/in/", i), URL: fmt.Sprint("s3://some-bucket/", i)})
+	}
+	f := newFixture(t, inputs...)
+	source := &throng{numbered: numbered{Storage: f.step.Storage}, want: 5, full: make(chan struct{})}
+	f.step.Storage, f.step.Parallel = source, 5
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := f.step.Do(ctx, f.task, f.notes); err != nil {
+		t.Fatal(err)
+	}
+	if source.most != 5 {
+		t.Errorf("%d inputs were looked up at a time, want 5", source.most)
+	}
 }
 
 // As many files as are allowed are fetched side by side, and never more.
