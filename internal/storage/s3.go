@@ -27,6 +27,7 @@ import (
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/retryafter"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -358,9 +359,35 @@ func (t *s3Store) Abort(ctx context.Context, url string, left Unfinished) error 
 		return err
 	}
 	if left.Upload.ID != "" {
+		if before, _, hidden := strings.Cut(u.key, redact.Hidden); hidden {
+			return t.abortBelow(ctx, bucketURL{u.bucket, before}, left.Upload.ID)
+		}
 		return t.abort(ctx, u, left.Upload.ID)
 	}
 	return t.abortUnnamed(ctx, u, *left.Upload)
+}
+
+// abortBelow ends an upload of which only the beginning of the key is known: where a key
+// has what looks like a signature, such as sig=1/x, the journal hides it.
+func (t *s3Store) abortBelow(ctx context.Context, u bucketURL, upload string) error {
+	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
+	for {
+		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
+			return c.ListMultipartUploads(ctx, in)
+		})
+		if err != nil {
+			return err
+		}
+		for _, found := range out.Uploads {
+			if aws.ToString(found.UploadId) == upload {
+				return t.abort(ctx, bucketURL{u.bucket, aws.ToString(found.Key)}, upload)
+			}
+		}
+		if !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextKeyMarker) == "" {
+			return nil
+		}
+		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
+	}
 }
 
 // abortUnnamed ends the uploads of a key that were not there before and have no

@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/storage/storagetest"
 )
@@ -114,6 +115,26 @@ func TestS3CredentialsAreWaitedFor(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// The journal hides what in a key looks like a secret. The upload is found nevertheless.
+func TestS3UploadOfAHiddenKeyIsAborted(t *testing.T) {
+	server, client := storagetest.Versitygw(t)
+	other := began(t, client, "top/sig=2/x")
+	ours := began(t, client, "top/sig=1/x")
+	url := redact.URL("s3://bucket/top/sig=1/x")
+	if strings.Contains(url, "sig=1") {
+		t.Fatalf("%s tells all", url)
+	}
+	left := storage.Unfinished{Upload: &storage.Upload{ID: ours}}
+	for range 2 { // the second time there is none
+		if err := storage.New(server.Options).Abort(t.Context(), url, left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := uploads(t, client); !slices.Equal(got, []string{other}) {
+		t.Errorf("there are %q, and another's is %s", got, other)
 	}
 }
 
