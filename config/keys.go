@@ -56,7 +56,7 @@ var keys = []key{
 
 	{name: "transfer.retry_for", fallback: "15m",
 		kind: duration(func(c *Config) *time.Duration { return &c.Transfer.RetryFor }),
-		doc:  "How long a transfer that fails for a passing reason is tried again."},
+		doc:  "How long a transfer that fails for a passing reason is tried again. Three attempts are made in any case."},
 	{name: "transfer.parallel", fallback: "8",
 		kind: count(func(c *Config) *int { return &c.Transfer.Parallel }, 1, 256),
 		doc:  "How many streams all transfers of a task use together."},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -304,7 +305,8 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		return tree
 	}
 	store := storage.New(storage.Options{
-		RetryFor: conf.Transfer.RetryFor, Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
+		// No time is none; to Options it is the default.
+		RetryFor: cmp.Or(conf.Transfer.RetryFor, time.Nanosecond), Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
 		Bandwidth: conf.Transfer.Bandwidth, S3: storage.S3(conf.Storage.S3), GCS: storage.GCS(conf.Storage.GCS), Azure: storage.Azure(conf.Storage.Azure), Meter: s.meter, Log: s.app.log,
 	})
 	containers := &run.Containers{

@@ -21,6 +21,28 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
+// A transfer.retry_for of 0 is none, and not the default: some attempts are made.
+func TestTransfersWithoutPatience(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	w.Env = append(w.Env, "DECKHAND_TRANSFER_RETRY_FOR=0")
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		switch {
+		case req.Method == http.MethodHead:
+		case asked.Add(1) > 6: // twice as many as are made
+			rw.WriteHeader(http.StatusNotFound)
+		default:
+			rw.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer server.Close()
+	image := w.Image(t, "a", rig.Spec{Marker: "impatient"}).Tag
+	w.MustRun(t, 75, tes.Task{
+		ID: "impatient", Inputs: []tes.Input{{URL: server.URL + "/in", Path: "/data/in"}}, Executors: []tes.Executor{Sh(image, "true")},
+	})
+}
+
 // While inputs come and outputs go, status tells files, bytes and rate.
 func TestStatusOfTransfers(t *testing.T) {
 	t.Parallel()
