@@ -124,6 +124,24 @@ func TestParseHTTP(t *testing.T) {
 	}
 }
 
+func TestSameOrigin(t *testing.T) {
+	for from, tos := range map[string]map[string]bool{
+		"http://host/a": {
+			"http://host/b": true, "https://host/b": true, "http://host:81/a": false, "https://host:444/a": false, "http://sub.host/a": false, "http://other/a": false,
+		},
+		"https://host/a":     {"https://host/b": true, "http://host/a": false, "https://host:444/a": false},
+		"http://host:8080/a": {"http://host:8080/b": true, "http://host/a": false, "https://host/a": false, "https://host:8080/a": false},
+	} {
+		for to, want := range tos {
+			a, _, _ := parseHTTP(from)
+			b, _, _ := parseHTTP(to)
+			if got := sameOrigin(a, b); got != want {
+				t.Errorf("from %s to %s: %t", from, to, got)
+			}
+		}
+	}
+}
+
 func TestNoURL(t *testing.T) {
 	for _, in := range []string{"http://", "http:///a", "http://:80/a", "http://user@/a", "http://host:65536/a", "http://host:99999999999999999999/a", "http://[::1/a", "http://h ost/a"} {
 		if err := checkHTTP(in); err == nil || machine.FaultOf(err) != machine.TaskFault {

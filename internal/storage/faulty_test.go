@@ -609,8 +609,7 @@ func TestCredentialsInURL(t *testing.T) {
 		_, _ = io.WriteString(w, "content")
 	}))
 	defer other.Close()
-	// Another host, not only another port.
-	target := strings.Replace(other.URL, "127.0.0.1", "localhost", 1)
+	var target string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "user" || password != "pass word" {
 			w.WriteHeader(http.StatusUnauthorized)
@@ -619,19 +618,21 @@ func TestCredentialsInURL(t *testing.T) {
 		http.Redirect(w, r, target, http.StatusFound)
 	}))
 	defer server.Close()
-	for userinfo, works := range map[string]bool{"user:pass%20word@": true, "user:wr0ngsecret@": false} {
-		url := strings.Replace(server.URL, "http://", "http://"+userinfo, 1)
-		_, _, err := fetchInto(t, quick(time.Second, 0), url+"/file?token=secret", "file")
-		if works != (err == nil) {
-			t.Errorf("%s: %v", userinfo, err)
+	for _, target = range []string{other.URL, strings.Replace(other.URL, "127.0.0.1", "localhost", 1)} { // another port, and another host
+		for userinfo, works := range map[string]bool{"user:pass%20word@": true, "user:wr0ngsecret@": false} {
+			url := strings.Replace(server.URL, "http://", "http://"+userinfo, 1)
+			_, _, err := fetchInto(t, quick(time.Second, 0), url+"/file?token=secret", "file")
+			if works != (err == nil) {
+				t.Errorf("%s: %v", userinfo, err)
+			}
+			if err != nil && strings.Contains(err.Error(), "wr0ngsecret") {
+				t.Errorf("the error tells the password: %v", err)
+			}
 		}
-		if err != nil && strings.Contains(err.Error(), "wr0ngsecret") {
-			t.Errorf("the error tells the password: %v", err)
-		}
-	}
-	for _, name := range []string{"Authorization", "Referer"} {
-		if got := elsewhere.Get(name); got != "" {
-			t.Errorf("another host was given the %s %q", name, got)
+		for _, name := range []string{"Authorization", "Referer"} {
+			if got := elsewhere.Get(name); got != "" {
+				t.Errorf("%s was given the %s %q", target, name, got)
+			}
 		}
 	}
 }

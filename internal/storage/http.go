@@ -84,11 +84,21 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	if req.Method != via[0].Method && via[0].Method == http.MethodPut {
 		return errRedirectedPut
 	}
-	if req.URL.Scheme != "https" && via[0].URL.Scheme == "https" {
+	if !sameOrigin(via[0].URL, req.URL) {
 		req.Header.Del("Authorization")
 	}
 	req.Header.Del("Referer") // which net/http sets, signature included
 	return nil
+}
+
+// sameOrigin says whether credentials for one URL may go to another. For net/http it is one
+// host, and hosts below it; but another port may be another's. A host that moves from http to
+// https stays the same.
+func sameOrigin(from, to *neturl.URL) bool {
+	if from.Scheme == "http" && to.Scheme == "https" && from.Port() == "" && to.Port() == "" {
+		return from.Hostname() == to.Hostname()
+	}
+	return from.Scheme == to.Scheme && from.Host == to.Host
 }
 
 // stay takes a redirect for the answer: a storage's requests carry credentials that are
