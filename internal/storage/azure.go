@@ -210,7 +210,7 @@ func (t *azureStore) identity(ctx context.Context) (azcore.TokenCredential, erro
 	if t.ready {
 		return t.token, nil
 	}
-	ctx, w := newWatch(ctx, t.storage.pause.idle)
+	ctx, w := newWatch(ctx, t.storage.assembly()) // the client's own attempts may take more than a minute
 	defer w.end()
 	token, err := azidentity.NewDefaultAzureCredential(nil)
 	if err == nil {
@@ -218,6 +218,9 @@ func (t *azureStore) identity(ctx context.Context) (azcore.TokenCredential, erro
 	}
 	if ctx.Err() != nil {
 		return nil, w.cause(ctx.Err())
+	}
+	if identityMayCome(err) {
+		return nil, passing(fmt.Errorf("the Azure credentials of this node cannot be had now: %s", strings.Join(strings.Fields(err.Error()), " ")))
 	}
 	t.ready = true
 	if err != nil {
@@ -228,6 +231,17 @@ func (t *azureStore) identity(ctx context.Context) (azcore.TokenCredential, erro
 	}
 	t.token = token
 	return token, nil
+}
+
+// identityMayCome tells a source of tokens that fails at the moment from one that is not
+// there, which is another error, or refuses. Without an answer the network failed.
+func identityMayCome(err error) bool {
+	var failed *azidentity.AuthenticationFailedError
+	if !errors.As(err, &failed) {
+		return false
+	}
+	var pass *passingError
+	return failed.RawResponse == nil || errors.As(statusFault(failed.RawResponse.StatusCode, nil, err), &pass)
 }
 
 // blob returns a client of one blob.

@@ -249,6 +249,38 @@ func TestAzureBlobInOtherHands(t *testing.T) {
 	}
 }
 
+// A managed identity is waited for, and not done without.
+func TestAzureIdentityIsWaitedFor(t *testing.T) {
+	for _, name := range []string{"AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_CONNECTION_STRING"} {
+		t.Setenv(name, "") // so that it comes back
+		os.Unsetenv(name)
+	}
+	service := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer SECRET" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		_, _ = io.WriteString(w, "content")
+	}))
+	defer service.Close()
+	var asked atomic.Int64
+	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) <= 4 { // as often as the client tries
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintf(w, `{"access_token": "SECRET", "expires_on": "%d", "token_type": "Bearer"}`, time.Now().Add(time.Hour).Unix())
+	}))
+	defer source.Close()
+	t.Setenv("IDENTITY_ENDPOINT", source.URL)
+	t.Setenv("IDENTITY_HEADER", "x")
+	options := storage.Options{Azure: storage.Azure{Account: "account", Endpoint: service.URL + "/{account}"}, RetryFor: 10 * time.Second}
+	st := storage.Trust(storage.Hasten(storage.New(options), time.Minute), service)
+	if _, _, err := fetchInto(t, st, "az://bucket/x", "file"); err != nil {
+		t.Error(err)
+	}
+}
+
 // Whoever answers for a cloud's server, what came without a length is not taken for whole.
 func TestCloudsTellLengths(t *testing.T) {
 	credentials(t)

@@ -3,6 +3,8 @@ package storage
 import (
 	"context"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"time"
 )
 
@@ -20,6 +22,12 @@ func Hasten(s *Storage, idle time.Duration) *Storage {
 // Dial makes a Storage reach every host by dial.
 func Dial(s *Storage, dial func(ctx context.Context, network, address string) (net.Conn, error)) *Storage {
 	s.transport.DialContext = dial
+	return s
+}
+
+// Trust makes a Storage trust the certificate of a server.
+func Trust(s *Storage, server *httptest.Server) *Storage {
+	s.transport.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig
 	return s
 }
 
