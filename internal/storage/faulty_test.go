@@ -106,6 +106,7 @@ func b64(sum []byte) string { return base64.StdEncoding.EncodeToString(sum) }
 func TestFetchFromFaultyServers(t *testing.T) {
 	const several = 3*storage.MinPart + 12345 // bytes: four parts
 	a, b := storagetest.Content(several), storagetest.Content(several+1)
+	c := bytes.Repeat([]byte{1}, several)
 	small := storagetest.Content(70000)
 	sha := sha256.Sum256(small)
 	rightSHA := "sha-256=:" + b64(sha[:]) + ":"
@@ -217,6 +218,15 @@ func TestFetchFromFaultyServers(t *testing.T) {
 					o = &origin{content: b, etag: `"b"`}
 				}
 				o.serve(w, r)
+			}},
+		{name: "changed between parts, as Last-Modified alone says", content: a, want: c,
+			handle: func(o *origin, n int, w http.ResponseWriter, r *http.Request) {
+				r.Header.Del("If-Unmodified-Since")
+				content, at := a, time.Unix(1e9, 0)
+				if n > 1 {
+					content, at = c, at.Add(time.Second)
+				}
+				http.ServeContent(w, r, "", at, bytes.NewReader(content))
 			}},
 		{name: "changed between parts to the same length, and parts have no ETag", content: a, etag: `"a"`, want: a,
 			handle: func(o *origin, n int, w http.ResponseWriter, r *http.Request) {
