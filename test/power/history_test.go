@@ -12,6 +12,7 @@ import (
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/test/check"
+	"github.com/deckhand/deckhand/test/vm"
 )
 
 // history is what happened to one node, as far as it was told before its power
@@ -21,7 +22,7 @@ type history struct {
 	plan    *plan
 	program string // that is deckhand here
 	disk    *Disk
-	machine *Machine
+	machine *vm.Machine
 
 	bootID string   // of the machine
 	found  []string // where the journal had the task at each boot, empty for nowhere
@@ -55,7 +56,7 @@ func newHistory(t *testing.T, p *plan, program, image string) *history {
 
 func (h *history) boot(words ...string) {
 	h.t.Helper()
-	h.machine = h.plan.node.Boot(h.t, h.plan.accelerator, h.disk, append([]string{"deckhand=" + h.program}, h.plan.environment...), words...)
+	h.machine = h.plan.system.Boot(h.t, h.disk.drive(), append([]string{"deckhand=" + h.program}, h.plan.environment...), append([]string{"/bin/guest"}, words...)...)
 }
 
 // never is no instant.
@@ -63,7 +64,7 @@ var never = instant{delay: -1}
 
 // hear takes in what the guest says until that is the end or the instant has
 // come. It returns what came first.
-func (h *history) hear(at instant, end func(Line) bool) string {
+func (h *history) hear(at instant, end func(vm.Line) bool) string {
 	h.t.Helper()
 	var until <-chan time.Time
 	for {
@@ -89,7 +90,7 @@ func (i instant) name() string {
 }
 
 // take takes one line in, and returns the transition that it tells of, if it does.
-func (h *history) take(l Line) *entered {
+func (h *history) take(l vm.Line) *entered {
 	h.t.Helper()
 	read := func(text string, into any) {
 		h.t.Helper()
@@ -138,12 +139,16 @@ func (h *history) take(l Line) *entered {
 	return nil
 }
 
-// cut takes the power away. Containers end with it.
+// cut takes the power away. Containers end with it. The machine goes before its disk:
+// it would take a disk that is gone for one that fails, and say so.
 func (h *history) cut(random *rand.Rand, keep float64) Loss {
 	h.t.Helper()
-	said, loss := h.machine.Cut(random, keep)
-	for _, l := range said {
+	for _, l := range h.machine.Kill() {
 		h.take(l)
+	}
+	loss, err := h.disk.Cut(random, keep)
+	if err != nil {
+		h.t.Fatal(err)
 	}
 	alive := map[string]check.Event{}
 	for _, e := range h.events {
@@ -167,7 +172,7 @@ func (h *history) cut(random *rand.Rand, keep float64) Loss {
 func (h *history) runAndCut(at instant, random *rand.Rand, keep float64) {
 	h.t.Helper()
 	h.boot(task)
-	when := h.hear(at, func(l Line) bool { return l.Word == "exit" })
+	when := h.hear(at, func(l vm.Line) bool { return l.Word == "exit" })
 	h.cuts = append(h.cuts, fmt.Sprintf("%s; %s", when, h.cut(random, keep)))
 }
 
@@ -176,7 +181,7 @@ func (h *history) runAndCut(at instant, random *rand.Rand, keep float64) {
 func (h *history) recover() []string {
 	h.t.Helper()
 	h.boot(task)
-	h.hear(never, func(l Line) bool { return l.Word == "done" })
+	h.hear(never, func(l vm.Line) bool { return l.Word == "done" })
 	h.cut(rand.New(rand.NewPCG(0, 0)), 1)
 	return h.problems()
 }

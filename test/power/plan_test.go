@@ -13,6 +13,7 @@ import (
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/test/check"
 	"github.com/deckhand/deckhand/test/rig"
+	"github.com/deckhand/deckhand/test/vm"
 )
 
 // host is the address under which a machine reaches this one.
@@ -50,8 +51,7 @@ func victim(image string) tes.Task {
 // plan is a node with a task that is to be run, and how that goes when nobody
 // cuts the power.
 type plan struct {
-	node        *Node
-	accelerator string
+	system      *vm.System
 	environment []string      // of the guest, beside the program that is deckhand there
 	image       string        // of the data disk, before the task
 	before      check.Node    // with what others have on it, before any task
@@ -79,7 +79,9 @@ func newPlan(t *testing.T, programs map[string]string) *plan {
 		return rig.Image(t, registry, name, rig.Spec{Marker: name, Size: 1 << 20, Volumes: []string{"/scratch"}})
 	}
 	p := &plan{environment: []string{"registry=" + host + ":" + port, "others=" + there(image("others").Tag)}}
-	p.node = NewNode(t, programs, map[string][]byte{
+	programs["guest"] = filepath.Join(t.TempDir(), "guest")
+	vm.Build(t, programs["guest"], "./test/power/guest")
+	p.system = vm.New(t, vm.Content{Programs: programs, Files: map[string][]byte{
 		"/tasks/" + earlier + ".json": mustJSON(tes.Task{
 			ID: earlier, Executors: []tes.Executor{{Image: there(image("a").Digest), Command: []string{"true"}}},
 		}),
@@ -87,19 +89,18 @@ func newPlan(t *testing.T, programs map[string]string) *plan {
 		"/srv/in/file":             []byte(strings.Repeat("input of many lines\n", 50_000)),
 		"/srv/in/dir/a":            []byte("a\n"),
 		"/srv/in/dir/b/c":          []byte("c\n"),
-	})
-	p.accelerator = p.node.Accelerator(t)
+	}})
 
-	h := newHistory(t, p, "deckhand", NewImage(t))
+	h := newHistory(t, p, "deckhand", vm.NewImage(t))
 	h.boot("others", earlier, "save", task)
-	h.hear(never, func(l Line) bool { return l.Word == "saved" })
+	h.hear(never, func(l vm.Line) bool { return l.Word == "saved" })
 	p.image = filepath.Join(t.TempDir(), "image")
 	if err := h.disk.Save(p.image); err != nil {
 		t.Fatal(err)
 	}
 	h.states = nil
 	var began, ended time.Time
-	h.hear(never, func(l Line) bool {
+	h.hear(never, func(l vm.Line) bool {
 		switch l.Word {
 		case "found":
 			began = l.At
@@ -120,7 +121,7 @@ func newPlan(t *testing.T, programs map[string]string) *plan {
 	if problems := h.problems(); len(problems) > 0 {
 		t.Fatalf("without a power cut:\n%s", strings.Join(problems, "\n"))
 	}
-	t.Logf("with %s and no cut the task takes %s: %v", p.accelerator, p.whole.Round(time.Millisecond), p.states)
+	t.Logf("with %s and no cut the task takes %s: %v", p.system.Accelerator(), p.whole.Round(time.Millisecond), p.states)
 	return p
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/test/rig"
+	"github.com/deckhand/deckhand/test/vm"
 )
 
 // A node loses its power at random instants of a task, and of the recovery from
@@ -27,10 +28,10 @@ func TestPowerCuts(t *testing.T) {
 	// with the thorough ones.
 	thorough := cuts > 2
 	programs := map[string]string{"deckhand": filepath.Join(t.TempDir(), "deckhand")}
-	Build(t, programs["deckhand"], "./cmd/deckhand")
+	vm.Build(t, programs["deckhand"], "./cmd/deckhand")
 	if thorough {
 		programs["careless"] = filepath.Join(t.TempDir(), "careless")
-		Build(t, programs["careless"], "-overlay", rig.Overlay(t, "journal/log.go",
+		vm.Build(t, programs["careless"], "-overlay", rig.Overlay(t, "journal/log.go",
 			"var fdatasync = unix.Fdatasync\n", "var _, fdatasync = unix.Fdatasync, func(int) error { return nil }\n"), "./cmd/deckhand")
 	}
 	p := newPlan(t, programs)

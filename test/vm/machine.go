@@ -1,12 +1,11 @@
-package power
+package vm
 
 import (
 	"bufio"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,11 +14,10 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
-// Machine is a node under power.
+// Machine is one that runs.
 type Machine struct {
 	tb      testing.TB
 	cmd     *exec.Cmd
-	disk    *Disk
 	console string
 	lines   chan Line
 }
@@ -30,6 +28,12 @@ type Line struct {
 	At         time.Time
 }
 
+// Words of the first process.
+const (
+	Ended  = "ended"  // the command has, with this code
+	Failed = "failed" // the machine could not be made, or a guest says that it failed
+)
+
 // silence is how long a machine may say nothing: emulated on a busy host, a node
 // takes minutes for what a real one does in a second.
 const silence = 10 * time.Minute
@@ -37,23 +41,22 @@ const silence = 10 * time.Minute
 // emulation is qemu's accelerator that every machine has.
 const emulation = "tcg"
 
-// Accelerator returns how qemu runs machines here: with kvm where a machine
-// really boots with it, which nested virtualisation may only promise, else by
-// emulation.
-func (n *Node) Accelerator(tb testing.TB) string {
+// choose returns how qemu runs machines here: with kvm where a machine really
+// boots with it, which nested virtualisation may only promise, else by emulation.
+func (s *System) choose(tb testing.TB) string {
 	tb.Helper()
 	if _, err := os.Stat("/dev/kvm"); err != nil {
 		return emulation
 	}
-	m := n.Boot(tb, "kvm", NewDisk(tb, NewImage(tb)), []string{"registry=none"})
-	defer m.kill()
+	m := s.boot(tb, "kvm", "format=raw,file="+NewImage(tb), nil, "/bin/busybox", "true")
+	defer m.Kill()
 	for deadline := time.After(30 * time.Second); ; {
 		select {
 		case l, ok := <-m.lines:
 			switch {
 			case !ok:
 				return emulation
-			case l.Word == "done":
+			case l.Word == Ended:
 				return "kvm"
 			}
 		case <-deadline:
@@ -62,29 +65,39 @@ func (n *Node) Accelerator(tb testing.TB) string {
 	}
 }
 
-// Boot turns a machine on with a disk and tells the guest what to do, see
-// test/power/guest. environment holds NAME=value, without spaces.
-func (n *Node) Boot(tb testing.TB, accelerator string, d *Disk, environment []string, words ...string) *Machine {
+// Accelerator is what qemu runs this system's machines with.
+func (s *System) Accelerator() string { return s.accelerator }
+
+// Boot turns a machine on that runs a command, see test/vm/init. data is what a
+// -drive of qemu says of its data disk. environment holds NAME=value; nothing has spaces.
+func (s *System) Boot(tb testing.TB, data string, environment []string, command ...string) *Machine {
 	tb.Helper()
-	m := &Machine{tb: tb, disk: d, console: filepath.Join(tb.TempDir(), "console"), lines: make(chan Line, 10_000)}
-	// An emulated machine has a clock of its own that counts instructions, of two
-	// nanoseconds: nothing in it runs into its time limits because the host is busy.
-	// Its processor has no wide vectors, which are slow to emulate.
-	processor := []string{"-cpu", "qemu64", "-icount", "shift=1"}
-	if accelerator != emulation {
-		processor = []string{"-cpu", "host"}
+	return s.boot(tb, s.accelerator, data, environment, command...)
+}
+
+func (s *System) boot(tb testing.TB, accelerator, data string, environment []string, command ...string) *Machine {
+	tb.Helper()
+	m := &Machine{tb: tb, console: filepath.Join(tb.TempDir(), "console"), lines: make(chan Line, 10_000)}
+	// An emulated processor has no wide vectors, which are slow to emulate. A single
+	// one has a clock of its own that counts instructions, of two nanoseconds: nothing
+	// runs into its time limits because the host is busy.
+	processor := []string{"-cpu", "host"}
+	if accelerator == emulation {
+		processor = []string{"-cpu", "qemu64"}
+		if s.cpus == 1 {
+			processor = append(processor, "-icount", "shift=1")
+		}
 	}
 	m.cmd = exec.Command(rig.Program(tb, "qemu-system-x86_64", "qemu-system-x86"), append(processor,
-		"-accel", accelerator, "-smp", "1", "-m", "1024",
+		"-accel", accelerator, "-smp", strconv.Itoa(s.cpus), "-m", strconv.Itoa(1024*s.cpus),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:"+m.console, "-serial", "stdio",
-		"-kernel", n.kernel, "-initrd", n.initial,
+		"-kernel", s.kernel, "-initrd", s.initial,
 		// What the kernel does not know it hands on to its first process: names
 		// with values as environment, words behind -- as arguments.
-		"-append", strings.Join(append(append([]string{"console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0"}, environment...), append([]string{"--"}, words...)...), " "),
-		"-drive", "if=virtio,format=raw,readonly=on,file="+n.system,
-		// The disk is told of each flush, and qemu keeps nothing back itself.
-		"-drive", "if=virtio,format=raw,cache=writeback,file=nbd+unix:///?socket="+d.socket,
+		"-append", strings.Join(append(append([]string{"console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0"}, environment...), append([]string{"--"}, command...)...), " "),
+		"-drive", "if=virtio,format=raw,readonly=on,file="+s.disk,
+		"-drive", "if=virtio,"+data,
 		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
 	)...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -109,15 +122,19 @@ func (n *Node) Boot(tb testing.TB, accelerator string, d *Disk, environment []st
 			m.lines <- Line{word, rest, time.Now()}
 		}
 	}()
-	tb.Cleanup(m.kill)
+	tb.Cleanup(func() { m.Kill() })
 	return m
 }
 
-func (m *Machine) kill() {
+// Kill takes the power away. It returns what the guest had said before and nobody
+// had heard yet.
+func (m *Machine) Kill() (said []Line) {
 	_ = m.cmd.Process.Kill()
-	for range m.lines {
+	for l := range m.lines {
+		said = append(said, l)
 	}
-	_ = m.cmd.Wait()
+	_ = m.cmd.Wait() // killed
+	return said
 }
 
 // Next returns what the guest says next; false when the time is over before
@@ -129,7 +146,7 @@ func (m *Machine) Next(until <-chan time.Time) (Line, bool) {
 		if !ok {
 			m.tb.Fatalf("the machine has ended by itself; its console:\n%s", m.lastWords())
 		}
-		if l.Word == "failed" {
+		if l.Word == Failed {
 			m.tb.Fatalf("the guest: %s; its console:\n%s", l.Rest, m.lastWords())
 		}
 		return l, true
@@ -146,25 +163,4 @@ func (m *Machine) lastWords() string {
 		return err.Error()
 	}
 	return string(text[max(0, len(text)-4000):])
-}
-
-// Cut takes the power away. It returns what the guest had said before and nobody
-// had heard yet, and what the disk has lost. The machine goes before its disk:
-// it would take a disk that is gone for one that fails, and say so.
-func (m *Machine) Cut(random *rand.Rand, keep float64) (said []Line, loss Loss) {
-	m.tb.Helper()
-	_ = m.cmd.Process.Kill()
-	for l := range m.lines {
-		said = append(said, l)
-	}
-	_ = m.cmd.Wait() // killed
-	loss, err := m.disk.Cut(random, keep)
-	if err != nil {
-		m.tb.Fatal(err)
-	}
-	return said, loss
-}
-
-func (l Loss) String() string {
-	return fmt.Sprintf("%d writes and %d flushes; of %d sectors not flushed, %d lost", l.Writes, l.Flushes, l.Cached, l.Lost)
 }

@@ -1,13 +1,14 @@
-// Package power cuts the power of a whole node: a virtual machine with a real
-// kernel, a real Docker Engine and deckhand, on a disk that loses what was not
-// flushed.
-package power
+// Package vm gives tests whole nodes: virtual machines with a kernel of Debian's,
+// cgroup v2, and a Docker Engine and whatever else there is on this machine.
+package vm
 
 import (
 	"bytes"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,13 +21,23 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
-// Node is what a machine boots: a kernel with its first process, and a read-only
-// system disk with a Docker Engine and deckhand.
-type Node struct {
-	dir     string
-	kernel  string
-	initial string // the initial file system
-	system  string // the system disk
+// System is what a machine boots: a kernel with its first process, and a read-only
+// system disk with a Docker Engine.
+type System struct {
+	dir         string
+	kernel      string
+	initial     string // the initial file system
+	disk        string // the system disk
+	accelerator string
+	cpus        int
+}
+
+// Content is what a system disk has beside a Docker Engine and busybox.
+type Content struct {
+	Programs map[string]string // by their names in /bin, where they are on this machine
+	Copies   []string          // files and directories that are at the same place as on this machine
+	Files    map[string][]byte // by their paths
+	CPUs     int               // of the machine, with a gigabyte of memory each; zero is one
 }
 
 // top is the directory of the module.
@@ -38,30 +49,28 @@ func top() string {
 // kernelDir is where test/deps.sh unpacks a kernel.
 func kernelDir() string { return filepath.Join(top(), ".tools", "kernel") }
 
-// drivers are the kernel modules that a node needs. What each depends on is
+// drivers are the kernel modules that a machine needs. What each depends on is
 // loaded before it.
 var drivers = []string{"virtio_pci", "virtio_blk", "virtio_net", "overlay", "bridge", "veth", "nf_tables", "nft_reject_inet"}
 
-// NewNode makes a node with programs, by their names in /bin, and files, by their
-// paths on the system disk.
-func NewNode(tb testing.TB, programs map[string]string, files map[string][]byte) *Node {
+// New makes a system.
+func New(tb testing.TB, content Content) *System {
 	tb.Helper()
-	n := &Node{dir: tb.TempDir()}
+	s := &System{dir: tb.TempDir(), cpus: max(1, content.CPUs)}
 	kernels, _ := filepath.Glob(filepath.Join(kernelDir(), "boot", "vmlinuz-*"))
 	if runtime.GOARCH != "amd64" || len(kernels) == 0 {
 		rig.Lack(tb, "this machine has no kernel for a virtual machine in "+kernelDir()+": run `make deps` as root on amd64")
 	}
-	n.kernel = kernels[0]
-	n.initial, n.system = filepath.Join(n.dir, "initial"), filepath.Join(n.dir, "system")
-	guest := filepath.Join(n.dir, "guest")
-	Build(tb, guest, "./test/power/guest")
-	if err := n.makeInitial(tb, guest); err != nil {
+	s.kernel = kernels[0]
+	s.initial, s.disk = filepath.Join(s.dir, "initial"), filepath.Join(s.dir, "system")
+	if err := s.makeInitial(tb); err != nil {
 		tb.Fatalf("make the initial file system: %v", err)
 	}
-	if err := n.makeSystem(tb, guest, programs, files); err != nil {
+	if err := s.makeDisk(tb, content); err != nil {
 		tb.Fatalf("make the system disk: %v", err)
 	}
-	return n
+	s.accelerator = s.choose(tb)
+	return s
 }
 
 // Build builds a static program of this module.
@@ -87,17 +96,15 @@ func command(dir string, stdin []byte, name string, args ...string) ([]byte, err
 	return stdout.Bytes(), nil
 }
 
-// makeInitial makes what the kernel starts from: the guest and the drivers.
-func (n *Node) makeInitial(tb testing.TB, guest string) error {
-	dir := filepath.Join(n.dir, "ramfs")
+// makeInitial makes what the kernel starts from: the first process and the drivers.
+func (s *System) makeInitial(tb testing.TB) error {
+	dir := filepath.Join(s.dir, "ramfs")
 	for _, d := range []string{"dev", "mnt", "modules"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.Link(guest, filepath.Join(dir, "init")); err != nil {
-		return err
-	}
+	Build(tb, filepath.Join(dir, "init"), "./test/vm/init")
 	names := []string{"init", "dev", "mnt", "modules", "modules/order"}
 	files := map[string]string{}
 	err := filepath.WalkDir(kernelDir(), func(path string, _ fs.DirEntry, err error) error {
@@ -126,7 +133,7 @@ func (n *Node) makeInitial(tb testing.TB, guest string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(n.initial, archive, 0o644)
+	return os.WriteFile(s.initial, archive, 0o644)
 }
 
 var depends = regexp.MustCompile(`(?:^|\x00)depends=([^\x00]*)`)
@@ -173,29 +180,44 @@ func loadOrder(files map[string]string, names []string) (order []string, err err
 
 var libraries = regexp.MustCompile(`/\S+`)
 
-// makeSystem makes the system disk, with a Docker Engine that is this machine's.
-func (n *Node) makeSystem(tb testing.TB, guest string, programs map[string]string, files map[string][]byte) error {
-	dir := filepath.Join(n.dir, "root")
-	for _, d := range []string{"bin", "data", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"} {
+// makeDisk makes the system disk. What is Docker's is this machine's.
+func (s *System) makeDisk(tb testing.TB, content Content) error {
+	dir := filepath.Join(s.dir, "root")
+	for _, d := range []string{"data", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "var/tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
 	}
-	for name, target := range map[string]string{"var/run": "/run", "etc/docker": "/data/etc"} {
-		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
-			return err
-		}
+	links := map[string]string{"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin", "var/run": "/run", "etc/docker": "/data/etc"}
+	applets, err := exec.Command(rig.Program(tb, "busybox", "busybox-static"), "--list").Output()
+	if err != nil {
+		return err
 	}
-	copies := map[string]string{"/bin/guest": guest}
-	for name, path := range programs {
-		copies["/bin/"+name] = path
+	for applet := range strings.FieldsSeq(string(applets)) {
+		links["usr/bin/"+applet] = "busybox"
 	}
+	copies := map[string]string{}
 	for name, pkg := range map[string]string{
 		"dockerd": "docker.io", "containerd": "containerd", "containerd-shim-runc-v2": "containerd", "runc": "runc", "busybox": "busybox-static",
 	} {
-		path := rig.Program(tb, name, pkg)
-		copies["/bin/"+name] = path
-		needs, _ := exec.Command("ldd", path).Output() // fails for a static program
+		copies["/usr/bin/"+name] = rig.Program(tb, name, pkg)
+	}
+	for name, path := range content.Programs {
+		copies["/usr/bin/"+name] = path
+	}
+	for _, tree := range content.Copies {
+		err := filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				copies[path] = path
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, from := range slices.Collect(maps.Values(copies)) {
+		needs, _ := exec.Command("ldd", from).Output() // fails for what is no dynamic program
 		for _, library := range libraries.FindAllString(string(needs), -1) {
 			copies[library] = library
 		}
@@ -209,12 +231,17 @@ func (n *Node) makeSystem(tb testing.TB, guest string, programs map[string]strin
 			return err
 		}
 	}
-	for to, content := range files {
+	for name, target := range links {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	for to, content := range content.Files {
 		if err := writeFile(filepath.Join(dir, to), content, 0o644); err != nil {
 			return err
 		}
 	}
-	return filesystem(tb, n.system, "400M", "-O", "^has_journal", "-d", dir)
+	return filesystem(tb, s.disk, "400M", "-O", "^has_journal", "-d", dir)
 }
 
 func writeFile(path string, content []byte, mode os.FileMode) error {
@@ -235,8 +262,8 @@ func NewImage(tb testing.TB) string {
 	tb.Helper()
 	dir := tb.TempDir()
 	image, content := filepath.Join(dir, "image"), filepath.Join(dir, "content")
-	// Docker keeps its key there.
-	err := os.MkdirAll(filepath.Join(content, "etc"), 0o755)
+	// Docker keeps its key in one of them, the other one is /var/tmp.
+	err := errors.Join(os.MkdirAll(filepath.Join(content, "etc"), 0o755), os.MkdirAll(filepath.Join(content, "tmp"), 0o755))
 	if err == nil {
 		err = filesystem(tb, image, "4G", "-N", "32768", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-J", "size=16", "-d", content)
 	}
