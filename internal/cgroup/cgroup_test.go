@@ -1,11 +1,15 @@
 package cgroup
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // fixture is a host whose files say what the test wants them to.
@@ -169,17 +173,49 @@ func TestPrune(t *testing.T) {
 	}
 }
 
-// Where version 2 is alone, the groups above a container are the engine's.
+// Where version 2 is alone, an engine has left the groups of a job that ended before
+// its container.
 func TestPruneVersion2(t *testing.T) {
 	f := newFixture(t, "", mountUnified)
-	job := filepath.Join(f.dir, "unified/a/b/c/d")
-	if err := os.MkdirAll(job, 0o755); err != nil {
-		t.Fatal(err)
+	scope := filepath.Join(f.dir, "unified/system.slice/slurmstepd.scope")
+	for _, dir := range []string{"job_1/step_batch/user", "job_2/step_batch/user/task_0"} {
+		if err := os.MkdirAll(filepath.Join(scope, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := f.Prune("/a/b/c/d"); err != nil {
-		t.Fatal(err)
+	for _, job := range []string{"job_1", "job_2"} {
+		if err := f.Prune("/system.slice/slurmstepd.scope/" + job + "/step_batch/user"); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if _, err := os.Stat(job); err != nil {
+	if left, err := filepath.Glob(scope + "/*/*/*/*"); err != nil || len(left) != 1 {
+		t.Errorf("of a job that runs %v are left (%v)", left, err)
+	}
+	if _, err := os.Stat(filepath.Join(scope, "job_1")); err == nil {
+		t.Error("of a job that has ended its group is left")
+	}
+}
+
+// A user who may remove no group hears nothing of those that stay anyway.
+func TestPruneByUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		lacks(t, "only root can be another user")
+	}
+	f := newFixture(t, "", mountUnified)
+	const parent = "/system.slice/slurmstepd.scope/job_1/step_batch/user"
+	f.write(t, "unified"+parent+"/task_0/cgroup.procs", "7\n")
+	for dir := f.dir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // which ends with the function, and this user with it
+		_, err := unix.SetfsuidRetUid(65534)
+		failed <- errors.Join(err, f.Prune(parent))
+	}()
+	if err := <-failed; err != nil {
 		t.Error(err)
 	}
 }

@@ -20,20 +20,21 @@ const kept = 2
 
 // Prune removes what is empty of a parent of containers that have gone. Docker
 // makes it also in hierarchies that the engine does not use, where nobody else
-// would remove it, and below groups that the engine cannot remove then. A group
-// that has processes or groups stays. Where version 2 is alone, all of the parent
-// is the engine's; beside version 1 Docker makes it there too.
+// would remove it, and below groups that the engine cannot remove then: an engine
+// whose job ends before its container does not come back for them. A group that has
+// processes or groups stays.
 func (h Host) Prune(parent string) error {
 	mounts, err := h.mounts()
 	if err != nil {
 		return err
 	}
-	if _, ok := mounts[""]; ok && len(mounts) == 1 {
-		return nil
-	}
 	var failed error
 	for _, mount := range slices.Sorted(maps.Values(mounts)) {
 		for dir := path.Clean(parent); strings.Count(dir, "/") > kept; dir = path.Dir(dir) {
+			// Who is not root may not even try, and would be told so.
+			if hasGroups(filepath.Join(mount, dir)) {
+				break
+			}
 			err := os.Remove(filepath.Join(mount, dir))
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
@@ -47,4 +48,9 @@ func (h Host) Prune(parent string) error {
 		}
 	}
 	return failed
+}
+
+func hasGroups(dir string) bool {
+	entries, _ := os.ReadDir(dir) // none, of what is not there
+	return slices.ContainsFunc(entries, fs.DirEntry.IsDir)
 }
