@@ -62,8 +62,7 @@ func (g grouped) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	// A label alone may come from the image.
-	if job := c.Labels[engine.LabelCgroup]; job != "" && job == c.CgroupParent {
+	if job := c.JobCgroup(); job != "" {
 		if err := (cgroup.Host{}).Prune(job); err != nil {
 			g.log.Warn("cannot remove the empty control groups of a container", "container", c.Name, "error", err)
 		}

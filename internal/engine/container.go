@@ -128,6 +128,16 @@ type Container struct {
 	CgroupParent string
 }
 
+// JobCgroup is the group of a batch engine's job that the container is below, empty
+// for none.
+func (c Container) JobCgroup() string {
+	// A label alone may come from the image.
+	if job := c.Labels[LabelCgroup]; job == c.CgroupParent {
+		return job
+	}
+	return ""
+}
+
 // shortLog keeps the end of what a container writes to Docker, so that no
 // container fills Docker's disk. The daemon's own defaults are merged in where
 // these are missing, so each is named.

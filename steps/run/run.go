@@ -375,8 +375,14 @@ func timer(at time.Time) (<-chan time.Time, func()) {
 // have minded that or not. On a busy node Docker does not hear of it when the
 // container ends at once.
 func (s *Step) reason(c engine.Container, failed, dir string) string {
+	asked, job := s.Task.Resources.RAMGB > 0, c.JobCgroup() != ""
 	limit := "resources.ram_gb allows"
-	if s.Task.Resources.RAMGB == 0 {
+	switch {
+	case asked && job:
+		limit = "resources.ram_gb or its job allows"
+	case job:
+		limit = "its job or this node allows"
+	case !asked:
 		limit = "this node gives it; ask for more with resources.ram_gb"
 	}
 	switch {
@@ -388,7 +394,7 @@ func (s *Step) reason(c engine.Container, failed, dir string) string {
 		return failed + "; it is kept on the disk of " + dir
 	case c.ExitCode != 0 && strings.HasPrefix(failed, cannotStart):
 		return failed
-	case c.ExitCode == killed && s.Task.Resources.RAMGB > 0:
+	case c.ExitCode == killed && (asked || job):
 		return "its command was killed (SIGKILL), most likely because it ran out of memory: it may use no more than " + limit
 	case c.ExitCode == killed:
 		return "its command was killed (SIGKILL), as the kernel does when the node's memory runs out, or by somebody else"

@@ -99,4 +99,14 @@ func TestReasons(t *testing.T) {
 			t.Errorf("%+v gives %q", test, got)
 		}
 	}
+	// Below the group of a job it may be the job's limit.
+	job := engine.Container{OOMKilled: true, ExitCode: 137, Labels: map[string]string{engine.LabelCgroup: "/job"}, CgroupParent: "/job"}
+	for ram, want := range map[float64]string{
+		0: "out of memory: it used more than its job or this node allows", 1: "out of memory: it used more than resources.ram_gb or its job allows",
+	} {
+		s := &Step{Task: &tes.Task{Resources: tes.Resources{RAMGB: ram}}}
+		if got := s.reason(job, "", "/dir"); got != want {
+			t.Errorf("with %v GB and a job: %q", ram, got)
+		}
+	}
 }
