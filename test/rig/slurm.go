@@ -66,6 +66,20 @@ CgroupAutomount=no
 CgroupPlugin=cgroup/v1
 `
 
+// slurmUnified is slurmCgroup where version 2 is alone: Slurm makes the groups itself
+// that systemd would.
+const slurmUnified = `
+CgroupPlugin=cgroup/v2
+IgnoreSystemd=yes
+CgroupAutomount=yes
+`
+
+// Unified says whether cgroup v2 is alone on this machine.
+func Unified() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
 // NewSlurm starts a cluster, which ends with the test. site is a fragment of
 // slurm.conf, cgroup one of cgroup.conf.
 func NewSlurm(tb TB, site, cgroup string) *Slurm {
@@ -73,8 +87,9 @@ func NewSlurm(tb TB, site, cgroup string) *Slurm {
 	if os.Getuid() != 0 {
 		giveUp(tb, lacking{"slurmd runs as root"})
 	}
-	if _, err := os.Stat("/sys/fs/cgroup/freezer"); err != nil {
-		giveUp(tb, lacking{"Slurm 22.05 needs systemd where cgroup v1 is not mounted: " + err.Error()})
+	groups := slurmCgroup
+	if Unified() {
+		groups = slurmUnified
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -93,7 +108,7 @@ func NewSlurm(tb TB, site, cgroup string) *Slurm {
 	tb.Cleanup(release)
 	conf := fmt.Sprintf(slurmConf, s.name, host, ports[0], dir, ports[1])
 	for name, text := range map[string]string{
-		"slurm.conf": conf, "cgroup.conf": slurmCgroup + cgroup, "site.conf": site, "munge.key": strings.Repeat(s.name, 64),
+		"slurm.conf": conf, "cgroup.conf": groups + cgroup, "site.conf": site, "munge.key": strings.Repeat(s.name, 64),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			tb.Fatalf("%v", err)
@@ -181,10 +196,12 @@ const slurmWait = 5 * time.Minute
 func (s *Slurm) Until(tb TB, id int, want func(job map[string]string) bool) map[string]string {
 	tb.Helper()
 	var job map[string]string
-	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); {
+		began := time.Now()
 		if job = s.Job(tb, id); want(job) {
 			return job
 		}
+		time.Sleep(max(100*time.Millisecond, 3*time.Since(began)))
 	}
 	tb.Fatalf("job %d is still %v\n%s", id, job, s.Logs())
 	return nil
@@ -192,7 +209,11 @@ func (s *Slurm) Until(tb TB, id int, want func(job map[string]string) bool) map[
 
 // Groups are the control groups that are there of a job.
 func (s *Slurm) Groups(id int) []string {
-	groups, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/slurm_%s/uid_*/job_%d", s.name, id)) // a sound pattern
+	pattern := fmt.Sprintf("/sys/fs/cgroup/*/slurm_%s/uid_*/job_%d", s.name, id)
+	if Unified() {
+		pattern = fmt.Sprintf("/sys/fs/cgroup/system.slice/%s_slurmstepd.scope/job_%d", s.name, id)
+	}
+	groups, _ := filepath.Glob(pattern) // a sound one
 	return groups
 }
 
@@ -210,7 +231,11 @@ func (s *Slurm) Logs() string {
 // end ends slurmd, and its jobs by their control groups.
 func (s *Slurm) end(tb TB) {
 	s.slurmd.kill()
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/slurm_" + s.name) // a sound pattern
+	pattern := "/sys/fs/cgroup/*/slurm_" + s.name
+	if Unified() {
+		pattern = "/sys/fs/cgroup/system.slice/" + s.name + "_slurm*"
+	}
+	groups, _ := filepath.Glob(pattern) // a sound one
 	for _, top := range groups {
 		if err := removeGroup(top); err != nil {
 			tb.Logf("cannot remove a control group of Slurm: %v", err)
@@ -258,6 +283,16 @@ type slurmDaemon struct {
 	ended chan struct{}
 }
 
+// service makes the group in which systemd would start slurmd. It takes the controllers
+// for those of the jobs that it has itself.
+func (s *Slurm) service() (*os.File, error) {
+	dir := "/sys/fs/cgroup/system.slice/" + s.name + "_slurmd.service"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	return os.Open(dir)
+}
+
 // start starts a daemon, which dies with this process.
 func (s *Slurm) start(tb TB, name, pkg string, args ...string) *slurmDaemon {
 	tb.Helper()
@@ -274,6 +309,14 @@ func (s *Slurm) start(tb TB, name, pkg string, args ...string) *slurmDaemon {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SLURM_CONF=" + s.dir + "/slurm.conf"}
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if name == "slurmd" && Unified() {
+		group, err := s.service()
+		if err != nil {
+			tb.Fatalf("%v", err)
+		}
+		defer group.Close()
+		d.cmd.SysProcAttr.UseCgroupFD, d.cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	if err := d.cmd.Start(); err != nil {
 		tb.Fatalf("%v", err)
 	}
@@ -293,7 +336,8 @@ func (d *slurmDaemon) kill() {
 // until waits for a daemon to be ready.
 func (d *slurmDaemon) until(tb TB, ready func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); {
+		began := time.Now()
 		if ready() {
 			return
 		}
@@ -301,7 +345,7 @@ func (d *slurmDaemon) until(tb TB, ready func() bool) {
 		case <-d.ended:
 			log, _ := os.ReadFile(d.log) // what cannot be read has nothing to say
 			tb.Fatalf("%s ended:\n%s", d.cmd.Path, log)
-		default:
+		case <-time.After(max(50*time.Millisecond, 3*time.Since(began))):
 		}
 	}
 	log, _ := os.ReadFile(d.log)

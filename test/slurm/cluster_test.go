@@ -41,9 +41,9 @@ func newCluster(t *testing.T, edits ...string) *Cluster {
 	c.install(t, "deckhand", fmt.Sprintf("#!/bin/sh\nexport HOME=%s\nexec %s --docker-host \"${DOCKER_HOST:-%s}\" \"$@\"\n", c.dir, system.Build(t), c.DockerHost))
 	c.install(t, "job.sh", c.page(t, "job.sh"))
 	c.install(t, "epilog.sh", c.page(t, "epilog.sh"))
-	settings := strings.NewReplacer(edits...).Replace(c.page(t, "slurm.conf"))
-	settings = strings.ReplaceAll(settings, "/etc/slurm/deckhand-", c.dir+"/")
-	c.Slurm = rig.NewSlurm(t, settings, c.page(t, "cgroup.conf"))
+	edit := strings.NewReplacer(edits...)
+	settings := strings.ReplaceAll(edit.Replace(c.page(t, "slurm.conf")), "/etc/slurm/deckhand-", c.dir+"/")
+	c.Slurm = rig.NewSlurm(t, settings, edit.Replace(c.page(t, "cgroup.conf")))
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(c.Logs())
@@ -177,20 +177,42 @@ func (j *Job) process(t *testing.T) int {
 	return owner.PID
 }
 
-// parent is the parent of a process.
-func parent(t *testing.T, pid int) int {
+// pid is the first process of a container.
+func (j *Job) pid(t *testing.T, container string) int {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(b), "\nPPid:\t")
-	line, _, _ := strings.Cut(rest, "\n")
-	n, err := strconv.Atoi(line)
+	n, err := strconv.Atoi(j.Docker(t, "inspect", "--format", "{{.State.Pid}}", container))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// parent is the parent of a process.
+func parent(t *testing.T, pid int) int {
+	t.Helper()
+	n, err := strconv.Atoi(status(t, pid, "PPid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// status is what the kernel tells of a process under a name.
+func status(t *testing.T, pid int, name string) string {
+	t.Helper()
+	_, rest, _ := strings.Cut(about(t, pid, "status"), "\n"+name+":\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	return line
+}
+
+// about is a file of a process below /proc.
+func about(t *testing.T, pid int, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // result is the state that the result names; empty without a result.
@@ -239,13 +261,16 @@ func (j *Job) itself(t *testing.T, task string) {
 	}
 }
 
-// until waits for something.
+// until waits for something. On a slow machine, to look takes what others need: most
+// of the time nobody does.
 func until(t *testing.T, what string, is func() string) string {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); {
+		began := time.Now()
 		if s := is(); s != "" {
 			return s
 		}
+		time.Sleep(max(50*time.Millisecond, 3*time.Since(began)))
 	}
 	t.Fatalf("%s does not come", what)
 	return ""

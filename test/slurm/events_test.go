@@ -1,15 +1,19 @@
 package slurm
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/tes"
+	"github.com/deckhand/deckhand/test/rig"
 	"github.com/deckhand/deckhand/test/system"
 )
 
@@ -32,15 +36,16 @@ func TestTimeLimit(t *testing.T) {
 func TestSuccess(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, "Epilog=", "Prolog=/etc/slurm/deckhand-epilog.sh\nEpilog=")
-	out := filepath.Join(c.Dir, "group")
-	j := c.submit(t, tes.Task{ID: "success", Volumes: []string{"/out"}, Outputs: []tes.Output{{URL: out, Path: "/out/group"}},
-		Executors: []tes.Executor{system.Sh(c.image, "sed -n s/.*:memory://p /proc/self/cgroup >/out/group")}})
+	j := c.submit(t, c.waiting("success"))
+	container := j.running(t, "")
+	groups := about(t, j.pid(t, container), "cgroup")
+	if want := "/job_" + strconv.Itoa(j.ID) + "/step_batch/"; !strings.Contains(groups, want) {
+		t.Errorf("the container is in the groups %s, want one of job %d", groups, j.ID)
+	}
+	j.let(t, container)
 	j.state(t, "COMPLETED")
 	if got := j.result(t).State; got != tes.Complete {
 		t.Errorf("the result is %s", got)
-	}
-	if got, want := c.Read(t, "group"), "/job_"+strconv.Itoa(j.ID)+"/step_batch/"; !strings.Contains(got, want) {
-		t.Errorf("the container was in the group %s, want one of job %d", got, j.ID)
 	}
 	j.gone(t)
 }
@@ -134,14 +139,88 @@ func TestMemoryLimit(t *testing.T) {
 	c := newCluster(t)
 	j := c.submit(t, tes.Task{ID: "memory", Resources: tes.Resources{RAMGB: 2},
 		Executors: []tes.Executor{system.Sh(c.image, "dd if=/dev/zero of=/dev/null bs=400M count=1")}}, "--mem", "200")
-	if job := j.state(t, "FAILED"); job["ExitCode"] != "1:0" {
+	// Under cgroup v2 Slurm itself learns of it.
+	want, code := "FAILED", "1:0"
+	if rig.Unified() {
+		want, code = "OUT_OF_MEMORY", "0:125"
+	}
+	if job := j.state(t, want); job["ExitCode"] != code {
 		t.Errorf("the job is %v", job)
 	}
 	result := j.result(t)
 	if result.State != tes.ExecutorError || result.Logs[0].Logs[0].ExitCode != 137 {
 		t.Errorf("the result is %+v", result)
 	}
+	if said := strings.Join(result.Logs[0].SystemLogs, "\n"); !strings.Contains(said, "resources.ram_gb or its job allows") {
+		t.Errorf("the result tells %q", said)
+	}
 	j.gone(t)
+}
+
+// The cores of a job bind its task.
+func TestCores(t *testing.T) {
+	t.Parallel()
+	if runtime.NumCPU() < 2 {
+		rig.Lack(t, "with one processor there is nothing to be kept from")
+	}
+	c := newCluster(t, "ConstrainRAMSpace=yes", "ConstrainRAMSpace=yes\nConstrainCores=yes")
+	j := c.submit(t, c.waiting("cores"))
+	container := j.running(t, "")
+	if got, want := status(t, j.pid(t, container), "Cpus_allowed_list"), status(t, j.process(t), "Cpus_allowed_list"); got != want || len(want) != 1 {
+		t.Errorf("the container has the processors %s, the job %s, want one", got, want)
+	}
+	j.let(t, container)
+	j.state(t, "COMPLETED")
+	j.gone(t)
+}
+
+// What a task uses is in the accounts of its job.
+func TestAccounting(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "KillWait=30", "KillWait=30\nJobAcctGatherType=jobacct_gather/cgroup\nJobAcctGatherFrequency=task=1")
+	// More than two seconds in user mode.
+	j := c.submit(t, tes.Task{ID: "accounting", Executors: []tes.Executor{system.Sh(c.image, `
+		used=0
+		until [ $used -gt 210 ]; do
+			i=0; while [ $i -lt 10000 ]; do i=$((i+1)); done
+			read a b c d e f g h i j k l m used rest </proc/$$/stat
+		done
+		until [ -e /go ]; do sleep 0.1; done`)}})
+	container := j.running(t, "")
+	until(t, "its time of the processor in the accounts of the job", func() string { return unless(j.used(t) < 2*time.Second) })
+	j.let(t, container)
+	j.state(t, "COMPLETED")
+	j.gone(t)
+}
+
+// used is the job's time of the processor: under cgroup v1 as Slurm tells it. Under v2
+// its version 22.05 looks at the group of the job's own process alone, and it is the
+// kernel that has the rest in the group above.
+func (j *Job) used(t *testing.T) time.Duration {
+	t.Helper()
+	if rig.Unified() {
+		_, own, _ := strings.Cut(strings.TrimSpace(about(t, j.process(t), "cgroup")), "::")
+		return usage(t, filepath.Dir(own)) - usage(t, own)
+	}
+	var h, m, s int
+	out := j.Cmd(t, "sstat", "-n", "-P", "-a", "-j", strconv.Itoa(j.ID), "--format=AveCPU")
+	_, _ = fmt.Sscanf(out, "%d:%d:%d", &h, &m, &s) // nothing, before the first sample
+	return time.Duration(3600*h+60*m+s) * time.Second
+}
+
+// usage is the time of the processor that the kernel has counted for a group and
+// those below it.
+func usage(t *testing.T, group string) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "cpu.stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var micros int64
+	if _, err := fmt.Sscanf(string(text), "usage_usec %d", &micros); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(micros) * time.Microsecond
 }
 
 // Jobs that run on a node at a time have roots of their own.

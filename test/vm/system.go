@@ -241,7 +241,7 @@ func (s *System) makeDisk(tb testing.TB, content Content) error {
 			return err
 		}
 	}
-	return filesystem(tb, s.disk, "400M", "-O", "^has_journal", "-d", dir)
+	return filesystem(tb, s.disk, "1G", "-O", "^has_journal", "-d", dir)
 }
 
 func writeFile(path string, content []byte, mode os.FileMode) error {
