@@ -268,11 +268,7 @@ func (m *Machine) undo(ctx context.Context, a *attempt, outcome State) error {
 			err = fmt.Errorf("cannot roll back %s of task %s: %w", step.State(), task.ID, err)
 			return errors.Join(err, notes.Warn(ctx, err.Error())) // no transition will tell why it ended here
 		default:
-			said := "left behind; the next scrub tries again"
-			if step.State() == Upload {
-				said = "left behind at a storage, which nobody tries again"
-			}
-			m.Log.Warn(said, "state", step.State(), "error", err)
+			m.Log.Warn("left behind; the next scrub tries again", "state", step.State(), "error", err)
 			if err := notes.Warn(ctx, fmt.Sprintf("left behind by %s: %v", step.State(), err)); err != nil {
 				return err
 			}

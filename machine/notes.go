@@ -42,9 +42,14 @@ func (n *stepNotes) write(ctx context.Context, kind Kind, f Fact) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var node *Node
-	if f.Images != nil {
+	if f.Images != nil || f.Debts != nil {
 		changed := a.node
-		changed.Images = f.Images
+		if f.Images != nil {
+			changed.Images = f.Images
+		}
+		if f.Debts != nil {
+			changed.Debts = f.Debts
+		}
 		node = &changed
 	}
 	r := Record{Kind: kind, From: a.head.State, To: a.head.State, Detail: detail, Time: time.Now()}
@@ -124,6 +129,12 @@ func (n *stepNotes) Images() []ImageRecord {
 	n.a.mu.Lock()
 	defer n.a.mu.Unlock()
 	return append([]ImageRecord(nil), n.a.node.Images...)
+}
+
+func (n *stepNotes) Debts() []Debt {
+	n.a.mu.Lock()
+	defer n.a.mu.Unlock()
+	return append([]Debt(nil), n.a.node.Debts...)
 }
 
 func (n *stepNotes) Of(step State) Notes { return &stepNotes{n.a, step} }

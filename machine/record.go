@@ -143,6 +143,17 @@ type Node struct {
 	Active *TaskRef `json:"active,omitempty"`
 	// Images is the image ledger.
 	Images []ImageRecord `json:"images"`
+	// Debts are what roll-backs could not remove because it is not on this node.
+	Debts []Debt `json:"debts,omitempty"`
+}
+
+// Debt is what an attempt has left somewhere else.
+type Debt struct {
+	Task    string    `json:"task"`
+	Attempt int       `json:"attempt"`
+	Since   time.Time `json:"since"`
+	// Detail is for the step that owes it.
+	Detail json.RawMessage `json:"detail"`
 }
 
 // Entry is what one journal transaction writes: a record, the task's head

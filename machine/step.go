@@ -59,6 +59,8 @@ type Fact struct {
 	Detail any
 	// Images replaces the node's image ledger in the same transaction, when not nil.
 	Images []ImageRecord
+	// Debts replaces the node's debts in the same transaction, when not nil.
+	Debts []Debt
 }
 
 // Note is a fact read back.
@@ -89,6 +91,8 @@ type Notes interface {
 	Each(what string) iter.Seq2[Note, error]
 	// Images returns the node's image ledger as it is now.
 	Images() []ImageRecord
+	// Debts returns what the node owes as it is now.
+	Debts() []Debt
 	// Of returns the notes of another step of the attempt. They are that step's to
 	// write.
 	Of(step State) Notes

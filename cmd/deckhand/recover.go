@@ -10,6 +10,7 @@ import (
 	"github.com/deckhand/deckhand/config"
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/journal"
+	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/steps/scrub"
 )
 
@@ -117,7 +118,7 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 			return r, err
 		}
 		if len(known) > 0 {
-			return s.closeGone(ctx, r, known), nil
+			return s.ending(ctx, r, known)
 		}
 		// A journal that knows of no task may have taken the place of one that did.
 		return s.recoverLost(ctx, r)
@@ -133,6 +134,17 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 	known, err := s.journal.Heads()
 	if err != nil {
 		return r, err
+	}
+	return s.ending(ctx, r, known)
+}
+
+// ending does what earlier tasks still owe to others.
+func (s *session) ending(ctx context.Context, r recovered, known []machine.Head) (recovered, error) {
+	if err := s.settleDebts(ctx); err != nil {
+		if journalUnusable(err) {
+			return r, err
+		}
+		r.Problems = append(r.Problems, message(err))
 	}
 	return s.closeGone(ctx, r, known), nil
 }

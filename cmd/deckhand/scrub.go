@@ -98,6 +98,9 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 			return report, err
 		}
 	}
+	if err := s.settleDebts(ctx); err != nil {
+		return report, err
+	}
 	report.FreeBytesAfter, err = freeBytes(s.app.conf.Root)
 	return report, err
 }

@@ -287,6 +287,25 @@ func (s *session) cleaner() (*scrub.Cleaner, error) {
 	return c, nil
 }
 
+// storage returns what reaches the places that files come from and go to.
+func (s *session) storage() *storage.Storage {
+	conf := s.app.conf
+	return storage.New(storage.Options{
+		// No time is none; to Options it is the default.
+		RetryFor: cmp.Or(conf.Transfer.RetryFor, time.Nanosecond), Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
+		Bandwidth: conf.Transfer.Bandwidth, S3: storage.S3(conf.Storage.S3), GCS: storage.GCS(conf.Storage.GCS), Azure: storage.Azure(conf.Storage.Azure), Meter: s.meter, Log: s.app.log,
+	})
+}
+
+// settleDebts removes what earlier tasks have left at storages, outside of any task.
+func (s *session) settleDebts(ctx context.Context) error {
+	n, err := machine.NodeNotes(s.journal)
+	if err != nil {
+		return err
+	}
+	return upload.Settle(ctx, n, s.storage(), s.app.log)
+}
+
 // machine builds the state machine of a task. Without its document it can only
 // roll the task back.
 func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) {
@@ -304,11 +323,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		tree.Plan.Binds = download.Binds(n)
 		return tree
 	}
-	store := storage.New(storage.Options{
-		// No time is none; to Options it is the default.
-		RetryFor: cmp.Or(conf.Transfer.RetryFor, time.Nanosecond), Parallel: conf.Transfer.Parallel, Memory: conf.Transfer.Memory,
-		Bandwidth: conf.Transfer.Bandwidth, S3: storage.S3(conf.Storage.S3), GCS: storage.GCS(conf.Storage.GCS), Azure: storage.Azure(conf.Storage.Azure), Meter: s.meter, Log: s.app.log,
-	})
+	store := s.storage()
 	containers := &run.Containers{
 		Task: doc, Engine: s.docker, RootID: cleaner.RootID, Bin: s.app.binDir(), Tree: tree,
 		User: containerUser(conf.Run.User), ClearEntrypoint: conf.Run.ClearEntrypoint, ShellCommands: conf.Run.ShellCommands,
@@ -325,7 +340,9 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	}
 	steps := []machine.Step{
 		&scrub.Step{
-			Cleaner: cleaner, RolledBack: s.rolledBack, Dir: taskDir(task), Tree: tree, Choose: inputs.Choose, Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
+			Cleaner: cleaner, RolledBack: s.rolledBack, Dir: taskDir(task), Tree: tree, Choose: inputs.Choose,
+			Settle: func(ctx context.Context, n machine.Notes) error { return upload.Settle(ctx, n, store, s.app.log) },
+			Keep:   scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),

@@ -97,9 +97,9 @@ type Upload struct {
 
 // Unfinished is what is known of a Put that did not end.
 type Unfinished struct {
-	Tag string
+	Tag string `json:"tag"`
 	// Upload is what Begin was told last; nil when it was not called.
-	Upload *Upload
+	Upload *Upload `json:"upload,omitempty"`
 }
 
 // Abort removes what an unfinished Put left behind.

@@ -46,6 +46,8 @@ type Step struct {
 	Tree func(attempt int, n machine.Notes) *worktree.Tree
 	// Choose decides, when the tree is there, which inputs get no file of their own in it.
 	Choose func(ctx context.Context, tree *worktree.Tree, n machine.Notes) error
+	// Settle removes what earlier tasks have left at storages.
+	Settle func(ctx context.Context, n machine.Notes) error
 	Keep   Keep
 	Room   *room.Room
 	Log    *slog.Logger
@@ -79,6 +81,9 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		if err := s.remove(ctx, n, i); err != nil {
 			return err
 		}
+	}
+	if err := s.Settle(ctx, n); err != nil {
+		return err
 	}
 	tree := s.Tree(t.Attempt, n)
 	if err := n.Intent(ctx, machine.Fact{What: whatDirectory, Name: s.Dir, Detail: directory{worktree.Layout}}); err != nil {

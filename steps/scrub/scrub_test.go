@@ -147,6 +147,7 @@ func newNode(t *testing.T) *node {
 			return worktree.New(filepath.Join(dir, "t"), attempt, &tes.Task{})
 		},
 		Choose: func(context.Context, *worktree.Tree, machine.Notes) error { return nil },
+		Settle: func(context.Context, machine.Notes) error { return nil },
 	}
 	return n
 }

@@ -370,6 +370,17 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		return nil // every upload has ended
 	}
 	var failed error
+	var left []owed
+	trying, cancel := limited(ctx, undoTime)
+	defer cancel()
+	remove := func(url string, u storage.Unfinished) {
+		err := s.Storage.Abort(trying, url, u)
+		failed = errors.Join(failed, err)
+		// Later, one that has no name could be somebody else's.
+		if err != nil && (u.Upload == nil || u.Upload.ID != "") && len(left) < maxDebts {
+			left = append(left, owed{url, u})
+		}
+	}
 	for note, err := range n.Each(WhatOutputs) {
 		if err != nil {
 			return err
@@ -384,7 +395,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 			return fmt.Errorf("the journaled outputs cannot be read: %w", err)
 		}
 		for _, url := range d.URLs {
-			failed = errors.Join(failed, s.Storage.Abort(ctx, url, storage.Unfinished{Tag: s.tag(t)}))
+			remove(url, storage.Unfinished{Tag: s.tag(t)})
 		}
 	}
 	for _, note := range n.All(whatInParts) {
@@ -392,7 +403,12 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 		if err != nil {
 			return err
 		}
-		failed = errors.Join(failed, s.Storage.Abort(ctx, p.URL, storage.Unfinished{Tag: s.tag(t), Upload: &p.Upload}))
+		remove(p.URL, storage.Unfinished{Tag: s.tag(t), Upload: &p.Upload})
+	}
+	if len(left) > 0 {
+		if err := owe(ctx, n, t, left); err != nil {
+			return err
+		}
 	}
 	return failed
 }

@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/deckhand/deckhand/internal/storage/storagetest"
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/test/rig"
 )
@@ -172,6 +178,56 @@ func TestKilledDownload(t *testing.T) {
 		if times := asked[n].Load(); times != 1 {
 			t.Errorf("input %d was fetched %d times", n, times)
 		}
+	}
+	w.Clean(t)
+}
+
+// An upload in parts that a roll-back could not abort, as its storage was away, is aborted
+// by whatever comes next to the node.
+func TestUploadOfADeadTaskIsAborted(t *testing.T) {
+	w := NewWorld(t)
+	server, client := storagetest.Versitygw(t)
+	uploads := func() int {
+		out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
+		must(t, err)
+		return len(out.Uploads)
+	}
+	image := w.Image(t, "a", rig.Spec{Marker: "owed"}).Tag
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
+		w.Env = append(w.Env, name+"="+os.Getenv(name))
+	}
+	before := w.Env
+	for way, next := range map[string]func(t *testing.T){
+		"run": func(t *testing.T) {
+			w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image, "true")}})
+		},
+		"scrub":   func(t *testing.T) { w.scrub(t, 0) },
+		"recover": func(t *testing.T) { w.recover(t) },
+	} {
+		t.Run(way, func(t *testing.T) {
+			there := append(slices.Clip(before), "DECKHAND_STORAGE_S3_ENDPOINT="+server.Options.S3.Endpoint)
+			w.Env = append(slices.Clip(there), "DECKHAND_TRANSFER_BANDWIDTH=1MiB") // a minute in all
+			run := w.Start(t, tes.Task{
+				ID: "dead-" + way, Outputs: []tes.Output{{URL: server.URL + "/" + way, Path: "/data/out"}},
+				Executors: []tes.Executor{Sh(image, "head -c 67108864 /dev/zero > /data/out")},
+			})
+			eventually(t, "an upload in parts whose name is journaled", func() bool {
+				if uploads() == 0 {
+					return false
+				}
+				return slices.ContainsFunc(w.Records(t, "dead-"+way), func(r Record) bool { id, _ := r.Detail["upload"].(string); return id != "" })
+			})
+			run.Kill(t)
+			w.Env = append(slices.Clip(before), "DECKHAND_STORAGE_S3_ENDPOINT=http://127.0.0.1:1", "DECKHAND_TRANSFER_RETRY_FOR=0")
+			if r := w.recover(t); !slices.Equal(r.RolledBack, []string{"dead-" + way}) || uploads() != 1 {
+				t.Fatalf("recover: %+v, %d uploads", r, uploads())
+			}
+			w.Env = there
+			next(t)
+			if n := uploads(); n != 0 {
+				t.Errorf("%d uploads are left", n)
+			}
+		})
 	}
 	w.Clean(t)
 }

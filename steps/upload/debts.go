@@ -1,0 +1,112 @@
+package upload
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/deckhand/deckhand/internal/group"
+	"github.com/deckhand/deckhand/internal/redact"
+	"github.com/deckhand/deckhand/internal/storage"
+	"github.com/deckhand/deckhand/machine"
+)
+
+// whatOwed is the kind of fact that tells of a debt: what an upload began and a roll-back
+// could not remove, because its storage was away or did not let it.
+const whatOwed = "owed"
+
+// whatSettled is the kind of fact that tells how many debts were settled.
+const whatSettled = "settled"
+
+// owed is the detail of a debt.
+type owed struct {
+	URL string `json:"url"`
+	storage.Unfinished
+}
+
+// maxDebts bounds the node record; the oldest are forgotten.
+const maxDebts = 1000
+
+const (
+	// owedFor is how long a debt is kept: a storage that has refused so long, or is gone, stays so.
+	owedFor = 30 * 24 * time.Hour
+	// undoTime is how long a roll-back tries: an engine that waits for it may kill it.
+	undoTime = time.Minute
+	// settleTime is how long a scrub tries: a task waits for it.
+	settleTime = 10 * time.Second
+)
+
+// abort removes what is owed.
+func abort(ctx context.Context, s Storage, d machine.Debt) error {
+	var o owed
+	if err := json.Unmarshal(d.Detail, &o); err != nil {
+		return fmt.Errorf("the journaled upload cannot be read: %w", err)
+	}
+	return s.Abort(ctx, o.URL, o.Unfinished)
+}
+
+// limited bounds what tries to remove what uploads began.
+func limited(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("it could not be removed within %s", d))
+}
+
+// owe journals what could not be removed, for Settle.
+func owe(ctx context.Context, n machine.Notes, t *machine.Task, left []owed) error {
+	debts := n.Debts()
+	var urls []string
+	for _, o := range left {
+		detail, err := json.Marshal(o)
+		if err != nil {
+			return fmt.Errorf("cannot encode what an upload has left: %w", err)
+		}
+		debts = append(debts, machine.Debt{Task: t.ID, Attempt: t.Attempt, Since: time.Now().UTC(), Detail: detail})
+		urls = append(urls, o.URL)
+	}
+	return n.Done(ctx, machine.Fact{What: whatOwed, Detail: map[string][]string{"urls": urls}, Debts: debts[max(0, len(debts)-maxDebts):]})
+}
+
+// Settle tries again to remove what uploads of earlier tasks began and their roll-backs
+// could not remove. What cannot be removed now stays owed. Only the journal's errors,
+// and that of the context, are returned.
+func Settle(ctx context.Context, n machine.Notes, s Storage, log *slog.Logger) error {
+	debts := n.Debts()
+	if len(debts) == 0 {
+		return nil
+	}
+	trying, cancel := limited(ctx, settleTime)
+	defer cancel()
+	failed := make([]error, len(debts))
+	tries, _ := group.WithContext(trying)
+	for i, d := range debts {
+		tries.Go(func() error {
+			failed[i] = abort(trying, s, d)
+			return nil
+		})
+	}
+	if err := errors.Join(tries.Wait(), ctx.Err()); err != nil {
+		return err
+	}
+	left, removed := []machine.Debt{}, 0
+	for i, d := range debts {
+		said := "the next scrub tries again"
+		switch {
+		case failed[i] == nil:
+			removed++
+			continue
+		case time.Since(d.Since) > owedFor:
+			said = "nobody tries again"
+		default:
+			left = append(left, d)
+		}
+		log.Warn("what the upload of an earlier task began is still at its storage; "+said, "task", d.Task, "since", d.Since,
+			"error", redact.Text(failed[i].Error()))
+	}
+	if len(left) == len(debts) {
+		return nil
+	}
+	log.Info("removed what uploads of earlier tasks had left at storages", "uploads", removed)
+	return n.Done(ctx, machine.Fact{What: whatSettled, Detail: map[string]int{"removed": removed}, Debts: left})
+}
