@@ -53,22 +53,41 @@ func TestTransfersWithoutPatience(t *testing.T) {
 func TestStatusOfTransfers(t *testing.T) {
 	t.Parallel()
 	w := NewWorld(t)
-	w.Env = append(w.Env, "DECKHAND_TRANSFER_BANDWIDTH=400KiB") // status has 20 seconds for each
-	const size = 8 << 20
-	// Neither ends before both forms of status have told of it.
+	const size = 64 << 20
+	// Neither ends, nor rests, before both forms of status have told of it.
 	told := map[string]chan struct{}{http.MethodGet: make(chan struct{}), http.MethodPut: make(chan struct{})}
-	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
-		if req.Method == http.MethodPut {
-			_, _ = io.Copy(io.Discard, req.Body) // the client tells
-			<-told[req.Method]
-			return
+	drip := func(told <-chan struct{}, move func(n int64) error) {
+		for moved := int64(0); moved < size; {
+			n := int64(16 << 10)
+			if moved > size/2 {
+				n = 1 << 10 // lasts for ten minutes
+			}
+			select {
+			case <-told:
+				n = size - moved
+			case <-time.After(20 * time.Millisecond):
+			}
+			if move(n) != nil { // the client tells
+				return
+			}
+			moved += n
 		}
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		rw.Header().Set("Content-Length", strconv.Itoa(size))
-		if req.Method == http.MethodGet {
-			_, _ = rw.Write(make([]byte, size-1))
-			rw.(http.Flusher).Flush()
-			<-told[req.Method]
-			_, _ = rw.Write(make([]byte, 1))
+		switch req.Method {
+		case http.MethodPut:
+			rw.Header().Del("Content-Length")
+			drip(told[req.Method], func(n int64) error {
+				_, err := io.CopyN(io.Discard, req.Body, n)
+				return err
+			})
+		case http.MethodGet:
+			drip(told[req.Method], func(n int64) error {
+				_, err := rw.Write(make([]byte, n))
+				rw.(http.Flusher).Flush()
+				return err
+			})
 		}
 	}))
 	defer server.Close()
@@ -96,7 +115,7 @@ func TestStatusOfTransfers(t *testing.T) {
 				Rate       int64 `json:"bytes_per_second"`
 			}
 		}
-		line := regexp.MustCompile(`(?m)^transfer: 0 of 1 files, [0-9.]+[KM]iB of 8MiB, [0-9.]+[KM]?i?B/s$`)
+		line := regexp.MustCompile(`(?m)^transfer: 0 of 1 files, [0-9.]+[KM]iB of 64MiB, [0-9.]+[KM]?i?B/s$`)
 		asJSON, asText, last := false, false, ""
 		for deadline := time.Now().Add(hang); !asJSON || !asText; {
 			r := w.Deckhand(t, "status", "moving", "--json")
