@@ -189,14 +189,15 @@ func (s *Slurm) Job(tb TB, id int) map[string]string {
 	return job
 }
 
-// slurmWait is how long something may take that must happen.
-const slurmWait = 5 * time.Minute
+// SlurmWait is how long something may take that must happen, also in a machine that is
+// emulated on a busy one.
+const SlurmWait = 20 * time.Minute
 
 // Until waits until the controller tells of a job what is wanted.
 func (s *Slurm) Until(tb TB, id int, want func(job map[string]string) bool) map[string]string {
 	tb.Helper()
 	var job map[string]string
-	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(SlurmWait); time.Now().Before(deadline); {
 		began := time.Now()
 		if job = s.Job(tb, id); want(job) {
 			return job
@@ -336,7 +337,7 @@ func (d *slurmDaemon) kill() {
 // until waits for a daemon to be ready.
 func (d *slurmDaemon) until(tb TB, ready func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(slurmWait); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(SlurmWait); time.Now().Before(deadline); {
 		began := time.Now()
 		if ready() {
 			return

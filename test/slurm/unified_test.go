@@ -27,7 +27,7 @@ for slice in . system.slice; do
 	echo +cpu +cpuset +memory +pids >/sys/fs/cgroup/$slice/cgroup.subtree_control
 done
 cd /src/test/slurm
-exec tests -test.v -test.parallel 8 -test.run "^($tests)\$" >/dev/ttyS1 2>&1
+exec tests -test.v -test.parallel 2 -test.run "^($tests)\$" >/dev/ttyS1 2>&1
 `
 
 // programs are what the tests need beside Docker's, and the packages that have them.

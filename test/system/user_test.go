@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -38,8 +39,10 @@ func newUserWorld(t *testing.T) *World {
 	w.Root, w.Dir = filepath.Join(home, "root"), filepath.Join(home, "data")
 	w.Env = []string{"HOME=" + home, "XDG_CONFIG_HOME=" + home}
 	w.User = &syscall.Credential{Uid: userID, Gid: userID, Groups: []uint32{dockerGroup}}
-	program, err := os.ReadFile(Build(t))
-	err = errors.Join(err, os.WriteFile(filepath.Join(home, "program"), program, 0o755), os.Mkdir(w.Dir, 0o755),
+	// By another process: whatever this one starts meanwhile would have the file open for
+	// writing for a moment, and nobody could run it.
+	err = exec.Command("cp", Build(t), filepath.Join(home, "program")).Run()
+	err = errors.Join(err, os.Chmod(filepath.Join(home, "program"), 0o755), os.Mkdir(w.Dir, 0o755),
 		os.Chmod(home, 0o755), os.Chown(home, userID, userID), os.Chown(w.Dir, userID, userID),
 		os.Chmod(filepath.Dir(socket), 0o755), os.Chown(socket, 0, dockerGroup), os.Chmod(socket, 0o660))
 	if err != nil {
