@@ -370,11 +370,7 @@ func (t *s3Store) Abort(ctx context.Context, url string, left Unfinished) error 
 // abortBelow ends an upload of which only the beginning of the key is known: where a key
 // has what looks like a signature, such as sig=1/x, the journal hides it.
 func (t *s3Store) abortBelow(ctx context.Context, u bucketURL, upload string) error {
-	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
-	for {
-		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
-			return c.ListMultipartUploads(ctx, in)
-		})
+	for out, err := range t.unfinished(ctx, u) {
 		if err != nil {
 			return err
 		}
@@ -383,11 +379,8 @@ func (t *s3Store) abortBelow(ctx context.Context, u bucketURL, upload string) er
 				return t.abort(ctx, bucketURL{u.bucket, aws.ToString(found.Key)}, upload)
 			}
 		}
-		if !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextKeyMarker) == "" {
-			return nil
-		}
-		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
 	}
+	return nil
 }
 
 // abortUnnamed ends the uploads of a key that were not there before and have no
@@ -397,11 +390,7 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) er
 	if !left.Listed {
 		return nil // any of them may be another's
 	}
-	in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
-	for {
-		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
-			return c.ListMultipartUploads(ctx, in)
-		})
+	for out, err := range t.unfinished(ctx, u) {
 		if err != nil {
 			return err
 		}
@@ -417,10 +406,25 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) er
 				return err
 			}
 		}
-		if !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextKeyMarker) == "" {
-			return nil // also where a server does not say how to go on
+	}
+	return nil
+}
+
+// unfinished lists the uploads in parts of all keys that begin with that of u, answer by
+// answer. It ends after the first error.
+func (t *s3Store) unfinished(ctx context.Context, u bucketURL) iter.Seq2[*s3.ListMultipartUploadsOutput, error] {
+	return func(yield func(*s3.ListMultipartUploadsOutput, error) bool) {
+		in := &s3.ListMultipartUploadsInput{Bucket: &u.bucket, Prefix: &u.key}
+		for {
+			out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListMultipartUploadsOutput, error) {
+				return c.ListMultipartUploads(ctx, in)
+			})
+			// A server may not say how to go on.
+			if !yield(out, err) || err != nil || !aws.ToBool(out.IsTruncated) || aws.ToString(out.NextKeyMarker) == "" {
+				return
+			}
+			in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
 		}
-		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
 	}
 }
 
