@@ -39,11 +39,12 @@ func (a *away) Abort(ctx context.Context, url string, left storage.Unfinished) e
 	return ctx.Err()
 }
 
-// What a roll-back cannot abort is owed, and aborted as soon as the storage lets it.
-func TestDebts(t *testing.T) {
+// rolledBack is a task whose upload began, and whose storage was away at the roll-back.
+func rolledBack(t *testing.T, began storage.Upload) (*fixture, *away) {
+	t.Helper()
 	down := machine.Faultf(machine.RetryLater, "the storage is away")
 	a := &away{keeps: func(storage.Unfinished) error { return down }}
-	a.began, a.err = []storage.Upload{{ID: "id"}}, down
+	a.began, a.err = []storage.Upload{began}, down
 	f := newFixture(t, map[string]string{"/o/x": "12"}, nil, tes.Output{Path: "/o/x", URL: "https://h/x?sig=secret"})
 	f.step.Storage = a
 	if err := f.step.Do(t.Context(), f.task, f.notes); !errors.Is(err, down) {
@@ -53,6 +54,12 @@ func TestDebts(t *testing.T) {
 	if err := f.step.Undo(t.Context(), f.task, f.notes); !errors.Is(err, down) {
 		t.Errorf("the roll-back tells of %v", err)
 	}
+	return f, a
+}
+
+// What a roll-back cannot abort is owed, and aborted as soon as the storage lets it.
+func TestDebts(t *testing.T) {
+	f, a := rolledBack(t, storage.Upload{ID: "id"})
 	if debts := f.notes.Debts(); len(debts) != 1 || debts[0].Task != f.task.ID || debts[0].Attempt != 1 || strings.Contains(string(debts[0].Detail), "secret") {
 		t.Fatalf("owed is %+v", debts)
 	}
@@ -84,18 +91,7 @@ func TestDebts(t *testing.T) {
 
 // An upload that has no name is not owed: the next one of its key may be somebody else's.
 func TestUnnamedUploadIsNotOwed(t *testing.T) {
-	down := machine.Faultf(machine.RetryLater, "the storage is away")
-	a := &away{keeps: func(storage.Unfinished) error { return down }}
-	a.began, a.err = []storage.Upload{{Listed: true}}, down
-	f := newFixture(t, map[string]string{"/o/x": "12"}, nil, tes.Output{Path: "/o/x", URL: "https://h/x"})
-	f.step.Storage = a
-	if err := f.step.Do(t.Context(), f.task, f.notes); !errors.Is(err, down) {
-		t.Fatal(err)
-	}
-	f.task.Outcome = machine.Interrupted
-	if err := f.step.Undo(t.Context(), f.task, f.notes); !errors.Is(err, down) {
-		t.Errorf("the roll-back tells of %v", err)
-	}
+	f, _ := rolledBack(t, storage.Upload{Listed: true})
 	if debts := f.notes.Debts(); len(debts) != 0 {
 		t.Errorf("owed is %+v", debts)
 	}

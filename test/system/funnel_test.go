@@ -488,19 +488,8 @@ func TestFunnelJobGone(t *testing.T) {
 		}
 	}
 	f.Env = append(f.Env, "SLURM_JOB_ID=7", "PATH="+bin+":"+os.Getenv("PATH"), "DECKHAND_EVENTS_DRAIN=1m")
-	handed := func(id string) {
-		t.Helper()
-		f.submitSh(t, id, "sleep 1000")
-		b := f.background(t, id)
-		b.Until(t, "executor started")
-		b.signal(t, unix.SIGTERM)
-		b.ends(t, 75)
-		if f.State(id) != "RUNNING" {
-			t.Errorf("%s is %s on the server", id, f.State(id))
-		}
-	}
 	slurm("echo JobId=7 JobState=PENDING Reason=BeginTime")
-	handed("first")
+	f.handedBack(t, "first")
 	for _, script := range []string{"echo JobId=7 JobState=COMPLETING", "echo JobId=7 JobState=RUNNING", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1"} {
 		slurm(script)
 		if r := f.recover(t); len(r.Closed) > 0 || len(r.Problems) > 0 != strings.Contains(script, "exit 1") || f.State("first") != "RUNNING" {
@@ -521,8 +510,8 @@ func TestFunnelJobGone(t *testing.T) {
 	}
 
 	slurm("echo JobId=7 JobState=PENDING")
-	handed("second")
-	handed("third")
+	f.handedBack(t, "second")
+	f.handedBack(t, "third")
 	slurm("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
 	// Without a server they are for the next time, and it is asked once.
 	f.Leave()
@@ -535,20 +524,25 @@ func TestFunnelJobGone(t *testing.T) {
 	}
 }
 
+// handedBack is a task that was handed back to its engine while it ran.
+func (f *front) handedBack(t *testing.T, id string) {
+	t.Helper()
+	f.submitSh(t, id, "exec sleep 1000")
+	b := f.background(t, id)
+	b.Until(t, "executor started")
+	b.signal(t, unix.SIGTERM)
+	b.ends(t, 75)
+	if f.State(id) != "RUNNING" {
+		t.Errorf("%s is %s on the server", id, f.State(id))
+	}
+}
+
 // A task that was handed back to an engine that cannot be asked is given up by recover when
 // nobody has run it again for long, here or elsewhere. The engine may still run it.
 func TestFunnelGivenUp(t *testing.T) {
 	t.Parallel()
 	f := newFront(t)
 	f.Env = append(f.Env, "DECKHAND_EVENTS_DRAIN=1m")
-	handed := func(id string) {
-		t.Helper()
-		f.submitSh(t, id, "exec sleep 1000")
-		b := f.background(t, id)
-		b.Until(t, "executor started")
-		b.signal(t, unix.SIGTERM)
-		b.ends(t, 75)
-	}
 	recovers := func(patience string, closed ...string) {
 		t.Helper()
 		was := f.Env
@@ -558,7 +552,7 @@ func TestFunnelGivenUp(t *testing.T) {
 		}
 		f.Env = was
 	}
-	handed("t")
+	f.handedBack(t, "t")
 	for _, patience := range []string{"", "none", "1h"} {
 		if recovers(patience); f.State("t") != "RUNNING" {
 			t.Errorf("with %q the task is %s on the server", patience, f.State("t"))
@@ -575,14 +569,14 @@ func TestFunnelGivenUp(t *testing.T) {
 	}
 
 	// Its user has canceled it meanwhile.
-	handed("canceled")
+	f.handedBack(t, "canceled")
 	f.Cancel(t, "canceled")
 	if recovers("1ms"); f.State("canceled") != "CANCELED" {
 		t.Errorf("the task is %s on the server", f.State("canceled"))
 	}
 
 	// Another node has it now.
-	handed("moved")
+	f.handedBack(t, "moved")
 	other := NewNode(t, f.DockerHost)
 	other.Env = append(other.Env, f.Env[2:]...)
 	there := &front{&World{Node: other, Registry: f.Registry, Dir: t.TempDir(), Docker: f.Docker}, f.Server, f.image}
