@@ -222,6 +222,20 @@ func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 		},
 		"scrub":   func(t *testing.T) { w.scrub(t, 0) },
 		"recover": func(t *testing.T) { w.recover(t) },
+		// As when a process dies after it has aborted the upload: the storage has none any more.
+		"aborted": func(t *testing.T) {
+			out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
+			must(t, err)
+			u := out.Uploads[0]
+			_, err = client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: aws.String("bucket"), Key: u.Key, UploadId: u.UploadId})
+			must(t, err)
+			if r := w.Deckhand(t, "recover"); r.Code != 0 || !strings.Contains(r.Stderr, "removed what uploads of earlier tasks had left") {
+				t.Errorf("recover: %+v", r)
+			}
+			if r := w.Deckhand(t, "recover"); r.Code != 0 || strings.Contains(r.Stderr, "uploads") {
+				t.Errorf("it is still owed: %+v", r)
+			}
+		},
 	} {
 		t.Run(way, func(t *testing.T) {
 			there := append(slices.Clip(before), "DECKHAND_STORAGE_S3_ENDPOINT="+server.Options.S3.Endpoint)
