@@ -301,7 +301,7 @@ func (p *process) work(ctx context.Context, t *testing.T, r shape.Run) int {
 			return exitCode(err)
 		}
 	}
-	s := &session{app: a, journal: keptJournal{p.journal}, docker: keptEngine{p.engine}, boot: p.journal.BootID, meter: new(progress.Meter)}
+	s := &session{app: a, journal: keptJournal{p.journal, p}, docker: keptEngine{p.engine}, boot: p.journal.BootID, meter: new(progress.Meter)}
 	sinks, err := a.sinks()
 	names := append(sinkNames(sinks), metricsSink)
 	if a.front != nil {
@@ -401,9 +401,21 @@ func (p *process) app(t *testing.T) *app {
 }
 
 // keptJournal and keptEngine are not closed: they outlive a process.
-type keptJournal struct{ *journaltest.Memory }
+type keptJournal struct {
+	*journaltest.Memory
+	process *process
+}
 
 func (keptJournal) Close() error { return nil }
+
+// Undelivered ends whoever asks in a dead process. That is no point, since it changes
+// nothing: without that a run would wait for the deliveries of a sink that has died.
+func (j keptJournal) Undelivered(sink string, most int) ([]machine.Notice, error) {
+	if j.process.ended() {
+		runtime.Goexit()
+	}
+	return j.Memory.Undelivered(sink, most)
+}
 
 type keptEngine struct{ *fakedocker.Engine }
 
