@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/deckhand/deckhand/internal/redact"
 )
@@ -100,6 +101,9 @@ type Unfinished struct {
 	Tag string `json:"tag"`
 	// Upload is what Begin was told last; nil when it was not called.
 	Upload *Upload `json:"upload,omitempty"`
+	// Before, when not zero, is when the Put was over for certain, by the clock of this node: an
+	// upload without a name that was begun later is somebody else's.
+	Before time.Time `json:"-"`
 }
 
 // Abort removes what an unfinished Put left behind.

@@ -364,7 +364,7 @@ func (t *s3Store) Abort(ctx context.Context, url string, left Unfinished) error 
 		}
 		return t.abort(ctx, u, left.Upload.ID)
 	}
-	return t.abortUnnamed(ctx, u, *left.Upload)
+	return t.abortUnnamed(ctx, u, *left.Upload, left.Before)
 }
 
 // abortBelow ends an upload of which only the beginning of the key is known: where a key
@@ -385,8 +385,9 @@ func (t *s3Store) abortBelow(ctx context.Context, u bucketURL, upload string) er
 
 // abortUnnamed ends the uploads of a key that were not there before and have no
 // part. Another publisher of the key may have begun one in the meantime, which
-// cannot be told from ours: it finds its upload gone, as after any clean-up.
-func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) error {
+// cannot be told from ours: it finds its upload gone, as after any clean-up. The meantime
+// ends at a moment, unless that is zero.
+func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload, before time.Time) error {
 	if !left.Listed {
 		return nil // any of them may be another's
 	}
@@ -394,8 +395,10 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) er
 		if err != nil {
 			return err
 		}
-		for _, id := range uploadsOf(out, u.key) {
-			if slices.Contains(left.Others, id) {
+		last := s3Moment(out, before)
+		for upload := range uploadsOf(out, u.key) {
+			id := aws.ToString(upload.UploadId)
+			if slices.Contains(left.Others, id) || !before.IsZero() && (upload.Initiated == nil || upload.Initiated.After(last)) {
 				continue
 			}
 			parts, err := (&s3Upload{t, u, nil}).list(ctx, id)
@@ -408,6 +411,21 @@ func (t *s3Store) abortUnnamed(ctx context.Context, u bucketURL, left Upload) er
 		}
 	}
 	return nil
+}
+
+// momentSlack is for what s3Moment cannot tell: dates have whole seconds, answers take their
+// time, and the servers of a storage may differ a little.
+const momentSlack = 10 * time.Second
+
+// s3Moment is the latest that the storage's clock, as an answer that has just come tells it, may have
+// shown at a moment of this node's. What is compared is how long ago it was: neither clock need be right.
+func s3Moment(out *s3.ListMultipartUploadsOutput, moment time.Time) time.Time {
+	now := time.Now()
+	there, err := http.ParseTime(s3Answer(out.ResultMetadata).Header.Get("Date"))
+	if err != nil {
+		there = now
+	}
+	return there.Add(moment.Sub(now) + momentSlack)
 }
 
 // unfinished lists the uploads in parts of all keys that begin with that of u, answer by
@@ -428,14 +446,15 @@ func (t *s3Store) unfinished(ctx context.Context, u bucketURL) iter.Seq2[*s3.Lis
 	}
 }
 
-// uploadsOf returns the IDs of the uploads of exactly this key.
-func uploadsOf(out *s3.ListMultipartUploadsOutput, key string) (ids []string) {
-	for _, upload := range out.Uploads {
-		if aws.ToString(upload.Key) == key {
-			ids = append(ids, aws.ToString(upload.UploadId))
+// uploadsOf yields the uploads of exactly this key.
+func uploadsOf(out *s3.ListMultipartUploadsOutput, key string) iter.Seq[types.MultipartUpload] {
+	return func(yield func(types.MultipartUpload) bool) {
+		for _, upload := range out.Uploads {
+			if aws.ToString(upload.Key) == key && !yield(upload) {
+				return
+			}
 		}
 	}
-	return ids
 }
 
 func (t *s3Store) abort(ctx context.Context, u bucketURL, upload string) error {
@@ -460,7 +479,7 @@ type s3Upload struct {
 func (m *s3Upload) hash() hash.Hash { return crc32.New(castagnoli) }
 
 func (m *s3Upload) forsake(ctx context.Context, lost Upload) error {
-	return m.abortUnnamed(ctx, m.u, lost)
+	return m.abortUnnamed(ctx, m.u, lost, time.Time{})
 }
 
 // maxOthers bounds what is noted of the uploads that were there, in bytes: it
@@ -476,9 +495,11 @@ func (m *s3Upload) others(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	ids, size := uploadsOf(out, m.u.key), 0
-	for _, id := range ids {
-		size += len(id)
+	var ids []string
+	size := 0
+	for upload := range uploadsOf(out, m.u.key) {
+		ids = append(ids, aws.ToString(upload.UploadId))
+		size += len(aws.ToString(upload.UploadId))
 	}
 	if aws.ToBool(out.IsTruncated) || size > maxOthers {
 		return nil, machine.Faultf(machine.TaskFault, "there are too many to note them, %d or more; abort those that nobody needs", len(ids))

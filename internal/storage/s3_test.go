@@ -3,6 +3,7 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -168,6 +169,57 @@ func TestS3UnknownUploadIsAborted(t *testing.T) {
 		if is := uploads(t, client); !slices.Equal(is, row.want) {
 			t.Errorf("%s: left are %q, want %q", row.name, is, row.want)
 		}
+	}
+}
+
+// An upload whose name did not become known, and that is owed since some moment, is one that
+// was begun before it, whatever the clocks of the storage and of this node say.
+func TestS3UnknownUploadOfAMomentIsAborted(t *testing.T) {
+	const owed = time.Hour
+	for _, row := range []struct {
+		name  string
+		ahead time.Duration // of the storage's clock
+		dated bool          // it tells what its clock says
+	}{
+		{"clocks agree", 0, true},
+		{"the storage is ahead", 24 * time.Hour, true},
+		{"the storage is behind", -24 * time.Hour, true},
+		{"the storage tells no time", 0, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var aborted []string
+			start := time.Now().UTC()
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header()["Date"] = nil
+				if row.dated {
+					w.Header().Set("Date", time.Now().Add(row.ahead).UTC().Format(http.TimeFormat))
+				}
+				switch q := r.URL.Query(); {
+				case r.Method == http.MethodDelete:
+					aborted = append(aborted, q.Get("uploadId"))
+					w.WriteHeader(http.StatusNoContent)
+				case q.Has("uploads"):
+					_, _ = io.WriteString(w, "<ListMultipartUploadsResult>")
+					for _, u := range []struct {
+						id  string
+						ago time.Duration
+					}{{"there before", owed + time.Hour}, {"ours", owed + time.Minute}, {"at once", owed}, {"another's", owed - time.Minute}} {
+						fmt.Fprintf(w, "<Upload><Key>x</Key><UploadId>%s</UploadId><Initiated>%s</Initiated></Upload>", u.id, start.Add(row.ahead-u.ago).Format(time.RFC3339Nano))
+					}
+					_, _ = io.WriteString(w, "<Upload><Key>x</Key><UploadId>of no time</UploadId></Upload></ListMultipartUploadsResult>")
+				default:
+					_, _ = io.WriteString(w, "<ListPartsResult></ListPartsResult>")
+				}
+			}))
+			defer server.Close()
+			st := storage.New(storage.Options{S3: storage.S3{Endpoint: server.URL, PathStyle: true, Anonymous: true}})
+			err := st.Abort(t.Context(), "s3://bucket/x", storage.Unfinished{
+				Upload: &storage.Upload{Listed: true, Others: []string{"there before"}}, Before: start.Add(-owed),
+			})
+			if got := strings.Join(aborted, ", "); err != nil || got != "ours, at once" {
+				t.Errorf("aborted are %s, and the error is %v", got, err)
+			}
+		})
 	}
 }
 

@@ -45,6 +45,7 @@ func abort(ctx context.Context, s Storage, d machine.Debt) error {
 	if err := json.Unmarshal(d.Detail, &o); err != nil {
 		return fmt.Errorf("the journaled upload cannot be read: %w", err)
 	}
+	o.Before = d.Since
 	return s.Abort(ctx, o.URL, o.Unfinished)
 }
 

@@ -60,9 +60,11 @@ func rolledBack(t *testing.T, began storage.Upload) (*fixture, *away) {
 // What a roll-back cannot abort is owed, and aborted as soon as the storage lets it.
 func TestDebts(t *testing.T) {
 	f, a := rolledBack(t, storage.Upload{ID: "id"})
-	if debts := f.notes.Debts(); len(debts) != 1 || debts[0].Task != f.task.ID || debts[0].Attempt != 1 || strings.Contains(string(debts[0].Detail), "secret") {
+	debts := f.notes.Debts()
+	if len(debts) != 1 || debts[0].Task != f.task.ID || debts[0].Attempt != 1 || strings.Contains(string(debts[0].Detail), "secret") {
 		t.Fatalf("owed is %+v", debts)
 	}
+	since := debts[0].Since
 	var log bytes.Buffer
 	settle := func(want int) {
 		t.Helper()
@@ -80,7 +82,7 @@ func TestDebts(t *testing.T) {
 	}
 	a.keeps = func(storage.Unfinished) error { return nil }
 	settle(0)
-	if want := []storage.Unfinished{{Tag: f.step.tag(f.task), Upload: &storage.Upload{ID: "id"}}}; !reflect.DeepEqual(a.removed, want) {
+	if want := []storage.Unfinished{{Tag: f.step.tag(f.task), Upload: &storage.Upload{ID: "id"}, Before: since}}; !reflect.DeepEqual(a.removed, want) {
 		t.Errorf("removed is %+v", a.removed)
 	}
 	settle(0)
@@ -89,11 +91,21 @@ func TestDebts(t *testing.T) {
 	}
 }
 
-// An upload that has no name is not owed: the next one of its key may be somebody else's.
-func TestUnnamedUploadIsNotOwed(t *testing.T) {
-	f, _ := rolledBack(t, storage.Upload{Listed: true})
-	if debts := f.notes.Debts(); len(debts) != 0 {
-		t.Errorf("owed is %+v", debts)
+// Of an upload that has no name it is owed which it may be: one that was begun before the roll-back
+// had tried to abort it.
+func TestUnnamedUploadIsOwed(t *testing.T) {
+	upload := storage.Upload{Listed: true, Others: []string{"another's"}}
+	f, a := rolledBack(t, upload)
+	debts := f.notes.Debts()
+	if len(debts) != 1 || debts[0].Since.IsZero() {
+		t.Fatalf("owed is %+v", debts)
+	}
+	a.keeps = func(storage.Unfinished) error { return nil }
+	if err := Settle(t.Context(), f.notes, a, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if want := []storage.Unfinished{{Tag: f.step.tag(f.task), Upload: &upload, Before: debts[0].Since}}; !reflect.DeepEqual(a.removed, want) {
+		t.Errorf("removed is %+v, want %+v", a.removed, want)
 	}
 }
 

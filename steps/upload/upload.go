@@ -376,8 +376,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	remove := func(url string, u storage.Unfinished) {
 		err := s.Storage.Abort(trying, url, u)
 		failed = errors.Join(failed, err)
-		// Later, one that has no name could be somebody else's.
-		if err != nil && (u.Upload == nil || u.Upload.ID != "") && len(left) < maxDebts {
+		if err != nil && len(left) < maxDebts {
 			left = append(left, owed{url, u})
 		}
 	}

@@ -206,6 +206,7 @@ func TestKilledDownload(t *testing.T) {
 func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 	w := NewWorld(t)
 	server, client := storagetest.Versitygw(t)
+	proxy := storagetest.NewProxy(t, server.Options.S3.Endpoint)
 	uploads := func() int {
 		out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
 		must(t, err)
@@ -216,12 +217,14 @@ func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 		w.Env = append(w.Env, name+"="+os.Getenv(name))
 	}
 	before := w.Env
+	const unnamed = "process dies before it learns the name"
 	for way, next := range map[string]func(t *testing.T){
 		"run": func(t *testing.T) {
 			w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image, "true")}})
 		},
 		"scrub":   func(t *testing.T) { w.scrub(t, 0) },
 		"recover": func(t *testing.T) { w.recover(t) },
+		unnamed:   func(t *testing.T) { w.recover(t) },
 		// As when a process dies after it has aborted the upload: the storage has none any more.
 		"aborted": func(t *testing.T) {
 			out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
@@ -238,19 +241,29 @@ func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 		},
 	} {
 		t.Run(way, func(t *testing.T) {
-			there := append(slices.Clip(before), "DECKHAND_STORAGE_S3_ENDPOINT="+server.Options.S3.Endpoint)
+			ended := make(chan struct{})
+			proxy.Handle(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if way == unnamed && r.Method == http.MethodPost && r.URL.Query().Has("uploads") {
+					next.ServeHTTP(httptest.NewRecorder(), r)
+					<-ended
+					return
+				}
+				next.ServeHTTP(w, r)
+			})
+			there := append(slices.Clip(before), "DECKHAND_STORAGE_S3_ENDPOINT="+proxy.URL)
 			w.Env = append(slices.Clip(there), "DECKHAND_TRANSFER_BANDWIDTH=1MiB") // a minute in all
 			run := w.Start(t, tes.Task{
 				ID: "dead-" + way, Outputs: []tes.Output{{URL: server.URL + "/" + way, Path: "/data/out"}},
 				Executors: []tes.Executor{Sh(image, "head -c 67108864 /dev/zero > /data/out")},
 			})
 			eventually(t, "an upload in parts whose name is journaled", func() bool {
-				if uploads() == 0 {
-					return false
+				if uploads() == 0 || way == unnamed {
+					return uploads() > 0
 				}
 				return slices.ContainsFunc(w.Records(t, "dead-"+way), func(r Record) bool { id, _ := r.Detail["upload"].(string); return id != "" })
 			})
 			run.Kill(t)
+			close(ended)
 			w.Env = append(slices.Clip(before), "DECKHAND_STORAGE_S3_ENDPOINT=http://127.0.0.1:1", "DECKHAND_TRANSFER_RETRY_FOR=0")
 			if r := w.recover(t); !slices.Equal(r.RolledBack, []string{"dead-" + way}) || uploads() != 1 {
 				t.Fatalf("recover: %+v, %d uploads", r, uploads())
