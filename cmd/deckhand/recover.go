@@ -22,7 +22,8 @@ type recovered struct {
 	// Closed were handed back, and nobody runs them again: their server was told that they ended.
 	Closed   []string `json:"closed"`
 	Problems []string `json:"problems"`
-	// Removed is what was left of the tasks of a journal that was lost.
+	// Removed is what was left of the tasks of a journal that was lost, and what earlier
+	// roll-backs had left at storages.
 	Removed []scrub.Item `json:"removed"`
 }
 
@@ -35,7 +36,8 @@ func newRecoverCommand(a *app) *cobra.Command {
 		Long: `Recover rolls back the task that a dead process left unfinished. It leaves a
 running one alone, unless --job names the job of Slurm that runs it. A task of a Funnel server that
 was handed back, and that nobody runs again, is ended on the server: its job of Slurm is gone, or
-another engine has had it for funnel.give_up_after. When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
+another engine has had it for funnel.give_up_after. It ends the uploads that earlier roll-backs could not end.
+When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -140,12 +142,14 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 
 // ending does what earlier tasks still owe to others.
 func (s *session) ending(ctx context.Context, r recovered, known []machine.Head) (recovered, error) {
-	if err := s.settleDebts(ctx); err != nil {
+	settled, err := s.settleDebts(ctx)
+	if err != nil {
 		if journalUnusable(err) {
 			return r, err
 		}
 		r.Problems = append(r.Problems, message(err))
 	}
+	r.Removed = append(r.Removed, settled...)
 	return s.closeGone(ctx, r, known), nil
 }
 

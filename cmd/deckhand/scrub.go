@@ -98,9 +98,11 @@ func (s *session) scrub(ctx context.Context) (report scrub.Report, err error) {
 			return report, err
 		}
 	}
-	if err := s.settleDebts(ctx); err != nil {
+	settled, err := s.settleDebts(ctx)
+	if err != nil {
 		return report, err
 	}
+	report.Removed = append(report.Removed, settled...)
 	report.FreeBytesAfter, err = freeBytes(s.app.conf.Root)
 	return report, err
 }

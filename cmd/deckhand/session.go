@@ -297,13 +297,18 @@ func (s *session) storage() *storage.Storage {
 	})
 }
 
-// settleDebts removes what earlier tasks have left at storages, outside of any task.
-func (s *session) settleDebts(ctx context.Context) error {
+// settleDebts removes what earlier tasks have left at storages, outside of any task, and
+// returns what is gone.
+func (s *session) settleDebts(ctx context.Context) (removed []scrub.Item, err error) {
 	n, err := machine.NodeNotes(s.journal)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return upload.Settle(ctx, n, s.storage(), s.app.log)
+	settled, err := upload.Settle(ctx, n, s.storage(), s.app.log)
+	for _, d := range settled {
+		removed = append(removed, scrub.Item{Kind: scrub.Upload, Name: d.URL, Why: "the roll-back of task " + d.Task + " could not end it"})
+	}
+	return removed, err
 }
 
 // machine builds the state machine of a task. Without its document it can only
@@ -341,8 +346,11 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 	steps := []machine.Step{
 		&scrub.Step{
 			Cleaner: cleaner, RolledBack: s.rolledBack, Dir: taskDir(task), Tree: tree, Choose: inputs.Choose,
-			Settle: func(ctx context.Context, n machine.Notes) error { return upload.Settle(ctx, n, store, s.app.log) },
-			Keep:   scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
+			Settle: func(ctx context.Context, n machine.Notes) error {
+				_, err := upload.Settle(ctx, n, store, s.app.log)
+				return err
+			},
+			Keep: scrub.Keep(conf.Workdir.Keep), Room: space, Log: s.app.log,
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),

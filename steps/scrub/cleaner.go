@@ -43,10 +43,11 @@ const (
 	Directory Kind = "directory"
 	Image     Kind = "image"
 	Program   Kind = "program" // a copy of deckhand for containers, of another version or not whole
+	Upload    Kind = "upload"  // what an upload of an earlier task had left at its storage
 )
 
-// Item is one thing on the node that goes, stays or could not go. Its JSON
-// form is public.
+// Item is one thing that goes, stays or could not go: on the node, unless it is an Upload. Its
+// JSON form is public.
 type Item struct {
 	Kind  Kind   `json:"kind"`
 	Name  string `json:"name"`

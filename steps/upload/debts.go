@@ -39,14 +39,14 @@ const (
 	settleTime = 10 * time.Second
 )
 
-// abort removes what is owed.
-func abort(ctx context.Context, s Storage, d machine.Debt) error {
+// abort removes what is owed, and returns where that was.
+func abort(ctx context.Context, s Storage, d machine.Debt) (url string, err error) {
 	var o owed
 	if err := json.Unmarshal(d.Detail, &o); err != nil {
-		return fmt.Errorf("the journaled upload cannot be read: %w", err)
+		return "", fmt.Errorf("the journaled upload cannot be read: %w", err)
 	}
 	o.Before = d.Since
-	return s.Abort(ctx, o.URL, o.Unfinished)
+	return o.URL, s.Abort(ctx, o.URL, o.Unfinished)
 }
 
 // limited bounds what tries to remove what uploads began.
@@ -69,33 +69,37 @@ func owe(ctx context.Context, n machine.Notes, t *machine.Task, left []owed) err
 	return n.Done(ctx, machine.Fact{What: whatOwed, Detail: map[string][]string{"urls": urls}, Debts: debts[max(0, len(debts)-maxDebts):]})
 }
 
+// Settled is what the upload of a task had left, and what is gone.
+type Settled struct{ Task, URL string }
+
 // Settle tries again to remove what uploads of earlier tasks began and their roll-backs
-// could not remove. What cannot be removed now stays owed. Only the journal's errors,
-// and that of the context, are returned.
-func Settle(ctx context.Context, n machine.Notes, s Storage, log *slog.Logger) error {
+// could not remove, and returns what is gone. What cannot be removed now stays owed. Only the
+// journal's errors, and that of the context, are returned.
+func Settle(ctx context.Context, n machine.Notes, s Storage, log *slog.Logger) ([]Settled, error) {
 	debts := n.Debts()
 	if len(debts) == 0 {
-		return nil
+		return nil, nil
 	}
 	trying, cancel := limited(ctx, settleTime)
 	defer cancel()
-	failed := make([]error, len(debts))
+	urls, failed := make([]string, len(debts)), make([]error, len(debts))
 	tries, _ := group.WithContext(trying)
 	for i, d := range debts {
 		tries.Go(func() error {
-			failed[i] = abort(trying, s, d)
+			urls[i], failed[i] = abort(trying, s, d)
 			return nil
 		})
 	}
 	if err := errors.Join(tries.Wait(), ctx.Err()); err != nil {
-		return err
+		return nil, err
 	}
-	left, removed := []machine.Debt{}, 0
+	var settled []Settled
+	left := []machine.Debt{}
 	for i, d := range debts {
 		said := "the next scrub tries again"
 		switch {
 		case failed[i] == nil:
-			removed++
+			settled = append(settled, Settled{d.Task, urls[i]})
 			continue
 		case time.Since(d.Since) > owedFor:
 			said = "nobody tries again"
@@ -106,8 +110,8 @@ func Settle(ctx context.Context, n machine.Notes, s Storage, log *slog.Logger) e
 			"error", redact.Text(failed[i].Error()))
 	}
 	if len(left) == len(debts) {
-		return nil
+		return nil, nil
 	}
-	log.Info("removed what uploads of earlier tasks had left at storages", "uploads", removed)
-	return n.Done(ctx, machine.Fact{What: whatSettled, Detail: map[string]int{"removed": removed}, Debts: left})
+	log.Info("removed what uploads of earlier tasks had left at storages", "uploads", len(settled))
+	return settled, n.Done(ctx, machine.Fact{What: whatSettled, Detail: map[string]int{"removed": len(settled)}, Debts: left})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -66,11 +67,11 @@ func TestDebts(t *testing.T) {
 	}
 	since := debts[0].Since
 	var log bytes.Buffer
-	settle := func(want int) {
+	settle := func(want int, settled ...Settled) {
 		t.Helper()
 		log.Reset()
-		if err := Settle(t.Context(), f.notes, a, slog.New(slog.NewTextHandler(&log, nil))); err != nil {
-			t.Fatal(err)
+		if got, err := Settle(t.Context(), f.notes, a, slog.New(slog.NewTextHandler(&log, nil))); err != nil || !slices.Equal(got, settled) {
+			t.Fatalf("settled are %+v, and the error is %v", got, err)
 		}
 		if debts := f.notes.Debts(); len(debts) != want {
 			t.Errorf("owed is %+v", debts)
@@ -81,7 +82,7 @@ func TestDebts(t *testing.T) {
 		t.Errorf("it says %q", said)
 	}
 	a.keeps = func(storage.Unfinished) error { return nil }
-	settle(0)
+	settle(0, Settled{Task: f.task.ID, URL: "https://h/x"})
 	if want := []storage.Unfinished{{Tag: f.step.tag(f.task), Upload: &storage.Upload{ID: "id"}, Before: since}}; !reflect.DeepEqual(a.removed, want) {
 		t.Errorf("removed is %+v", a.removed)
 	}
@@ -101,7 +102,7 @@ func TestUnnamedUploadIsOwed(t *testing.T) {
 		t.Fatalf("owed is %+v", debts)
 	}
 	a.keeps = func(storage.Unfinished) error { return nil }
-	if err := Settle(t.Context(), f.notes, a, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := Settle(t.Context(), f.notes, a, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if want := []storage.Unfinished{{Tag: f.step.tag(f.task), Upload: &upload, Before: debts[0].Since}}; !reflect.DeepEqual(a.removed, want) {
@@ -141,7 +142,7 @@ func TestDebtsEnd(t *testing.T) {
 		}
 		return errors.New("no")
 	}}
-	if err := Settle(t.Context(), n, a, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := Settle(t.Context(), n, a, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if debts := n.Debts(); len(debts) != 1 || !strings.Contains(string(debts[0].Detail), "newest") {

@@ -643,6 +643,7 @@ type recovery struct {
 	Running    []string `json:"running"`
 	Closed     []string `json:"closed"`
 	Problems   []string `json:"problems"`
+	Removed    []scrubItem
 }
 
 func (w *World) recover(t *testing.T, args ...string) (r recovery) {

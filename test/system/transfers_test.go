@@ -218,13 +218,19 @@ func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 	}
 	before := w.Env
 	const unnamed = "process dies before it learns the name"
+	told := func(t *testing.T, way string, removed []scrubItem) {
+		t.Helper()
+		if want := "upload " + server.URL + "/" + way; !slices.Contains(names(removed), want) {
+			t.Errorf("it tells of %q, and not of %s", names(removed), want)
+		}
+	}
 	for way, next := range map[string]func(t *testing.T){
 		"run": func(t *testing.T) {
 			w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image, "true")}})
 		},
-		"scrub":   func(t *testing.T) { w.scrub(t, 0) },
-		"recover": func(t *testing.T) { w.recover(t) },
-		unnamed:   func(t *testing.T) { w.recover(t) },
+		"scrub":   func(t *testing.T) { told(t, "scrub", w.scrub(t, 0).Removed) },
+		"recover": func(t *testing.T) { told(t, "recover", w.recover(t).Removed) },
+		unnamed:   func(t *testing.T) { told(t, unnamed, w.recover(t).Removed) },
 		// As when a process dies after it has aborted the upload: the storage has none any more.
 		"aborted": func(t *testing.T) {
 			out, err := client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: aws.String("bucket")})
@@ -232,10 +238,10 @@ func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 			u := out.Uploads[0]
 			_, err = client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: aws.String("bucket"), Key: u.Key, UploadId: u.UploadId})
 			must(t, err)
-			if r := w.Deckhand(t, "recover"); r.Code != 0 || !strings.Contains(r.Stderr, "removed what uploads of earlier tasks had left") {
+			if r := w.Deckhand(t, "recover"); r.Code != 0 || r.Stdout != "removed upload "+server.URL+"/aborted\n" {
 				t.Errorf("recover: %+v", r)
 			}
-			if r := w.Deckhand(t, "recover"); r.Code != 0 || strings.Contains(r.Stderr, "uploads") {
+			if r := w.Deckhand(t, "recover"); r.Code != 0 || r.Stdout != "nothing to recover\n" {
 				t.Errorf("it is still owed: %+v", r)
 			}
 		},
