@@ -187,7 +187,7 @@ func (w *world) problems(s shape.Shape, after check.Node, twin *check.Node) []st
 	if s.Run.Task != nil {
 		c.Task = s.Run.Task(w.place()).ID
 	}
-	return slices.Concat(c.Problems(), w.toldProblems(), w.countProblems(), w.frontProblems(s))
+	return slices.Concat(c.Problems(), w.bucket.Problems(), w.toldProblems(), w.countProblems(), w.frontProblems(s))
 }
 
 // toldProblems are those with what others were told.

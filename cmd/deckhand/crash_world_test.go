@@ -57,6 +57,10 @@ func newBench(t *testing.T) *bench {
 	}
 	b.funnel = funnel.New(t)
 	b.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, shape.BucketPath+"/") {
+			b.present.Load().bucket.ServeHTTP(rw, r)
+			return
+		}
 		text, err := io.ReadAll(r.Body)
 		if err != nil {
 			http.Error(rw, err.Error(), http.StatusBadRequest)
@@ -88,6 +92,7 @@ type world struct {
 	dir     string
 	engine  *fakedocker.Engine
 	journal *journaltest.Memory
+	bucket  shape.Bucket
 	before  check.Node
 	told    bool
 
@@ -388,6 +393,7 @@ func (p *process) app(t *testing.T) *app {
 	}
 	conf.Transfer.Parallel, conf.Run.StopGrace = 1, 0
 	conf.Events.Drain = stuckAfter
+	conf.Storage.S3 = config.S3{Endpoint: p.server.URL + shape.BucketPath, PathStyle: true, Anonymous: true}
 	conf.Storage.File.Mount = filepath.Join(p.dir, "in", shape.References)
 	if p.told {
 		conf.Events.File, conf.Events.Webhook.URL = filepath.Join(p.dir, shape.EventsFile), p.server.URL+shape.EventsPath

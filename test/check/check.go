@@ -62,6 +62,9 @@ func Clean(before, after Node) []string {
 		}
 	}
 	p.when(after.Journal.Active != nil, "the journal has an active task: %+v", after.Journal.Active)
+	for _, d := range after.Journal.Debts {
+		p.add("what task %s has left is still owed: %s", d.Task, d.Detail)
+	}
 	for _, problem := range after.Journal.Problems {
 		p.add("journal verify: %s", problem)
 	}

@@ -151,6 +151,7 @@ func TestProblems(t *testing.T) {
 		{"unfinished", func(c *check.Case) { task(c, func(t *check.Task) { t.State = machine.Run }) }, "is unfinished"},
 		{"active", func(c *check.Case) { c.After.Journal.Active = &machine.TaskRef{Task: "t"} }, "an active task"},
 		{"verify", func(c *check.Case) { c.After.Journal.Problems = []string{"altered"} }, "journal verify: altered"},
+		{"owed", func(c *check.Case) { c.After.Journal.Debts = []machine.Debt{{Task: "dead"}} }, "what task dead has left is still owed"},
 		{"no ledger", func(c *check.Case) { c.After.Journal.Images = nil }, "is on the node and in no ledger"},
 		{"not on disk", func(c *check.Case) { c.After.Images = c.After.Images[:1] }, "of the ledger is not on the node"},
 		{"other name", func(c *check.Case) { c.After.Images[1].Names = nil }, "which has the names []"},

@@ -184,6 +184,7 @@ type Journal struct {
 	RootID string
 	Active *machine.TaskRef
 	Images []machine.ImageRecord // the ledger
+	Debts  []machine.Debt
 	Tasks  map[string]Task
 	// Problems are what journal verify finds.
 	Problems []string
@@ -273,7 +274,7 @@ func ReadJournal(r Reader) (Journal, error) {
 	if err != nil {
 		return Journal{}, err
 	}
-	j := Journal{RootID: node.RootID, Active: node.Active, Images: node.Images, Tasks: map[string]Task{}}
+	j := Journal{RootID: node.RootID, Active: node.Active, Images: node.Images, Debts: node.Debts, Tasks: map[string]Task{}}
 	heads, err := r.Heads()
 	if err != nil {
 		return Journal{}, err

@@ -46,6 +46,8 @@ type node struct {
 	mu   sync.Mutex
 	puts map[string]string // what the server has been sent, by path
 	sent []string          // the events among it
+
+	bucket *shape.Bucket // of the present world
 }
 
 // registry has the images of all nodes.
@@ -118,6 +120,13 @@ func newNode(t *testing.T, program string, r *registry) *node {
 
 // take is the server that outputs are sent to. It has what came whole.
 func (n *node) take(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, shape.BucketPath+"/") {
+		n.mu.Lock()
+		bucket := n.bucket
+		n.mu.Unlock()
+		bucket.ServeHTTP(w, r)
+		return
+	}
 	text, err := io.ReadAll(r.Body)
 	if err == nil && r.Method == http.MethodPost && r.URL.Path == shape.EventsPath {
 		n.mu.Lock()
@@ -215,7 +224,7 @@ func (n *node) begin(t *testing.T, s shape.Shape) {
 	n.watch.Forget()
 	n.mu.Lock()
 	clear(n.puts)
-	n.sent, n.told = nil, s.Told
+	n.sent, n.told, n.bucket = nil, s.Told, new(shape.Bucket)
 	n.mu.Unlock()
 	dir, err := os.MkdirTemp(t.TempDir(), "world")
 	if err != nil {
@@ -300,6 +309,7 @@ func (n *node) run(t *testing.T, r shape.Run, at string) outcome {
 		"PATH=" + os.Getenv("PATH"), "TMPDIR=" + n.dir, "HOME=" + home, "XDG_CONFIG_HOME=" + home, "XDG_RUNTIME_DIR=" + n.memory(),
 		// One at a time, so that the order of points does not change.
 		"DECKHAND_TRANSFER_PARALLEL=1",
+		"DECKHAND_STORAGE_S3_ENDPOINT=" + n.server.URL + shape.BucketPath, "DECKHAND_STORAGE_S3_PATH_STYLE=true", "DECKHAND_STORAGE_S3_ANONYMOUS=true",
 		"DECKHAND_STORAGE_FILE_MOUNT=" + filepath.Join(n.dir, "in", shape.References),
 		point.AtVariable + "=" + at, point.TraceVariable + "=" + trace,
 	}
@@ -354,7 +364,7 @@ func (n *node) problems(t *testing.T, s shape.Shape, after check.Node, twin *che
 	if s.Run.Task != nil {
 		c.Task = s.Run.Task(n.place()).ID
 	}
-	return slices.Concat(c.Problems(), n.toldProblems(t), n.frontProblems(t, s))
+	return slices.Concat(c.Problems(), n.bucket.Problems(), n.toldProblems(t), n.frontProblems(t, s))
 }
 
 // toldProblems are those with what others were told.

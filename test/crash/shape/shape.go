@@ -67,7 +67,7 @@ type Place struct {
 	Images map[string]Image
 	// In holds the inputs of Inputs; Out is for outputs.
 	In, Out string
-	// Server takes outputs by PUT.
+	// Server takes outputs by PUT, and has a Bucket.
 	Server string
 	// Streams says that executors may name files for their streams. That takes
 	// the program itself into their containers.
@@ -167,6 +167,16 @@ func saying(id, image string) func(Place) tes.Task {
 	}
 }
 
+// parted is a task with an output that goes to a bucket in parts.
+func parted(id string) func(Place) tes.Task {
+	return func(p Place) tes.Task {
+		t := small(id, "b")(p)
+		t.Executors[0].Command[2] += "; truncate -s 17M /data/large"
+		t.Outputs = []tes.Output{{Path: "/data/large", URL: "s3://bucket/" + id}}
+		return t
+	}
+}
+
 func several(id string) func(Place) tes.Task {
 	return func(p Place) tes.Task {
 		a, b := p.Images["a"].Digest, p.Images["b"].Tag
@@ -246,6 +256,8 @@ const (
 	firstPut = "steps/upload.(*Step).send/Storage.Put after#1"
 	// partPut: an output is there under a name that is not its own.
 	partPut = "internal/storage.local.Put/File.Sync after#2"
+	// unnamed: an upload in parts was begun, and what names it is known to nobody.
+	unnamed = "steps/upload.(*Step).send/Notes.Intent before#2"
 	// started: the executor runs, which nobody has journaled.
 	started = "steps/run.(*Step).execute/Engine.Start after#1"
 )
@@ -275,6 +287,11 @@ var All = []Shape{
 	{
 		Name: "recovered", Short: true, Earlier: []Run{{Task: endless("dead"), At: started, Begins: true}},
 		Run: Run{Command: []string{"recover"}},
+	},
+	// Its roll-back leaves an upload, and settles it when it is over.
+	{
+		Name: "upload is owed", Short: true, Earlier: []Run{{Task: parted("dead"), At: unnamed}},
+		Run: Run{Command: []string{"scrub"}},
 	},
 	{Name: "others are told", Short: true, Told: true, Run: Run{Task: small("told", "b")}},
 	{Name: "task of a server", Run: Run{Task: saying("front", "b"), Front: true}},
