@@ -56,13 +56,18 @@ func isAzure(url string) bool {
 		return false
 	}
 	_, rest, _ := strings.Cut(url, "://")
-	host := strings.ToLower(rest[:(strings.IndexAny(rest+"/", "/?#"))])
+	host := strings.ToLower(withoutPort(rest[:(strings.IndexAny(rest+"/", "/?#"))]))
 	for _, suffix := range azureHosts {
 		if strings.HasSuffix(host, suffix) {
 			return true
 		}
 	}
 	return false
+}
+
+// withoutPort leaves out the port that https has anyway.
+func withoutPort(host string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(host, ":443"), ":")
 }
 
 // azureURL is a URL of a blob, or of a directory of blobs.
@@ -87,7 +92,7 @@ func parseAzure(url string) (azureURL, error) {
 	if key, err = neturl.PathUnescape(key); err != nil || name == "" {
 		return azureURL{}, machine.Faultf(machine.TaskFault, "it names no container: https://ACCOUNT.blob.core.windows.net/CONTAINER/BLOB")
 	}
-	return azureURL{account: account, host: u.Host, bucketURL: bucketURL{name, key}, query: u.RawQuery}, nil
+	return azureURL{account: account, host: withoutPort(u.Host), bucketURL: bucketURL{name, key}, query: u.RawQuery}, nil
 }
 
 func checkAzure(url string) error {

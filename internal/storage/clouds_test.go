@@ -631,3 +631,19 @@ func (f *flipped) Read(b []byte) (int, error) {
 	f.after -= n
 	return n, err
 }
+
+// A URL of Azure's own is one also with the port that it means without one.
+func TestAzureURLs(t *testing.T) {
+	for url, want := range map[string]bool{
+		"https://a.blob.core.windows.net/c/x": true, "https://a.blob.core.windows.net:443/c/x": true, "HTTPS://A.BLOB.CORE.WINDOWS.NET:443?comp=list": true,
+		"https://a.blob.core.windows.net:/c/x": true, "https://a.blob.core.windows.net:8443/c/x": false, "http://a.blob.core.windows.net:443/c/x": false,
+		"https://user:pw@a.blob.core.windows.net:443/c/x": true, "https://h:443/a.blob.core.windows.net:443": false,
+	} {
+		if is, _ := storage.IsAzure(url); is != want {
+			t.Errorf("%s: %t", url, is)
+		}
+	}
+	if _, host := storage.IsAzure("https://a.blob.core.windows.net:443/c/x"); host != "a.blob.core.windows.net" {
+		t.Errorf("%s is asked", host)
+	}
+}

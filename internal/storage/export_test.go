@@ -39,3 +39,9 @@ var CRC32COf = crc32cOf
 
 // ErrNoName is what CheckOutput says of a file whose URL is that of a directory.
 var ErrNoName = errNoName
+
+// IsAzure says whether a URL is Azure's, and which host of the service's it names.
+func IsAzure(url string) (bool, string) {
+	u, _ := parseAzure(url)
+	return isAzure(url), u.host
+}
