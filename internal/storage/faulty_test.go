@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -643,6 +644,32 @@ func TestCredentialsInURL(t *testing.T) {
 			if got := elsewhere.Get(name); got != "" {
 				t.Errorf("%s was given the %s %q", target, name, got)
 			}
+		}
+	}
+}
+
+// A signature may be of no content type at all: one goes along only where the URL says that it is signed.
+func TestContentTypeOfAPut(t *testing.T) {
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, []byte("content"))
+	const octets = "application/octet-stream"
+	for query, want := range map[string][]string{
+		"": nil,
+		"?AWSAccessKeyId=a&Signature=c29tZQ%3D%3D&Expires=1900000000":                       nil,
+		"?GoogleAccessId=a&Signature=c29tZQ%3D%3D&Expires=1900000000":                       nil,
+		"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-SignedHeaders=host":                        nil,
+		"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-SignedHeaders=content-type%3Bhost":         {octets},
+		"?X-Goog-Algorithm=GOOG4-RSA-SHA256&x-goog-signedheaders=content-md5;Content-Type;": {octets},
+		"?X-Amz-SignedHeaders=host%3Bx-amz-meta-content-type":                               nil,
+	} {
+		var got http.Header
+		server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header }))
+		if err := putFile(storage.Options{}, source, server.URL+"/x"+query, nil, new(storage.Upload)); err != nil {
+			t.Error(err)
+		}
+		server.Close()
+		if is := got["Content-Type"]; !slices.Equal(is, want) {
+			t.Errorf("%q is sent with the content type %q, want %q", query, is, want)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	neturl "net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -457,9 +458,13 @@ func (h *httpStore) List(_ context.Context, url string) iter.Seq2[Object, error]
 	}
 }
 
-// Put sends the file with its length.
+// Put sends the file with its length. Its type is for the server to say: a signature of the older
+// versions is of the content type, which is most often none.
 func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
-	header := http.Header{"Content-Type": {octetStream}}
+	header := http.Header{}
+	if signsType(url) {
+		header.Set("Content-Type", octetStream)
+	}
 	resp, w, err := h.request(ctx, http.MethodPut, url, header, src)
 	if err != nil {
 		return err
@@ -478,6 +483,19 @@ func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(body, 64<<10)) // so that the connection is used again
 	return nil
+}
+
+// signsType says whether a URL is signed for a content type, without which it is refused. Which one
+// it does not tell.
+func signsType(url string) bool {
+	_, query, _ := strings.Cut(url, "?")
+	for _, pair := range strings.Split(strings.ToLower(query), "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		if name == "x-amz-signedheaders" || name == "x-goog-signedheaders" {
+			return slices.Contains(strings.Split(strings.ReplaceAll(value, "%3b", ";"), ";"), "content-type")
+		}
+	}
+	return false
 }
 
 // Abort has nothing to do: a server keeps nothing of a PUT that was cut.
