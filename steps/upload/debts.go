@@ -1,11 +1,13 @@
 package upload
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/deckhand/deckhand/internal/group"
@@ -63,6 +65,10 @@ func owe(ctx context.Context, n machine.Notes, t *machine.Task, left []owed) err
 		if err != nil {
 			return fmt.Errorf("cannot encode what an upload has left: %w", err)
 		}
+		// A roll-back that is gone on with comes to the same again.
+		debts = slices.DeleteFunc(debts, func(d machine.Debt) bool {
+			return d.Task == t.ID && d.Attempt == t.Attempt && bytes.Equal(d.Detail, detail)
+		})
 		debts = append(debts, machine.Debt{Task: t.ID, Attempt: t.Attempt, Since: time.Now().UTC(), Detail: detail})
 		urls = append(urls, o.URL)
 	}

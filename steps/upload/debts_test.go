@@ -110,6 +110,18 @@ func TestUnnamedUploadIsOwed(t *testing.T) {
 	}
 }
 
+// A roll-back that is gone on with owes nothing twice.
+func TestDebtIsNotedOnce(t *testing.T) {
+	f, _ := rolledBack(t, storage.Upload{ID: "id"})
+	before := f.notes.Debts()
+	if err := f.step.Undo(t.Context(), f.task, f.notes); err == nil {
+		t.Error("the storage is there")
+	}
+	if after := f.notes.Debts(); len(after) != 1 || !after[0].Since.After(before[0].Since) {
+		t.Errorf("owed was %+v, and is %+v", before, after)
+	}
+}
+
 // Debts are settled by themselves, and are neither kept for ever nor without bound.
 func TestDebtsEnd(t *testing.T) {
 	n, err := machine.NodeNotes(journaltest.NewMemory())
