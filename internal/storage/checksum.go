@@ -42,9 +42,16 @@ var hashes = map[Algorithm]func() hash.Hash{
 type Checksum struct {
 	Algorithm Algorithm `json:"algorithm"`
 	Sum       string    `json:"sum"`
+	// Parts is not 0 when it is that of the checksums of so many parts, in binary.
+	Parts int `json:"parts,omitempty"`
 }
 
-func (c Checksum) String() string { return string(c.Algorithm) + ":" + c.Sum }
+func (c Checksum) String() string {
+	if c.Parts > 0 {
+		return fmt.Sprintf("%s:%s-%d", c.Algorithm, c.Sum, c.Parts)
+	}
+	return string(c.Algorithm) + ":" + c.Sum
+}
 
 // newChecksum returns false for an algorithm that is not known, or a sum of
 // another length than it has: nothing can be told from such a one.
@@ -53,23 +60,31 @@ func newChecksum(a Algorithm, sum []byte) (Checksum, bool) {
 	if !ok || len(sum) != h().Size() {
 		return Checksum{}, false
 	}
-	return Checksum{a, hex.EncodeToString(sum)}, true
+	return Checksum{Algorithm: a, Sum: hex.EncodeToString(sum)}, true
 }
 
-// verifier computes every checksum that a source offers.
+// verifier computes every checksum that a source offers, as far as the parts are known
+// that it is made of.
 type verifier struct {
 	want   []Checksum
 	hashes []hash.Hash
 	seen   int64 // bytes
+	parts  layout
 }
 
-func newVerifier(want []Checksum) *verifier {
-	v := &verifier{}
+func newVerifier(want []Checksum, parts layout) *verifier {
+	v := &verifier{parts: parts}
 	for _, c := range want {
-		if h, ok := hashes[c.Algorithm]; ok {
-			v.want = append(v.want, c)
+		h, ok := hashes[c.Algorithm]
+		switch {
+		case ok && c.Parts == 0:
 			v.hashes = append(v.hashes, h())
+		case ok && c.Parts == len(parts.sizes):
+			v.hashes = append(v.hashes, newCompositeHash(h, parts.sizes))
+		default:
+			continue
 		}
+		v.want = append(v.want, c)
 	}
 	return v
 }
@@ -88,14 +103,22 @@ func (v *verifier) add(b []byte) {
 func (v *verifier) compare() error {
 	for i, c := range v.want {
 		if got := hex.EncodeToString(v.hashes[i].Sum(nil)); got != c.Sum {
-			return &mismatchError{fmt.Errorf("its %s checksum is %s, but the source says %s", c.Algorithm, got, c.Sum)}
+			made := ""
+			if c.Parts > 0 {
+				made = fmt.Sprintf(" of the checksums of its %d parts", c.Parts)
+			}
+			err := fmt.Errorf("its %s checksum%s is %s, but the source says %s", c.Algorithm, made, got, c.Sum)
+			return &mismatchError{err, c}
 		}
 	}
 	return nil
 }
 
 // mismatchError says that what came is not what the source says it has.
-type mismatchError struct{ err error }
+type mismatchError struct {
+	err  error
+	want Checksum
+}
 
 func (e *mismatchError) Error() string { return e.err.Error() }
 func (e *mismatchError) Unwrap() error { return e.err }

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -53,35 +54,63 @@ func httpChecksums(resp *http.Response) []Checksum {
 			}
 		}
 	}
-	if sum, ok := etagMD5(resp.Request.URL.Hostname(), h); ok {
-		found = append(found, sum)
+	if etagIsMD5(resp.Request.URL.Hostname(), h) {
+		raw, err := hex.DecodeString(strings.Trim(h.Get("ETag"), `"`))
+		if c, ok := newChecksum(MD5, raw); ok && err == nil {
+			found = append(found, c)
+		}
 	}
 	return unique(found)
+}
+
+// compositeChecksums reads those that S3 makes of the checksums of an object's parts.
+func compositeChecksums(resp *http.Response) []Checksum {
+	h := resp.Header
+	var found []Checksum
+	add := func(a Algorithm, value string, decode func(string) ([]byte, error)) {
+		dash := strings.LastIndexByte(value, '-')
+		if dash < 0 {
+			return
+		}
+		n, err := strconv.Atoi(value[dash+1:])
+		if err != nil || n < 1 || n > s3MaxParts {
+			return
+		}
+		raw, err := decode(value[:dash])
+		if c, ok := newChecksum(a, raw); ok && err == nil {
+			c.Parts = n
+			found = append(found, c)
+		}
+	}
+	for field, values := range h {
+		if name, ok := strings.CutPrefix(field, "X-Amz-Checksum-"); ok {
+			add(digestNames[strings.ToLower(name)], values[0], base64.StdEncoding.DecodeString)
+		}
+	}
+	if etagIsMD5(resp.Request.URL.Hostname(), h) {
+		add(MD5, strings.Trim(h.Get("ETag"), `"`), hex.DecodeString)
+	}
+	return found
 }
 
 // digestNames are the names of algorithms in all these fields.
 var digestNames = map[string]Algorithm{
 	"crc32c": CRC32C, "crc32": CRC32, "crc64nvme": CRC64NVME, "md5": MD5,
-	"sha": SHA1, "sha1": SHA1, "sha-256": SHA256, "sha256": SHA256, "sha-512": SHA512,
+	"sha": SHA1, "sha1": SHA1, "sha-256": SHA256, "sha256": SHA256, "sha-512": SHA512, "sha512": SHA512,
 }
 
-// etagMD5 reads an ETag that is the MD5 of the content: S3's own, of an object
-// that was not uploaded in parts ("-") and not encrypted with a customer's key.
+// etagIsMD5 says whether an ETag is the MD5 of the content, or that of the MD5s of its
+// parts and their number after a "-": so it is in S3 itself, of an object that is not
+// encrypted with a key of the customer's. Other services make theirs as they like.
 // (Amazon S3 API, "Checking object integrity".)
-func etagMD5(host string, h http.Header) (Checksum, bool) {
+func etagIsMD5(host string, h http.Header) bool {
 	if h.Get("Server") != "AmazonS3" || !strings.HasSuffix(host, ".amazonaws.com") ||
 		strings.Contains(host, "s3express") || strings.Contains(host, "s3-object-lambda") ||
 		h.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm") != "" {
-		return Checksum{}, false
+		return false
 	}
-	if sse := h.Get("X-Amz-Server-Side-Encryption"); sse != "" && sse != "AES256" {
-		return Checksum{}, false
-	}
-	raw, err := hex.DecodeString(strings.Trim(h.Get("ETag"), `"`))
-	if err != nil {
-		return Checksum{}, false
-	}
-	return newChecksum(MD5, raw)
+	sse := h.Get("X-Amz-Server-Side-Encryption")
+	return sse == "" || sse == "AES256"
 }
 
 func unique(list []Checksum) []Checksum {

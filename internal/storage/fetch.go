@@ -88,7 +88,7 @@ func (s *Storage) Fetch(ctx context.Context, req FetchRequest) (Fetched, error) 
 	err = s.retry(ctx, "download", req.URL, f.moved, f.attempt)
 	f.close()
 	if err == nil {
-		return Fetched{Bytes: f.plan.size, Version: f.object.Version, Verified: f.object.Checksums}, nil
+		return Fetched{Bytes: f.plan.size, Version: f.object.Version, Verified: f.verified()}, nil
 	}
 	s.opts.Meter.AddBytes(-f.moved())
 	if ctx.Err() == nil && machine.FaultOf(err) != machine.RetryLater {
@@ -108,8 +108,8 @@ type fetch struct {
 	object Object
 	part   *partFile
 	plan   *plan
-	trail  *trailer // nil for a file that is not worth continuing
-	check  *verifier
+	trail  *trailer  // nil for a file that is not worth continuing
+	check  *verifier // nil until the parts are known that checksums are made of
 
 	looked     bool // for a leftover
 	single     bool // ranges of this source cannot be trusted
@@ -122,6 +122,13 @@ func (f *fetch) moved() int64 {
 		return 0
 	}
 	return f.plan.written()
+}
+
+func (f *fetch) verified() []Checksum {
+	if f.check == nil {
+		return nil
+	}
+	return f.check.want
 }
 
 func (f *fetch) close() {
@@ -212,7 +219,7 @@ func (f *fetch) begin() error {
 		f.trail = nil
 		return f.fault(err)
 	}
-	f.plan, f.check = plan, newVerifier(o.Checksums)
+	f.plan = plan
 	if need >= minPreallocate {
 		err = preallocate(f.part.File, need)
 	}
@@ -253,7 +260,7 @@ func (f *fetch) takeUp() {
 		return
 	}
 	f.part, f.trail, f.plan = part, trail, plan
-	f.object, f.check = trail.Object, newVerifier(trail.Object.Checksums)
+	f.object = trail.Object
 	f.s.opts.Meter.AddBytes(f.moved())
 }
 

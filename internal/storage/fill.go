@@ -30,10 +30,15 @@ func (f *fetch) fill(ctx context.Context, first *Reader) error {
 	w := &workers{fetch: f}
 	w.group, w.ctx = group.WithContext(ctx)
 	verifier, _ := group.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	f.plan.start()
-	verifier.Go(f.verify)
+	verifier.Go(func() error { return f.verify(ctx) })
 	w.group.Go(func() error { return w.work(first) })
 	err := w.group.Wait()
+	if err != nil {
+		cancel()
+	}
 	f.plan.stop()
 	if wrong := verifier.Wait(); err == nil {
 		err = wrong
@@ -194,7 +199,14 @@ func (w *workers) read(r io.Reader, b []byte) (n int, ended bool, err error) {
 
 // verify computes the checksums of what is there without a gap, while the rest
 // still comes, and compares them when all has come.
-func (f *fetch) verify() error {
+func (f *fetch) verify(ctx context.Context) error {
+	if f.check == nil {
+		parts, err := f.findLayout(ctx)
+		if err != nil {
+			return err
+		}
+		f.check = newVerifier(f.object.Checksums, parts)
+	}
 	if f.check.none() {
 		return nil
 	}
@@ -210,7 +222,18 @@ func (f *fetch) verify() error {
 			f.check.add((*buf)[:n])
 		}
 		if f.plan.whole() && f.check.seen == f.plan.size {
-			return f.check.compare()
+			err := f.check.compare()
+			var wrong *mismatchError
+			if !errors.As(err, &wrong) || wrong.want.Parts == 0 || !f.check.parts.guessed {
+				return err
+			}
+			// Its parts may be others than they were taken for.
+			parts, err := f.askLayout(ctx, wrong.want.Parts)
+			if err != nil {
+				return err
+			}
+			f.check = newVerifier(f.object.Checksums, parts)
+			continue
 		}
 		if !running {
 			return nil

@@ -254,7 +254,30 @@ func s3Answer(m middleware.Metadata) *http.Response {
 func s3Object(resp *http.Response) (Object, error) {
 	o := storedObject(resp)
 	o.Ranges = true
+	o.Checksums = append(o.Checksums, compositeChecksums(resp)...)
 	return o, nil
+}
+
+// PartSize asks with HEAD for one part, which those may do that may read the object.
+func (t *s3Store) PartSize(ctx context.Context, url, version string, part int) (size int64, parts int, err error) {
+	u, err := parseObjectURL(url)
+	etag, pinned := strings.CutPrefix(version, "etag ")
+	if err != nil || !pinned {
+		return 0, 0, err
+	}
+	in := &s3.HeadObjectInput{Bucket: &u.bucket, Key: &u.key, PartNumber: aws.Int32(int32(part))}
+	out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.HeadObjectOutput, error) {
+		return c.HeadObject(ctx, in)
+	})
+	switch {
+	case errors.Is(err, ErrChanged): // 416, where there is no such part
+		return 0, 0, nil
+	case err != nil:
+		return 0, 0, err
+	case aws.ToString(out.ETag) != etag:
+		return 0, 0, ErrChanged
+	}
+	return aws.ToInt64(out.ContentLength), int(aws.ToInt32(out.PartsCount)), nil
 }
 
 func (t *s3Store) Open(ctx context.Context, url string, r Range) (*Reader, error) {
