@@ -54,6 +54,7 @@ func TestHTTPChecksums(t *testing.T) {
 			http.Header{"X-Goog-Hash": {"crc32c=4waSgw=="}, "X-Goog-Stored-Content-Encoding": {"gzip"}}, ""},
 		{"Azure", "", 206, http.Header{"X-Ms-Blob-Content-Md5": {md5Text}}, md5Hex},
 		{"S3", "", 200, http.Header{"X-Amz-Checksum-Crc32c": {"4waSgw=="}, "X-Amz-Checksum-Type": {"FULL_OBJECT"}}, "crc32c:e3069283"},
+		{"S3, SHA-512", "", 200, http.Header{"X-Amz-Checksum-Sha512": {strings.Repeat("A", 86) + "=="}}, "sha-512:" + strings.Repeat("0", 128)},
 		{"S3, of parts", "", 200, http.Header{"X-Amz-Checksum-Crc32c": {"4waSgw=="}, "X-Amz-Checksum-Type": {"COMPOSITE"}}, ""},
 		{"S3, of parts, by its form", "", 200, http.Header{"X-Amz-Checksum-Crc32c": {"4waSgw==-3"}}, ""},
 		{"ETag of S3", s3, 200, http.Header{"Server": {"AmazonS3"}, "Etag": {etag}, "X-Amz-Server-Side-Encryption": {"AES256"}}, md5Hex},

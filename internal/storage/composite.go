@@ -3,9 +3,11 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash"
 	"slices"
 
+	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -54,10 +56,12 @@ type layout struct {
 	guessed bool
 }
 
-// findLayout asks for the first part alone where the others can be as large as it, the last
-// one at most, as uploaders make them. An object that has no checksum made of its
-// parts', or one part, is not asked for.
-func (f *fetch) findLayout(ctx context.Context) (layout, error) {
+// errUntold says that checksums of parts cannot be compared.
+var errUntold = errors.New("its storage does not tell its parts")
+
+// findLayout finds the parts that the object's checksums are made of. One that has no such
+// checksum, or one part, is not asked for. all is to ask for every part.
+func (f *fetch) findLayout(ctx context.Context, all bool) (layout, error) {
 	n, size := 0, f.object.Size
 	for _, c := range f.object.Checksums {
 		n = max(n, c.Parts)
@@ -65,58 +69,77 @@ func (f *fetch) findLayout(ctx context.Context) (layout, error) {
 	if n <= 1 || size < 0 {
 		return layout{sizes: slices.Repeat([]int64{size}, n)}, nil
 	}
+	parts, err := layout{}, error(nil)
+	if !all {
+		parts, err = f.guessLayout(ctx, n)
+	}
+	if err == nil && parts.sizes == nil {
+		parts, err = f.askLayout(ctx, n)
+	}
+	if errors.Is(err, errUntold) {
+		f.s.opts.Log.Info("the checksum that an object's storage made of those of its parts is not compared",
+			"url", redact.URL(f.req.URL), "because", err)
+		return layout{}, nil
+	}
+	return parts, err
+}
+
+// guessLayout asks for the first part alone, when the others can be as large and the last one
+// no larger, as uploaders make them.
+func (f *fetch) guessLayout(ctx context.Context, n int) (layout, error) {
 	first, err := f.askPart(ctx, 1, n)
-	if err != nil || first < 0 || first > size {
+	if err != nil {
 		return layout{}, err
 	}
-	equal := slices.Repeat([]int64{first}, n)
-	last := size - first*int64(n-1)
-	equal[n-1] = last
-	switch {
-	case n == 2:
-		return layout{sizes: equal}, nil
-	case last > 0 && last <= first:
-		return layout{equal, true}, nil
+	last := f.object.Size - first*int64(n-1)
+	if n > 2 && (last <= 0 || last > first) {
+		return layout{}, nil
 	}
-	return f.askLayout(ctx, n)
+	sizes := slices.Repeat([]int64{first}, n)
+	sizes[n-1] = last
+	return layout{sizes, n > 2}, nil
 }
 
 // askLayout asks for every part.
 func (f *fetch) askLayout(ctx context.Context, n int) (layout, error) {
-	sizes, left := make([]int64, n), f.object.Size
+	sizes := make([]int64, n)
+	asked, ctx := group.WithContext(ctx)
+	asked.SetLimit(f.s.opts.Parallel)
 	for i := range sizes {
-		size, err := f.askPart(ctx, i+1, n)
-		if err != nil || size < 0 || size > left {
-			return layout{}, err
-		}
-		sizes[i] = size
+		asked.Go(func() (err error) {
+			sizes[i], err = f.askPart(ctx, i+1, n)
+			return err
+		})
+	}
+	if err := asked.Wait(); err != nil {
+		return layout{}, err
+	}
+	left := f.object.Size
+	for _, size := range sizes {
 		left -= size
 	}
-	if left > 0 {
-		return layout{}, nil
+	if left != 0 {
+		return layout{}, fmt.Errorf("%w: they are not as long as the whole", errUntold)
 	}
 	return layout{sizes: sizes}, nil
 }
 
-// askPart asks for the size of a part. It is -1 where the storage does not tell, or tells of another number of parts
-// than the checksum.
-func (f *fetch) askPart(ctx context.Context, part, parts int) (size int64, err error) {
+// askPart asks for the size of one of n parts.
+func (f *fetch) askPart(ctx context.Context, part, n int) (size int64, err error) {
 	store, ok := f.store.(partTeller)
 	if !ok {
-		return -1, nil
+		return 0, errUntold
 	}
-	var n int
+	var told int
 	err = f.s.retry(ctx, "look up", f.req.URL, nil, func(ctx context.Context) (err error) {
-		size, n, err = store.PartSize(ctx, f.req.URL, f.object.Version, part)
+		size, told, err = store.PartSize(ctx, f.req.URL, f.object.Version, part)
 		return err
 	})
 	switch {
-	case err == nil && n == parts:
-		return size, nil
-	case err == nil, ctx.Err() == nil && machine.FaultOf(err) == machine.TaskFault && !errors.Is(err, ErrChanged):
-		f.s.opts.Log.Info("the storage does not tell the parts that checksums are made of; they are not compared",
-			"url", redact.URL(f.req.URL), "part", part, "error", err)
-		return -1, nil
+	case err == nil && (told != n || size > f.object.Size):
+		err = errUntold
+	case err != nil && ctx.Err() == nil && machine.FaultOf(err) == machine.TaskFault && !errors.Is(err, ErrChanged):
+		err = fmt.Errorf("%w: %w", errUntold, err)
 	}
-	return 0, err
+	return size, err
 }

@@ -36,15 +36,15 @@ func (f *fetch) fill(ctx context.Context, first *Reader) error {
 	verifier.Go(func() error { return f.verify(ctx) })
 	w.group.Go(func() error { return w.work(first) })
 	err := w.group.Wait()
+	if err == nil && !f.plan.whole() {
+		err = w.failed
+	}
 	if err != nil {
 		cancel()
 	}
 	f.plan.stop()
 	if wrong := verifier.Wait(); err == nil {
 		err = wrong
-	}
-	if err == nil && !f.plan.whole() {
-		err = w.failed
 	}
 	return err
 }
@@ -201,7 +201,7 @@ func (w *workers) read(r io.Reader, b []byte) (n int, ended bool, err error) {
 // still comes, and compares them when all has come.
 func (f *fetch) verify(ctx context.Context) error {
 	if f.check == nil {
-		parts, err := f.findLayout(ctx)
+		parts, err := f.findLayout(ctx, false)
 		if err != nil {
 			return err
 		}
@@ -228,7 +228,7 @@ func (f *fetch) verify(ctx context.Context) error {
 				return err
 			}
 			// Its parts may be others than they were taken for.
-			parts, err := f.askLayout(ctx, wrong.want.Parts)
+			parts, err := f.findLayout(ctx, true)
 			if err != nil {
 				return err
 			}

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	if url := os.Getenv("STORAGE_TEST_FETCH"); url != "" {
 		into, err := os.Open(os.Getenv("STORAGE_TEST_DIR"))
 		if err == nil {
-			_, err = storage.New(storage.Options{Parallel: 4}).Fetch(context.Background(),
+			_, err = storage.New(storage.Options{Parallel: 4, S3: storage.S3{Endpoint: os.Getenv("STORAGE_TEST_S3")}}).Fetch(context.Background(),
 				storage.FetchRequest{URL: url, Dir: into, Name: "file"})
 		}
 		fmt.Fprintln(os.Stderr, err)
@@ -96,7 +96,7 @@ func leftover(t *testing.T, o *origin) (server *httptest.Server, dir string, ser
 	// All streams but the first may be stuck early: wait until a part that
 	// came is recorded.
 	part := filepath.Join(dir, ".file.deckhand-part")
-	for deadline := time.Now().Add(3 * time.Minute); recorded(part) < 2; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); recorded(part, killedSize) < 2; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the download does not get on")
 		}
@@ -119,18 +119,18 @@ func leftover(t *testing.T, o *origin) (server *httptest.Server, dir string, ser
 type afterKill struct{}
 
 // recorded counts the parts that a part file says it has.
-func recorded(part string) int {
+func recorded(part string, size int) int {
 	f, err := os.Open(part)
 	if err != nil {
 		return 0
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil || info.Size() < killedSize {
+	if err != nil || info.Size() < int64(size) {
 		return 0
 	}
-	b := make([]byte, info.Size()-killedSize)
-	if _, err := f.ReadAt(b, killedSize); err != nil {
+	b := make([]byte, info.Size()-int64(size))
+	if _, err := f.ReadAt(b, int64(size)); err != nil {
 		return 0
 	}
 	_, states, _ := strings.Cut(string(b), "\n")
@@ -145,7 +145,7 @@ func TestKilledDownloadIsContinued(t *testing.T) {
 	o := &origin{content: content, etag: `"a"`}
 	server, dir, serve := leftover(t, o)
 	serve()
-	had := recorded(filepath.Join(dir, ".file.deckhand-part"))
+	had := recorded(filepath.Join(dir, ".file.deckhand-part"), killedSize)
 	if _, err := fetchTo(t, quick(time.Minute, 0), server.URL+"/file", dir, "file"); err != nil {
 		t.Fatal(err)
 	}
