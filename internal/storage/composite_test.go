@@ -112,7 +112,10 @@ func TestS3CompositeChecksums(t *testing.T) {
 		types.ChecksumAlgorithmSha256: storage.SHA256,
 	}
 	for algorithm, name := range algorithms {
-		for _, layout := range layouts {
+		for i, layout := range layouts {
+			if i != 3 && name != storage.MD5 && name != storage.CRC32C {
+				continue // the parts are found in one way for all
+			}
 			t.Run(string(name)+" "+layout.name, func(t *testing.T) {
 				key := fmt.Sprint(name, len(layout.sizes), layout.sizes[0])
 				content := storeInParts(t, client, "top/"+key, algorithm, layout.sizes...)
