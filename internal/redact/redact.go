@@ -68,12 +68,20 @@ func URL(s string) string {
 // Text applies URL to each URL inside s and hides signatures, keys and
 // Authorization values that stand alone.
 func Text(s string) string {
-	s = address.ReplaceAllStringFunc(s, func(u string) string {
-		bare := strings.TrimRight(u, ".,;:!?)]}'")
-		return URL(bare) + strings.ReplaceAll(u[len(bare):], "?", "")
-	})
-	s = parameter.ReplaceAllString(s, "${1}="+Hidden)
-	return credentials.ReplaceAllString(s, "${1}"+Hidden)
+	// A record of many files has thousands of strings in which none of these can be.
+	if strings.Contains(s, "://") {
+		s = address.ReplaceAllStringFunc(s, func(u string) string {
+			bare := strings.TrimRight(u, ".,;:!?)]}'")
+			return URL(bare) + strings.ReplaceAll(u[len(bare):], "?", "")
+		})
+	}
+	if strings.Contains(s, "=") {
+		s = parameter.ReplaceAllString(s, "${1}="+Hidden)
+	}
+	if strings.ContainsAny(s, " \t\r\n\f") {
+		s = credentials.ReplaceAllString(s, "${1}"+Hidden)
+	}
+	return s
 }
 
 // JSON applies Text to every string inside a JSON value, keys included, and
@@ -98,9 +106,11 @@ func JSON(raw json.RawMessage) json.RawMessage {
 			end++
 		}
 		end++
-		var s string
-		if err := json.Unmarshal(raw[i:end], &s); err != nil {
-			return quote(Text(string(raw))) // cannot happen: raw is valid
+		s := string(raw[i+1 : end-1])
+		if strings.Contains(s, `\`) {
+			if err := json.Unmarshal(raw[i:end], &s); err != nil {
+				return quote(Text(string(raw))) // cannot happen: raw is valid
+			}
 		}
 		if clean := Text(s); clean != s {
 			out = append(out, quote(clean)...)
