@@ -28,6 +28,9 @@ type workers struct {
 // not nil, is open at the beginning of the object. The caller holds one stream.
 func (f *fetch) fill(ctx context.Context, first *Reader) error {
 	w := &workers{fetch: f}
+	if f.plan.size >= 0 && f.plan.size <= worthWriting {
+		return w.fillSmall(ctx, first)
+	}
 	w.group, w.ctx = group.WithContext(ctx)
 	verifier, _ := group.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
@@ -47,6 +50,20 @@ func (f *fetch) fill(ctx context.Context, first *Reader) error {
 		err = wrong
 	}
 	return err
+}
+
+// fillSmall is fill for a file that comes in one piece: to start others takes longer than
+// to do it all in turn.
+func (w *workers) fillSmall(ctx context.Context, first *Reader) error {
+	w.ctx = ctx
+	err := w.work(first)
+	switch {
+	case err != nil:
+		return err
+	case !w.plan.whole():
+		return w.failed
+	}
+	return w.verify()
 }
 
 // work fills parts until none is left to claim.
