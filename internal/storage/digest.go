@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -23,14 +24,19 @@ func httpChecksums(resp *http.Response) []Checksum {
 			return
 		}
 		raw, err := base64.StdEncoding.DecodeString(strings.Trim(strings.TrimSpace(sum), ":"))
-		if c, ok := newChecksum(a, raw); ok && err == nil {
+		if err != nil || len(raw) == 0 {
+			return
+		}
+		if c, ok := newChecksum(a, raw); ok {
 			found = append(found, c)
 		}
 	}
 	list := func(field string) {
-		for _, item := range strings.Split(strings.Join(h.Values(field), ","), ",") {
-			if name, sum, ok := strings.Cut(item, "="); ok {
-				add(name, sum)
+		for _, value := range h.Values(field) {
+			for item := range strings.SplitSeq(value, ",") {
+				if name, sum, ok := strings.Cut(item, "="); ok {
+					add(name, sum)
+				}
 			}
 		}
 	}
@@ -115,10 +121,8 @@ func etagIsMD5(host string, h http.Header) bool {
 
 func unique(list []Checksum) []Checksum {
 	var out []Checksum
-	seen := map[Checksum]bool{}
 	for _, c := range list {
-		if !seen[c] {
-			seen[c] = true
+		if !slices.Contains(out, c) {
 			out = append(out, c)
 		}
 	}

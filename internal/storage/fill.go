@@ -63,7 +63,7 @@ func (w *workers) fillSmall(ctx context.Context, first *Reader) error {
 	case !w.plan.whole():
 		return w.failed
 	}
-	return w.verify()
+	return w.verify(ctx)
 }
 
 // work fills parts until none is left to claim.

@@ -115,6 +115,7 @@ func parseHTTP(url string) (*neturl.URL, *neturl.Userinfo, error) {
 		end = len(rest)
 	}
 	var b strings.Builder
+	b.Grow(len(rest))
 	for i := end; i < len(rest); i++ {
 		switch c := rest[i]; {
 		case c <= ' ', c >= 0x7f, strings.IndexByte("\"<>\\^`{|}", c) >= 0, c == '%' && !isEscape(rest[i:]):
@@ -144,6 +145,7 @@ func parseHTTP(url string) (*neturl.URL, *neturl.Userinfo, error) {
 			return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: there is no port %s", p)
 		}
 	}
+	u.Host = strings.TrimSuffix(u.Host, ":") // nobody has written the port
 	user := u.User
 	u.User, u.Fragment, u.RawFragment = nil, "", ""
 	return u, user, nil
@@ -164,12 +166,12 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 		return nil, nil, err
 	}
 	ctx, w := newWatch(ctx, h.storage.pause.idle)
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, "", nil)
 	if err != nil {
 		w.end()
-		return nil, nil, machine.Faultf(machine.TaskFault, "it is no valid URL: %w", err)
+		return nil, nil, err
 	}
-	req.Header = header
+	req.URL, req.Host, req.Header = u, u.Host, header // it was parsed already
 	if header.Get("Accept-Encoding") == "" {
 		header.Set("Accept-Encoding", "identity")
 	}

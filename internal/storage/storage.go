@@ -230,11 +230,13 @@ var errNoName = errors.New("it names a directory; a file needs a name")
 
 // schemeOf finds the kind of a URL, as an index into schemes.
 func schemeOf(url string) (int, error) {
-	var known []string
 	for i, sch := range schemes {
 		if sch.match(url) {
 			return i, nil
 		}
+	}
+	var known []string
+	for _, sch := range schemes {
 		known = append(known, sch.name)
 	}
 	supported := strings.Join(known, ", ") + " and absolute paths"
