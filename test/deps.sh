@@ -26,6 +26,8 @@ need nginx nginx-light
 need node nodejs
 need npm npm
 need systemd-analyze systemd
+# For the commands of docs/engines.
+need aws awscli
 # For the examples of docs/events.md.
 need python3 python3-minimal
 need openssl openssl
