@@ -28,6 +28,7 @@ need npm npm
 need systemd-analyze systemd
 # For the commands of docs/engines.
 need aws awscli
+need kubectl kubernetes-client
 # For the examples of docs/events.md.
 need python3 python3-minimal
 need openssl openssl

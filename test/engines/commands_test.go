@@ -1,8 +1,10 @@
 package engines
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -48,7 +50,8 @@ func directory(t *testing.T, file, misspelt string) string {
 	return dir
 }
 
-// service keeps what is sent to it, by method and path, and answers each with what answer has for that.
+// service keeps what is sent to it, the body or else the query, by method and path, and answers
+// each with what answer has for that.
 type service struct {
 	answer  map[string]string
 	mu      sync.Mutex
@@ -60,7 +63,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what := r.Method + " " + r.URL.Path
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.arrived[what] = string(body)
+	s.arrived[what] = cmp.Or(string(body), r.URL.RawQuery)
 	w.Header().Set("Content-Type", "application/json")
 	answer, ok := s.answer[what]
 	if !ok {
@@ -113,6 +116,70 @@ func TestAWSCommands(t *testing.T) {
 		t.Errorf("the job is %s, of the document %q", job, url)
 	}
 	if arrived, out, err := aws("onExitCode"); err == nil || !strings.Contains(out, `"onExitCodes", must be one of`) || len(arrived) != 0 {
+		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %v", err, out, arrived)
+	}
+}
+
+// What an API server answers to kubectl, but for the schema. The job has had two pods.
+var apiServer = map[string]string{
+	"GET /api":  `{"kind": "APIVersions", "versions": ["v1"]}`,
+	"GET /apis": `{"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "batch", "versions": [{"groupVersion": "batch/v1", "version": "v1"}]}]}`,
+	"GET /api/v1": `{"kind": "APIResourceList", "groupVersion": "v1", "resources": [
+		{"name": "configmaps", "namespaced": true, "kind": "ConfigMap", "verbs": ["create"]}, {"name": "pods", "namespaced": true, "kind": "Pod", "verbs": ["get", "list"]}]}`,
+	"GET /apis/batch/v1":                          `{"kind": "APIResourceList", "groupVersion": "batch/v1", "resources": [{"name": "jobs", "namespaced": true, "kind": "Job", "verbs": ["create"]}]}`,
+	"POST /api/v1/namespaces/default/configmaps":  `{"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "tes-sort"}}`,
+	"POST /apis/batch/v1/namespaces/default/jobs": `{"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "tes-sort"}}`,
+	"GET /api/v1/namespaces/default/pods": `{"kind": "PodList", "apiVersion": "v1", "items": [
+		{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "last", "creationTimestamp": "2026-01-01T00:01:00Z"}},
+		{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "first", "creationTimestamp": "2026-01-01T00:00:00Z"}}]}`,
+	"GET /api/v1/namespaces/default/pods/last":     `{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "last", "namespace": "default"}, "spec": {"containers": [{"name": "deckhand"}]}}`,
+	"GET /api/v1/namespaces/default/pods/last/log": "the result",
+}
+
+// kubectl finds the whole example right by the schema of an API server and sends it, with the
+// document beside it; it shows the result of the last pod.
+func TestKubernetesCommands(t *testing.T) {
+	rig.Program(t, "kubectl", "kubernetes-client")
+	schema, err := exec.Command("go", "run", "-C", "schemas", "./openapi").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	document := "the document"
+	kubectl := func(misspelt string) (arrived map[string]string, out string, err error) {
+		s := &service{arrived: map[string]string{}, answer: maps.Clone(apiServer)}
+		s.answer["GET /openapi/v2"] = string(schema)
+		server := httptest.NewServer(s)
+		defer server.Close()
+		dir := directory(t, "kubernetes.yaml", misspelt)
+		if err := os.WriteFile(filepath.Join(dir, "task.json"), []byte(document), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err = run(t, dir, `kubectl() { command kubectl --server `+server.URL+` "$@"; }`, commands(t, "kubernetes.md"))
+		return s.arrived, out, err
+	}
+	arrived, out, err := kubectl("")
+	if err != nil || !strings.HasSuffix(out, "\nthe result") || !strings.Contains(arrived["GET /api/v1/namespaces/default/pods"], "labelSelector=job-name%3Dtes-sort") {
+		t.Fatalf("%v\n%s\n%v", err, out, arrived)
+	}
+	// Protobuf, or JSON from an older kubectl.
+	for _, has := range []string{"tes-sort", "task.json", document} {
+		if sent := arrived["POST /api/v1/namespaces/default/configmaps"]; !strings.Contains(sent, has) {
+			t.Errorf("the ConfigMap has no %q: %q", has, sent)
+		}
+	}
+	written, err := exec.Command("go", "run", "-C", "schemas", ".", filepath.Join(Dir(), "kubernetes.yaml")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var job map[string]any
+	fromJSON(t, string(written), &job)
+	job["metadata"].(map[string]any)["namespace"] = "default" // kubectl's
+	sent := arrived["POST /apis/batch/v1/namespaces/default/jobs"]
+	if !same(t, sent, job) || !strings.Contains(sent, `"configMap":{"name":"tes-sort"}`) {
+		t.Errorf("of the example is sent\n%s", sent)
+	}
+	arrived, out, err = kubectl("terminationGracePeriodSeconds")
+	if _, sent := arrived["POST /apis/batch/v1/namespaces/default/jobs"]; err == nil || !strings.Contains(out, `unknown field "terminationGracePeriodSecondss" in`) || sent {
 		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %v", err, out, arrived)
 	}
 }

@@ -43,7 +43,14 @@ func main() {
 func check(name string, text []byte) error {
 	switch name {
 	case "kubernetes.yaml":
-		return yaml.UnmarshalStrict(text, new(batchv1.Job))
+		if err := yaml.UnmarshalStrict(text, new(batchv1.Job)); err != nil {
+			return err
+		}
+		sent, err := yaml.YAMLToJSON(text) // for a comparison with what kubectl sends
+		if err == nil {
+			_, err = os.Stdout.Write(sent)
+		}
+		return err
 	case "nomad.hcl":
 		return checkNomad(name, text)
 	case "aws-batch.json":
