@@ -116,7 +116,7 @@ func TestAWSCommands(t *testing.T) {
 		t.Errorf("the job is %s, of the document %q", job, url)
 	}
 	if arrived, out, err := aws("onExitCode"); err == nil || !strings.Contains(out, `"onExitCodes", must be one of`) || len(arrived) != 0 {
-		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %v", err, out, arrived)
+		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %q", err, out, arrived)
 	}
 }
 
@@ -159,7 +159,7 @@ func TestKubernetesCommands(t *testing.T) {
 	}
 	arrived, out, err := kubectl("")
 	if err != nil || !strings.HasSuffix(out, "\nthe result") || !strings.Contains(arrived["GET /api/v1/namespaces/default/pods"], "labelSelector=job-name%3Dtes-sort") {
-		t.Fatalf("%v\n%s\n%v", err, out, arrived)
+		t.Fatalf("%v\n%s\n%q", err, out, arrived)
 	}
 	// Protobuf, or JSON from an older kubectl.
 	for _, has := range []string{"tes-sort", "task.json", document} {
@@ -180,6 +180,6 @@ func TestKubernetesCommands(t *testing.T) {
 	}
 	arrived, out, err = kubectl("terminationGracePeriodSeconds")
 	if _, sent := arrived["POST /apis/batch/v1/namespaces/default/jobs"]; err == nil || !strings.Contains(out, `unknown field "terminationGracePeriodSecondss" in`) || sent {
-		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %v", err, out, arrived)
+		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %q", err, out, arrived)
 	}
 }
