@@ -13,8 +13,8 @@ import (
 	"github.com/deckhand/deckhand/test/rig"
 )
 
-// verifiedUnit is a unit of the packages with what a site adds to it. It fails the test
-// when systemd has something against that.
+// verifiedUnit is a unit of the packages with what a site adds to it by systemctl edit. It
+// fails the test when systemd has something against that.
 func verifiedUnit(t *testing.T, name, added string) string {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "..", "internal", "packaging", "systemd", name))
@@ -22,9 +22,17 @@ func verifiedUnit(t *testing.T, name, added string) string {
 		t.Fatal(err)
 	}
 	unit := filepath.Join(t.TempDir(), strings.Replace(name, "@", "@instance", 1))
-	here := strings.ReplaceAll(string(raw)+added, "/usr/bin/deckhand", Build(t))
-	if err := os.WriteFile(unit, []byte(here), 0o644); err != nil {
+	dropIn := filepath.Join(unit+".d", "override.conf") // where systemctl edit puts it
+	if err := os.Mkdir(filepath.Dir(dropIn), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	var here string
+	for _, part := range []struct{ file, text string }{{unit, string(raw)}, {dropIn, added}} {
+		text := strings.ReplaceAll(part.text, "/usr/bin/deckhand", Build(t))
+		if err := os.WriteFile(part.file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		here += text
 	}
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
