@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
 # Engine and its command line, Podman, Slurm, a registry, a static busybox for the
-# images, servers and filesystems, a browser, and a virtual machine with a kernel to boot in it.
+# images, servers and filesystems, a browser, command lines of batch engines, and a virtual machine with a kernel
+# to boot in it.
 # With the argument "bench" also the tools that benchmarks run beside deckhand.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin

@@ -63,12 +63,15 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what := r.Method + " " + r.URL.Path
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.arrived[what] = cmp.Or(string(body), r.URL.RawQuery)
+	s.arrived[what] += cmp.Or(string(body), r.URL.RawQuery)
 	w.Header().Set("Content-Type", "application/json")
 	answer, ok := s.answer[what]
-	if !ok {
+	switch {
+	case !ok:
 		w.WriteHeader(http.StatusNotFound)
 		answer = "{}"
+	case r.Method == http.MethodPost:
+		w.WriteHeader(http.StatusCreated) // Azure's client takes no other
 	}
 	_, _ = io.WriteString(w, answer)
 }
@@ -130,15 +133,21 @@ var apiServer = map[string]string{
 	"POST /api/v1/namespaces/default/configmaps":  `{"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "tes-sort"}}`,
 	"POST /apis/batch/v1/namespaces/default/jobs": `{"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "tes-sort"}}`,
 	"GET /api/v1/namespaces/default/pods": `{"kind": "PodList", "apiVersion": "v1", "items": [
-		{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "last", "creationTimestamp": "2026-01-01T00:01:00Z"}},
-		{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "first", "creationTimestamp": "2026-01-01T00:00:00Z"}}]}`,
-	"GET /api/v1/namespaces/default/pods/last":     `{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "last", "namespace": "default"}, "spec": {"containers": [{"name": "deckhand"}]}}`,
-	"GET /api/v1/namespaces/default/pods/last/log": "the result",
+		{"metadata": {"name": "last", "namespace": "default", "creationTimestamp": "2026-01-01T00:01:00Z"}, "spec": {"containers": [{"name": "deckhand"}]}},
+		{"metadata": {"name": "first", "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"containers": [{"name": "deckhand"}]}}]}`,
+	"GET /api/v1/namespaces/default/pods/last":            `{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "last", "namespace": "default"}, "spec": {"containers": [{"name": "deckhand"}]}}`,
+	"GET /api/v1/namespaces/default/pods/last/log":        "the result",
+	"GET /apis/batch/v1/namespaces/default/jobs/tes-sort": `{"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "tes-sort", "namespace": "default"}, "spec": {"selector": {}}}`,
+	"GET /api/v1/namespaces/default/pods/first/log":       "the first result",
 }
 
 // kubectl finds the whole example right by the schema of an API server and sends it, with the
-// document beside it; it shows the result of the last pod.
+// document beside it; it shows the result of the last pod, or of the first.
 func TestKubernetesCommands(t *testing.T) {
+	const ofFirst = "kubectl logs job/tes-sort"
+	if !strings.Contains(example(t, "kubernetes.md"), "`"+ofFirst+"` shows that of the first one") {
+		t.Errorf("kubernetes.md does not say what %s does", ofFirst)
+	}
 	rig.Program(t, "kubectl", "kubernetes-client")
 	schema, err := exec.Command("go", "run", "-C", "schemas", "./openapi").Output()
 	if err != nil {
@@ -154,11 +163,11 @@ func TestKubernetesCommands(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "task.json"), []byte(document), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err = run(t, dir, `kubectl() { command kubectl --server `+server.URL+` "$@"; }`, commands(t, "kubernetes.md"))
+		out, err = run(t, dir, `kubectl() { command kubectl --server `+server.URL+` "$@"; }`, commands(t, "kubernetes.md")+"echo\n"+ofFirst)
 		return s.arrived, out, err
 	}
 	arrived, out, err := kubectl("")
-	if err != nil || !strings.HasSuffix(out, "\nthe result") || !strings.Contains(arrived["GET /api/v1/namespaces/default/pods"], "labelSelector=job-name%3Dtes-sort") {
+	if err != nil || !strings.Contains(out, "\nthe result\n") || !strings.HasSuffix(out, "\nthe first result") || !strings.Contains(arrived["GET /api/v1/namespaces/default/pods"], "labelSelector=job-name%3Dtes-sort") {
 		t.Fatalf("%v\n%s\n%q", err, out, arrived)
 	}
 	// Protobuf, or JSON from an older kubectl.
@@ -181,5 +190,29 @@ func TestKubernetesCommands(t *testing.T) {
 	arrived, out, err = kubectl("terminationGracePeriodSeconds")
 	if _, sent := arrived["POST /apis/batch/v1/namespaces/default/jobs"]; err == nil || !strings.Contains(out, `unknown field "terminationGracePeriodSecondss" in`) || sent {
 		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %q", err, out, arrived)
+	}
+}
+
+// Azure's command line sends the whole example, but says nothing of a name that it does not know.
+func TestAzureCommands(t *testing.T) {
+	rig.Program(t, "az", "azure-cli")
+	az := func(misspelt string) string {
+		s := &service{arrived: map[string]string{}, answer: map[string]string{
+			"POST /jobs/tes/tasks": "", "GET /jobs/tes/tasks/sort": `{"id": "sort", "state": "active"}`,
+		}}
+		server := httptest.NewServer(s)
+		defer server.Close()
+		out, err := run(t, directory(t, "azure-batch.json", misspelt), "", commands(t, "azure-batch.md"),
+			"AZURE_BATCH_ACCOUNT=none", "AZURE_BATCH_ACCESS_KEY=bm9uZQ==", "AZURE_BATCH_ENDPOINT="+server.URL, "AZURE_CORE_COLLECT_TELEMETRY=no")
+		if err != nil || !strings.Contains(out, `"state": "active"`) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return s.arrived["POST /jobs/tes/tasks"]
+	}
+	if sent := az(""); !same(t, sent, json.RawMessage(example(t, "azure-batch.json"))) {
+		t.Errorf("of the example is sent\n%s", sent)
+	}
+	if sent := az("maxTaskRetryCount"); strings.Contains(sent, "maxTaskRetryCount") {
+		t.Errorf("with a wrong name is sent\n%s", sent)
 	}
 }

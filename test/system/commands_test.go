@@ -116,16 +116,17 @@ func TestDocumentedCommandsRun(t *testing.T) {
 // blocksElsewhere says by which test the commands of a block are run, and what it has of
 // them; by document and number. Nobody starts a unit here: what it starts is run.
 var blocksElsewhere = map[string]struct{ test, has string }{
-	"docs/install.md 0":            {"test/packages/packages_test.go", ` -i /mnt/" + packaged`},
-	"docs/install.md 1":            {"test/packages/packages_test.go", "systemctl enable --quiet deckhand-recover.service"},
-	"docs/install.md 2":            {"test/system/units_test.go", `unitCommand(t, "deckhand@.service")`},
-	"docs/install.md 3":            {"test/system/units_test.go", `"run", "--rm", "--pid", "host", "--network", "host"`},
-	"docs/events.md 0":             {"internal/outbox/docs_test.go", `block(t, "sh", 0)`},
-	"docs/events.md 1":             {"internal/outbox/docs_test.go", `block(t, "sh", 1)`},
-	"docs/engines/aws-batch.md 0":  {"test/engines/commands_test.go", `"aws-batch.md"`},
-	"docs/engines/kubernetes.md 0": {"test/engines/commands_test.go", `"kubernetes.md"`},
-	"docs/engines/slurm.md 0":      {"test/slurm/page_test.go", `"slurm.md"`},
-	"docs/engines/slurm.md 1":      {"test/slurm/page_test.go", `"slurm.md"`},
+	"docs/install.md 0":             {"test/packages/packages_test.go", ` -i /mnt/" + packaged`},
+	"docs/install.md 1":             {"test/packages/packages_test.go", "systemctl enable --quiet deckhand-recover.service"},
+	"docs/install.md 2":             {"test/system/units_test.go", `unitCommand(t, "deckhand@.service")`},
+	"docs/install.md 3":             {"test/system/units_test.go", `"run", "--rm", "--pid", "host", "--network", "host"`},
+	"docs/events.md 0":              {"internal/outbox/docs_test.go", `block(t, "sh", 0)`},
+	"docs/events.md 1":              {"internal/outbox/docs_test.go", `block(t, "sh", 1)`},
+	"docs/engines/aws-batch.md 0":   {"test/engines/commands_test.go", `"aws-batch.md"`},
+	"docs/engines/azure-batch.md 0": {"test/engines/commands_test.go", `"azure-batch.md"`},
+	"docs/engines/kubernetes.md 0":  {"test/engines/commands_test.go", `"kubernetes.md"`},
+	"docs/engines/slurm.md 0":       {"test/slurm/page_test.go", `"slurm.md"`},
+	"docs/engines/slurm.md 1":       {"test/slurm/page_test.go", `"slurm.md"`},
 }
 
 // So does every block of commands.
@@ -169,5 +170,49 @@ func TestDocumentedBlocks(t *testing.T) {
 	}
 	if others != len(blocksElsewhere) {
 		t.Errorf("%d blocks are run elsewhere, not %d", others, len(blocksElsewhere))
+	}
+}
+
+// othersElsewhere says the same of the commands of others in the running text of docs/engines.
+// For some it says why no test runs them.
+var othersElsewhere = map[string]struct{ test, has string }{
+	"kubectl logs job/tes-sort":                     {"test/engines/commands_test.go", `"kubectl logs job/tes-sort"`},
+	"systemctl edit deckhand-recover.service":       {"test/system/units_test.go", `"override.conf") // where systemctl edit puts it`}, // it needs a terminal and a running systemd
+	"sbatch job.sh /shared/tasks/t1.json":           {"test/slurm/cluster_test.go", `"sbatch", append(line, c.dir+"/job.sh", document)`},
+	"scontrol requeue":                              {"test/slurm/events_test.go", `"scontrol", "requeue"`},
+	"scontrol show job":                             {"test/rig/slurm.go", `"scontrol", "show", "job"`},
+	"scontrol release":                              {"", "Slurm's own"},
+	"scontrol suspend":                              {"", "the page says that it is of no use"},
+	"nomad job dispatch tes task.json":              {"", "Nomad's program is in no registry"},
+	"nomad job validate":                            {"", "the same"},
+	"funnel task cancel ID":                         {"", "Funnel's own"},
+	"systemctl enable --now podman.socket":          {"", "Podman's own, and no systemd runs here"},
+	"podman login":                                  {"", "the page says that it is of no use"},
+	"podman login --authfile ~/.docker/config.json": {"", "Podman's own"},
+}
+
+// Who writes a command of others into a page says which test runs it.
+func TestDocumentedCommandsOfOthers(t *testing.T) {
+	found := map[string]bool{}
+	for name, text := range documentation(t) {
+		if !strings.HasPrefix(name, "docs/engines/") {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`((?:aws|az|condor_\\w+|funnel|kubectl|nomad|podman|sbatch|scontrol|systemctl) [^`\n]+)`").FindAllStringSubmatch(text, -1) {
+			found[m[1]] = true
+			by, ok := othersElsewhere[m[1]]
+			if !ok {
+				t.Errorf("%s shows %q, of which nothing is known here", name, m[1])
+			}
+			if by.test == "" {
+				continue
+			}
+			if code, err := os.ReadFile("../../" + by.test); err != nil || !strings.Contains(string(code), by.has) {
+				t.Errorf("%s has no %s, as for %q (%v)", by.test, by.has, m[1], err)
+			}
+		}
+	}
+	if len(found) != len(othersElsewhere) {
+		t.Errorf("%d commands of others were found, not %d", len(found), len(othersElsewhere))
 	}
 }
