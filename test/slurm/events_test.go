@@ -88,6 +88,11 @@ func TestExitCodes(t *testing.T) {
 	if job["ExitCode"] != "78:0" || job["Priority"] != "0" {
 		t.Errorf("the job is %v", job)
 	}
+	c.Cmd(t, "scontrol", "release", strconv.Itoa(held.ID))
+	held.hasten(t)
+	held.Until(t, held.ID, func(again map[string]string) bool {
+		return again["JobState"] == "SPECIAL_EXIT" && again["Restarts"] != job["Restarts"]
+	})
 }
 
 // slowly is a Slurm that leaves a process the time to end by itself on any machine.

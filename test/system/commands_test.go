@@ -181,7 +181,7 @@ var othersElsewhere = map[string]struct{ test, has string }{
 	"sbatch job.sh /shared/tasks/t1.json":           {"test/slurm/cluster_test.go", `"sbatch", append(line, c.dir+"/job.sh", document)`},
 	"scontrol requeue":                              {"test/slurm/events_test.go", `"scontrol", "requeue"`},
 	"scontrol show job":                             {"test/rig/slurm.go", `"scontrol", "show", "job"`},
-	"scontrol release":                              {"", "Slurm's own"},
+	"scontrol release":                              {"test/slurm/events_test.go", `"scontrol", "release"`},
 	"scontrol suspend":                              {"", "the page says that it is of no use"},
 	"nomad job dispatch tes task.json":              {"", "Nomad's program is in no registry"},
 	"nomad job validate":                            {"", "the same"},
