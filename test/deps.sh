@@ -29,6 +29,7 @@ need npm npm
 need systemd-analyze systemd
 # For the commands of docs/engines.
 need aws awscli
+need az azure-cli
 need kubectl kubernetes-client
 # For the examples of docs/events.md.
 need python3 python3-minimal
@@ -78,8 +79,9 @@ if [ -n "$packages" ]; then
 	case "$packages" in
 	*docker.io*) [ -z "$(apt-cache search --names-only '^docker-cli$')" ] || packages="$packages docker-cli" ;;
 	esac
+	# Not synced file by file: a package that a power cut has spoiled is installed again.
 	# shellcheck disable=SC2086 # a list of words
-	apt-get install -q -y --no-install-recommends $packages
+	apt-get install -q -y --no-install-recommends -o DPkg::Options::=--force-unsafe-io $packages
 fi
 if [ -n "$kernel" ]; then
 	# Unpacked and not installed: it is not for this machine to boot.
