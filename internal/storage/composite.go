@@ -56,16 +56,21 @@ type layout struct {
 	guessed bool
 }
 
+// mostParts is the largest number of parts that one of the checksums is made of.
+func mostParts(list []Checksum) (n int) {
+	for _, c := range list {
+		n = max(n, c.Parts)
+	}
+	return n
+}
+
 // errUntold says that checksums of parts cannot be compared.
 var errUntold = errors.New("its storage does not tell its parts")
 
 // findLayout finds the parts that the object's checksums are made of. One that has no such
 // checksum, or one part, is not asked for. all is to ask for every part.
 func (f *fetch) findLayout(ctx context.Context, all bool) (layout, error) {
-	n, size := 0, f.object.Size
-	for _, c := range f.object.Checksums {
-		n = max(n, c.Parts)
-	}
+	n, size := mostParts(f.object.Checksums), f.object.Size
 	if n <= 1 || size < 0 {
 		return layout{sizes: slices.Repeat([]int64{size}, n)}, nil
 	}

@@ -28,7 +28,7 @@ type workers struct {
 // not nil, is open at the beginning of the object. The caller holds one stream.
 func (f *fetch) fill(ctx context.Context, first *Reader) error {
 	w := &workers{fetch: f}
-	if f.plan.size >= 0 && f.plan.size <= worthWriting {
+	if f.plan.size >= 0 && f.plan.size <= worthWriting && mostParts(f.object.Checksums) <= 1 {
 		return w.fillSmall(ctx, first)
 	}
 	w.group, w.ctx = group.WithContext(ctx)
@@ -52,8 +52,8 @@ func (f *fetch) fill(ctx context.Context, first *Reader) error {
 	return err
 }
 
-// fillSmall is fill for a file that comes in one piece: to start others takes longer than
-// to do it all in turn.
+// fillSmall is fill for a file that comes in one piece, of which nothing more is asked: to start
+// others takes longer than to do it all in turn.
 func (w *workers) fillSmall(ctx context.Context, first *Reader) error {
 	w.ctx = ctx
 	err := w.work(first)
