@@ -89,15 +89,15 @@ func (f *fetch) findLayout(ctx context.Context, all bool) (layout, error) {
 	return parts, err
 }
 
-// guessLayout asks for the first part alone, when the others can be as large and the last one
-// no larger, as uploaders make them.
+// guessLayout asks for the first part alone, when all others but the last one can be as
+// large, as uploaders make them.
 func (f *fetch) guessLayout(ctx context.Context, n int) (layout, error) {
 	first, err := f.askPart(ctx, 1, n)
 	if err != nil {
 		return layout{}, err
 	}
 	last := f.object.Size - first*int64(n-1)
-	if n > 2 && (last <= 0 || last > first) {
+	if n > 2 && last <= 0 {
 		return layout{}, nil
 	}
 	sizes := slices.Repeat([]int64{first}, n)

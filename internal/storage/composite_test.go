@@ -100,6 +100,7 @@ func TestS3CompositeChecksums(t *testing.T) {
 		{"two parts", []int{5 * mib, 7 * mib}, 1, 1},
 		{"equal parts", []int{6 * mib, 6 * mib, 6 * mib}, 1, 4},
 		{"equal parts but the last", []int{6 * mib, 6 * mib, 6 * mib, 12345}, 1, 5},
+		{"equal parts but the last, which is larger", []int{5 * mib, 5 * mib, 7 * mib}, 1, 4},
 		{"unequal parts that could be equal", []int{6 * mib, 7 * mib, 8 * mib, 12345}, 5, 5},
 		{"unequal parts", []int{5 * mib, 6 * mib, 7 * mib}, 4, 4},
 		{"unequal parts, the first is too large", []int{12 * mib, 5 * mib, 5 * mib}, 4, 4},
