@@ -116,6 +116,7 @@ func TestParseHTTP(t *testing.T) {
 		"http://host/a#fragment":             "http://host/a",
 		"HTTPS://user:p%40ss@host/a":         "https://host/a",
 		"http://host":                        "http://host",
+		"http://host:/a":                     "http://host/a",
 		"http://host/a\"<>\\^`{|}\x7f\n!'()": "http://host/a%22%3C%3E%5C%5E%60%7B%7C%7D%7F%0A!'()",
 	} {
 		u, _, err := parseHTTP(in)
