@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests and the demo need and the machine lacks: a Docker
-# Engine and its command line, Podman, Slurm, a registry, a static busybox for the
+# Engine and its command line, Podman, Slurm, HTCondor, a registry, a static busybox for the
 # images, servers and filesystems, a browser, command lines of batch engines, and a virtual machine with a kernel
 # to boot in it.
 # With the argument "bench" also the tools that benchmarks run beside deckhand.
@@ -67,13 +67,17 @@ grep -q ' /sys/fs/cgroup' /proc/self/mountinfo || packages="$packages cgroupfs-m
 kernel=""
 [ "$arch" != amd64 ] || [ -d "$tools/kernel" ] || kernel=linux-image-cloud-amd64
 
-[ -n "$packages$kernel" ] || exit 0
+# HTCondor is in Debian 13 and in no release before it.
+condor=""
+[ "$arch" != amd64 ] || [ -d "$tools/condor" ] || condor=condor
+
+[ -n "$packages$kernel$condor" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-	echo "missing here:$packages $kernel. Install them as root; tests that need them are skipped." >&2
+	echo "missing here:$packages $kernel $condor. Install them as root; tests that need them are skipped." >&2
 	exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -q
+[ -z "$packages$kernel" ] || apt-get update -q
 if [ -n "$packages" ]; then
 	# From Debian 13 on the command line is a package of its own.
 	case "$packages" in
@@ -93,4 +97,24 @@ if [ -n "$kernel" ]; then
 	rm "$tools/kernel.new"/*.deb
 	find "$tools/kernel.new" -name '*.ko.xz' -exec xz -d {} + # since Debian 13
 	mv "$tools/kernel.new" "$tools/kernel"
+fi
+if [ -n "$condor" ]; then
+	# A /usr of Debian 13 beside this machine's own, of what apt has for a machine that has
+	# nothing: it checks signatures, and installs nothing.
+	new=$(realpath -m "$tools/condor.new")
+	rm -rf "$new"
+	mkdir -p "$new/lists/partial" "$new/cache/archives/partial"
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main" >"$new/sources.list"
+	: >"$new/status"
+	trixie() {
+		apt-get -q -o Dir::Etc::SourceList="$new/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$new/lists" \
+			-o Dir::State::Status="$new/status" -o Dir::Cache="$new/cache" -o APT::Sandbox::User=root "$@"
+	}
+	trixie update
+	trixie install -y --no-install-recommends --download-only condor
+	for package in "$new"/cache/archives/*.deb; do
+		dpkg-deb -x "$package" "$new/unpacked"
+	done
+	mv "$new/unpacked/usr" "$tools/condor"
+	rm -r "$new"
 fi

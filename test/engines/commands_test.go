@@ -35,18 +35,11 @@ func run(t *testing.T, dir, before, lines string, env ...string) (string, error)
 	return string(out), err
 }
 
-// directory has the example of an engine under its own name, with one name of it misspelt if misspelt
-// is not empty.
-func directory(t *testing.T, file, misspelt string) string {
+// directory has the example of an engine under its own name, with a text in it changed.
+func directory(t *testing.T, file, was, is string) string {
 	t.Helper()
 	dir := t.TempDir()
-	text := example(t, file)
-	if misspelt != "" {
-		text = strings.Replace(text, misspelt, misspelt+"s", 1)
-	}
-	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	write(t, filepath.Join(dir, file), strings.Replace(example(t, file), was, is, 1))
 	return dir
 }
 
@@ -92,18 +85,18 @@ func same(t *testing.T, text string, value any) bool {
 // AWS's command line sends the whole example, and the job with the URL of its document.
 func TestAWSCommands(t *testing.T) {
 	rig.Program(t, "aws", "awscli")
-	aws := func(misspelt string) (arrived map[string]string, out string, err error) {
+	aws := func(was, is string) (arrived map[string]string, out string, err error) {
 		s := &service{arrived: map[string]string{}, answer: map[string]string{
 			"POST /v1/registerjobdefinition": `{"jobDefinitionName": "tes", "jobDefinitionArn": "arn:aws:batch:::job-definition/tes:1", "revision": 1}`,
 			"POST /v1/submitjob":             `{"jobName": "sort", "jobId": "8b2b5f2c-0000-4000-8000-000000000001"}`,
 		}}
 		server := httptest.NewServer(s)
 		defer server.Close()
-		out, err = run(t, directory(t, "aws-batch.json", misspelt), `aws() { command aws --endpoint-url `+server.URL+` "$@"; }`, commands(t, "aws-batch.md"),
+		out, err = run(t, directory(t, "aws-batch.json", was, is), `aws() { command aws --endpoint-url `+server.URL+` "$@"; }`, commands(t, "aws-batch.md"),
 			"AWS_ACCESS_KEY_ID=none", "AWS_SECRET_ACCESS_KEY=none", "AWS_DEFAULT_REGION=eu-west-1", "AWS_EC2_METADATA_DISABLED=true", "AWS_PAGER=")
 		return s.arrived, out, err
 	}
-	arrived, out, err := aws("")
+	arrived, out, err := aws("", "")
 	if err != nil || !strings.Contains(out, `"revision": 1`) || !strings.Contains(out, `"jobId": "8b2b5f2c`) {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -118,7 +111,7 @@ func TestAWSCommands(t *testing.T) {
 	}) {
 		t.Errorf("the job is %s, of the document %q", job, url)
 	}
-	if arrived, out, err := aws("onExitCode"); err == nil || !strings.Contains(out, `"onExitCodes", must be one of`) || len(arrived) != 0 {
+	if arrived, out, err := aws("onExitCode", "onExitCodes"); err == nil || !strings.Contains(out, `"onExitCodes", must be one of`) || len(arrived) != 0 {
 		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %q", err, out, arrived)
 	}
 }
@@ -154,19 +147,17 @@ func TestKubernetesCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	document := "the document"
-	kubectl := func(misspelt string) (arrived map[string]string, out string, err error) {
+	kubectl := func(was, is string) (arrived map[string]string, out string, err error) {
 		s := &service{arrived: map[string]string{}, answer: maps.Clone(apiServer)}
 		s.answer["GET /openapi/v2"] = string(schema)
 		server := httptest.NewServer(s)
 		defer server.Close()
-		dir := directory(t, "kubernetes.yaml", misspelt)
-		if err := os.WriteFile(filepath.Join(dir, "task.json"), []byte(document), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		dir := directory(t, "kubernetes.yaml", was, is)
+		write(t, filepath.Join(dir, "task.json"), document)
 		out, err = run(t, dir, `kubectl() { command kubectl --server `+server.URL+` "$@"; }`, commands(t, "kubernetes.md")+"echo\n"+ofFirst)
 		return s.arrived, out, err
 	}
-	arrived, out, err := kubectl("")
+	arrived, out, err := kubectl("", "")
 	if err != nil || !strings.Contains(out, "\nthe result\n") || !strings.HasSuffix(out, "\nthe first result") || !strings.Contains(arrived["GET /api/v1/namespaces/default/pods"], "labelSelector=job-name%3Dtes-sort") {
 		t.Fatalf("%v\n%s\n%q", err, out, arrived)
 	}
@@ -187,7 +178,7 @@ func TestKubernetesCommands(t *testing.T) {
 	if !same(t, sent, job) || !strings.Contains(sent, `"configMap":{"name":"tes-sort"}`) {
 		t.Errorf("of the example is sent\n%s", sent)
 	}
-	arrived, out, err = kubectl("terminationGracePeriodSeconds")
+	arrived, out, err = kubectl("terminationGracePeriodSeconds", "terminationGracePeriodSecondss")
 	if _, sent := arrived["POST /apis/batch/v1/namespaces/default/jobs"]; err == nil || !strings.Contains(out, `unknown field "terminationGracePeriodSecondss" in`) || sent {
 		t.Errorf("of a wrong name it says (%v)\n%s\nand sends %q", err, out, arrived)
 	}
@@ -196,23 +187,23 @@ func TestKubernetesCommands(t *testing.T) {
 // Azure's command line sends the whole example, but says nothing of a name that it does not know.
 func TestAzureCommands(t *testing.T) {
 	rig.Program(t, "az", "azure-cli")
-	az := func(misspelt string) string {
+	az := func(was, is string) string {
 		s := &service{arrived: map[string]string{}, answer: map[string]string{
 			"POST /jobs/tes/tasks": "", "GET /jobs/tes/tasks/sort": `{"id": "sort", "state": "active"}`,
 		}}
 		server := httptest.NewServer(s)
 		defer server.Close()
-		out, err := run(t, directory(t, "azure-batch.json", misspelt), "", commands(t, "azure-batch.md"),
+		out, err := run(t, directory(t, "azure-batch.json", was, is), "", commands(t, "azure-batch.md"),
 			"AZURE_BATCH_ACCOUNT=none", "AZURE_BATCH_ACCESS_KEY=bm9uZQ==", "AZURE_BATCH_ENDPOINT="+server.URL, "AZURE_CORE_COLLECT_TELEMETRY=no")
 		if err != nil || !strings.Contains(out, `"state": "active"`) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		return s.arrived["POST /jobs/tes/tasks"]
 	}
-	if sent := az(""); !same(t, sent, json.RawMessage(example(t, "azure-batch.json"))) {
+	if sent := az("", ""); !same(t, sent, json.RawMessage(example(t, "azure-batch.json"))) {
 		t.Errorf("of the example is sent\n%s", sent)
 	}
-	if sent := az("maxTaskRetryCount"); strings.Contains(sent, "maxTaskRetryCount") {
+	if sent := az("maxTaskRetryCount", "maxTaskRetryCounts"); strings.Contains(sent, "maxTaskRetryCount") {
 		t.Errorf("with a wrong name is sent\n%s", sent)
 	}
 }

@@ -21,27 +21,28 @@ type Engine struct {
 	Name string // of its page
 	File string // the example
 	Text string // what is in it
-	// Args are those of deckhand. Document stands in them for the task's document.
-	Args     []string
-	Document string
+	// Command are the arguments of deckhand in a job whose document is at that place, as the
+	// engine starts it.
+	Command func(t *testing.T, place string) []string
 	// Env are variables that the engine sets; DIR in them is a directory of the task.
 	Env []string
 	// Stop is sent before SIGKILL.
 	Stop syscall.Signal
-	// Retries says whether the engine runs a job again that ends with a code.
+	// Retries says whether the engine runs a job again that ends with a code; above 128
+	// it was ended by a signal.
 	Retries func(code int) bool
 }
 
-// Command are the arguments of a job whose document is at that place, as the engine
-// starts it.
-func (e Engine) Command(place string) []string {
-	name := strings.TrimSuffix(filepath.Base(place), filepath.Ext(place))
-	put := strings.NewReplacer(e.Document, place, "$Fn(TASK)", name) // HTCondor's function: a name without directory and extension
-	var args []string
-	for _, arg := range e.Args {
-		args = append(args, put.Replace(arg))
+// with makes a Command of arguments in which text stands for the document.
+func with(args []string, text string) func(*testing.T, string) []string {
+	return func(t *testing.T, place string) []string {
+		t.Helper()
+		line := strings.Join(args, "\x00")
+		if !strings.Contains(line, text) {
+			t.Fatalf("there is no %s in %q", text, args)
+		}
+		return strings.Split(strings.ReplaceAll(line, text, place), "\x00")
 	}
-	return args
 }
 
 // Dir is where the pages and examples are.
@@ -50,10 +51,18 @@ func Dir() string {
 	return filepath.Join(filepath.Dir(here), "..", "..", "docs", "engines")
 }
 
-// All reads every example.
-func All(t *testing.T) []Engine {
+// Each reads every example, and gives each to a test of its own.
+func Each(t *testing.T, test func(t *testing.T, e Engine)) {
 	t.Helper()
-	return []Engine{nomad(t), htcondor(t), kubernetes(t), azure(t), aws(t)}
+	for name, read := range map[string]func(*testing.T) Engine{
+		"nomad": nomad, "htcondor": htcondor, "kubernetes": kubernetes, "azure-batch": azure, "aws-batch": aws,
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := read(t)
+			e.Name = name
+			test(t, e)
+		})
+	}
 }
 
 func example(t *testing.T, file string) string {
@@ -84,12 +93,14 @@ func fromJSON(t *testing.T, text string, into any) {
 
 // Nomad restarts in place, then elsewhere, after every code but 0.
 func nomad(t *testing.T) Engine {
-	e := Engine{Name: "nomad", File: "nomad.hcl", Document: "${NOMAD_TASK_DIR}/task.json", Retries: notZero, Env: []string{
+	e := Engine{File: "nomad.hcl", Retries: notZero, Env: []string{
 		"NOMAD_JOB_ID=tes/dispatch-1700000000-0a1b2c3d", "NOMAD_JOB_NAME=tes", "NOMAD_ALLOC_ID=5c7b1d9e-0000-4000-8000-000000000001",
 		"NOMAD_TASK_NAME=deckhand", "NOMAD_ALLOC_DIR=DIR/alloc", "NOMAD_TASK_DIR=DIR/local", "NOMAD_SECRETS_DIR=DIR/secrets",
 	}}
 	e.Text = example(t, e.File)
-	fromJSON(t, field(t, e.Text, `^ *args += (\[.*\])$`), &e.Args)
+	var args []string
+	fromJSON(t, field(t, e.Text, `^ *args += (\[.*\])$`), &args)
+	e.Command = with(args, "${NOMAD_TASK_DIR}/task.json")
 	if field(t, e.Text, `^ *kill_signal += "(.*)"$`) == "SIGTERM" {
 		e.Stop = syscall.SIGTERM
 	} else {
@@ -98,35 +109,18 @@ func nomad(t *testing.T) Engine {
 	return e
 }
 
-// HTCondor takes a job out of the queue after 0, and when retry_until says so.
-func htcondor(t *testing.T) Engine {
-	e := Engine{Name: "htcondor", File: "htcondor.sub", Document: "$Fnx(TASK)", Env: []string{
-		"_CONDOR_SCRATCH_DIR=DIR/scratch", "_CONDOR_JOB_AD=DIR/scratch/.job.ad", "_CONDOR_MACHINE_AD=DIR/scratch/.machine.ad", "_CONDOR_SLOT=slot1_1",
-	}}
-	e.Text = example(t, e.File)
-	e.Args = strings.Fields(field(t, e.Text, `^arguments += (.*)$`))
-	if field(t, e.Text, `^kill_sig += (.*)$`) == "SIGTERM" {
-		e.Stop = syscall.SIGTERM
-	}
-	// A job that a signal ended has no ExitCode: without the first term it would be final.
-	var again []int
-	for _, term := range strings.Split(field(t, e.Text, `^retry_until += ExitBySignal =\?= false && (.*)$`), " && ") {
-		again = append(again, number(t, field(t, term, `^ExitCode =!= (\d+)$`)))
-	}
-	e.Retries = func(code int) bool { return code != 0 && (slices.Contains(again, code) || code > 128) }
-	return e
-}
-
 // Kubernetes replaces a failed pod unless a rule fails the job.
 func kubernetes(t *testing.T) Engine {
-	e := Engine{Name: "kubernetes", File: "kubernetes.yaml", Document: "/task/task.json", Stop: syscall.SIGTERM, Env: []string{
+	e := Engine{File: "kubernetes.yaml", Stop: syscall.SIGTERM, Env: []string{
 		"KUBERNETES_SERVICE_HOST=10.0.0.1", "KUBERNETES_PORT=tcp://10.0.0.1:443", "HOSTNAME=tes-sort-x7k2p",
 		"DECKHAND_SERVICE_HOST=10.0.0.7", "DECKHAND_SERVICE_PORT=80", "DECKHAND_PORT_80_TCP_ADDR=10.0.0.7", // of a service called deckhand
 	}}
 	e.Text = example(t, e.File)
+	var args []string
 	for _, arg := range strings.Split(field(t, e.Text, `^ *args: \[(.*)\]$`), ", ") {
-		e.Args = append(e.Args, strings.Trim(arg, `"`))
+		args = append(args, strings.Trim(arg, `"`))
 	}
+	e.Command = with(args, "/task/task.json")
 	var again []int
 	for _, code := range strings.Split(field(t, e.Text, `action: FailJob\s+onExitCodes:\s+containerName: deckhand\s+operator: NotIn\s+values: \[(.*)\]$`), ", ") {
 		again = append(again, number(t, code))
@@ -137,20 +131,20 @@ func kubernetes(t *testing.T) Engine {
 
 // Azure Batch retries after every code but 0.
 func azure(t *testing.T) Engine {
-	e := Engine{Name: "azure-batch", File: "azure-batch.json", Document: "task.json", Stop: syscall.SIGTERM, Retries: notZero, Env: []string{
+	e := Engine{File: "azure-batch.json", Stop: syscall.SIGTERM, Retries: notZero, Env: []string{
 		"AZ_BATCH_JOB_ID=tes", "AZ_BATCH_TASK_ID=sort", "AZ_BATCH_NODE_ROOT_DIR=DIR/batch", "AZ_BATCH_NODE_SHARED_DIR=DIR/batch/shared",
 		"AZ_BATCH_TASK_DIR=DIR", "AZ_BATCH_TASK_WORKING_DIR=DIR/wd",
 	}}
 	e.Text = example(t, e.File)
 	var task struct{ CommandLine string }
 	fromJSON(t, e.Text, &task)
-	e.Args = strings.Fields(task.CommandLine)[1:]
+	e.Command = with(strings.Fields(task.CommandLine)[1:], "task.json")
 	return e
 }
 
 // AWS Batch does what the first condition says that fits, else it tries again.
 func aws(t *testing.T) Engine {
-	e := Engine{Name: "aws-batch", File: "aws-batch.json", Document: "Ref::task", Stop: syscall.SIGTERM, Env: []string{
+	e := Engine{File: "aws-batch.json", Stop: syscall.SIGTERM, Env: []string{
 		"AWS_BATCH_JOB_ID=8b2b5f2c-0000-4000-8000-000000000001", "AWS_BATCH_JOB_ATTEMPT=1", "AWS_BATCH_JQ_NAME=tes", "AWS_BATCH_CE_NAME=nodes",
 	}}
 	e.Text = example(t, e.File)
@@ -161,7 +155,7 @@ func aws(t *testing.T) Engine {
 		ContainerProperties struct{ Command []string }
 	}
 	fromJSON(t, e.Text, &definition)
-	e.Args = definition.ContainerProperties.Command
+	e.Command = with(definition.ContainerProperties.Command, "Ref::task")
 	e.Retries = func(code int) bool {
 		for _, c := range definition.RetryStrategy.EvaluateOnExit {
 			if code != 0 && (c.OnExitCode == strconv.Itoa(code) || c.OnReason == "*") {

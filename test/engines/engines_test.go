@@ -13,39 +13,52 @@ import (
 
 // Each page shows the whole example, and the engine's own types know all of it.
 func TestExamples(t *testing.T) {
-	for _, e := range All(t) {
-		t.Run(e.Name, func(t *testing.T) {
-			page, err := os.ReadFile(filepath.Join(Dir(), e.Name+".md"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !strings.Contains(string(page), "\n"+e.Text+"```\n") || !strings.Contains(string(page), "("+e.File+")") {
-				t.Errorf("%s.md does not show and link %s as it is", e.Name, e.File)
-			}
-			if e.Name == "htcondor" {
-				return // its tools are not to be had; the page says so
-			}
-			if out, err := check(t, filepath.Join(Dir(), e.File)); err != nil {
-				t.Errorf("%v\n%s", err, out)
-			}
-		})
-	}
+	Each(t, func(t *testing.T, e Engine) {
+		page, err := os.ReadFile(filepath.Join(Dir(), e.Name+".md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(page), "\n"+e.Text+"```\n") || !strings.Contains(string(page), "("+e.File+")") {
+			t.Errorf("%s.md does not show and link %s as it is", e.Name, e.File)
+		}
+		if out, err := check(t, filepath.Join(Dir(), e.File)); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
 }
 
-// A name that an engine does not have is found out.
-func TestExamplesWithAWrongName(t *testing.T) {
-	for file, name := range map[string]string{
-		"nomad.hcl": "kill_timeout", "kubernetes.yaml": "terminationGracePeriodSeconds", "azure-batch.json": "maxTaskRetryCount", "aws-batch.json": "onExitCode",
+// A name that an engine does not have is found out, and so is an expression that HTCondor cannot read.
+func TestWrongExamples(t *testing.T) {
+	for _, wrong := range []struct{ file, was, is string }{
+		{"nomad.hcl", "kill_timeout", "kill_timeouts"},
+		{"htcondor.sub", "kill_sig", "kill_sigs"},
+		{"htcondor.sub", "ExitCode =!= 78", "ExitCode =!! 78"},
+		{"kubernetes.yaml", "terminationGracePeriodSeconds", "terminationGracePeriodSecondss"},
+		{"azure-batch.json", "maxTaskRetryCount", "maxTaskRetryCounts"},
+		{"aws-batch.json", "onExitCode", "onExitCodes"},
 	} {
-		if out, err := check(t, filepath.Join(directory(t, file, name), file)); err == nil || !strings.Contains(out, name+"s") {
-			t.Errorf("%s passes with %ss: %v\n%s", file, name, err, out)
-		}
+		t.Run(wrong.is, func(t *testing.T) {
+			file := filepath.Join(directory(t, wrong.file, wrong.was, wrong.is), wrong.file)
+			if out, err := check(t, file); err == nil || !strings.Contains(out, wrong.is) {
+				t.Errorf("%s passes with %s: %v\n%s", wrong.file, wrong.is, err, out)
+			}
+		})
 	}
 }
 
 // check holds a file against the engine's types.
 func check(t *testing.T, file string) (string, error) {
 	t.Helper()
+	if filepath.Base(file) == "htcondor.sub" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = submit(t, string(b), "task.json"); err != nil {
+			return err.Error(), err
+		}
+		return "", nil
+	}
 	cmd := exec.Command("go", "run", "-C", "schemas", ".", file)
 	if filepath.Base(file) == "azure-batch.json" {
 		cmd = exec.Command(rig.Program(t, "node", "nodejs"), "schemas/azure.js", file)
@@ -65,33 +78,37 @@ func check(t *testing.T, file string) (string, error) {
 // What deckhand ends with, and whether the engine is to run it again. Where it
 // retries every code but 0, final ends of tasks have to be 0.
 func TestExitCodes(t *testing.T) {
-	for _, e := range All(t) {
-		zeroForFinal := slices.Contains(e.Args, "engine")
+	Each(t, func(t *testing.T, e Engine) {
+		zeroForFinal := slices.Contains(e.Command(t, "task.json"), "engine")
 		for code, again := range map[int]bool{0: false, 1: false, 3: false, 4: false, 75: true, 78: true, 137: true} {
 			if zeroForFinal && code < 5 {
 				code = 0
 			}
 			if e.Retries(code) != again {
-				t.Errorf("%s: after %d it runs the task again: %t", e.Name, code, !again)
+				t.Errorf("after %d it runs the task again: %t", code, !again)
 			}
 		}
 		if zeroForFinal != e.Retries(1) {
-			t.Errorf("%s: --exit-policy engine is %t, and 1 is retried: %t", e.Name, zeroForFinal, e.Retries(1))
+			t.Errorf("--exit-policy engine is %t, and 1 is retried: %t", zeroForFinal, e.Retries(1))
 		}
-	}
+	})
 }
 
 // The jobs of one file of HTCondor find their documents wherever those come from, for it puts
 // them into the directory of the job, and their results come back to one directory.
 func TestJobsOfOneFile(t *testing.T) {
-	e := htcondor(t)
-	if e.Document != "$Fnx(TASK)" { // a name without its directory
-		t.Errorf("a job looks for its document at %s", e.Document)
-	}
-	one, other := e.Command("one.json"), e.Command("other.json")
-	for i, arg := range one {
-		if arg == "--result" && (one[i+1] == other[i+1] || slices.Contains([]string{"one.json", "other.json"}, one[i+1])) {
-			t.Errorf("the results of two jobs are %s and %s", one[i+1], other[i+1])
+	results := map[string]bool{}
+	places := []string{"one.json", "tasks/two.json", "/else/three.json"}
+	for i, job := range jobs(t, example(t, "htcondor.sub"), places...) {
+		args := strings.Fields(text(t, job, "Args"))
+		document := filepath.Base(places[i])
+		if text(t, job, "TransferInput") != places[i] || args[1] != document {
+			t.Errorf("of %s %s is put there, and looked for in %q", places[i], job["TransferInput"], args)
 		}
+		result := args[slices.Index(args, "--result")+1]
+		if results[result] || result == document || strings.Contains(result, "/") {
+			t.Errorf("the result of %s is %s", places[i], result)
+		}
+		results[result] = true
 	}
 }

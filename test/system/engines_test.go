@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,20 +31,18 @@ func launch(t *testing.T, w *World, e engines.Engine, task tes.Task) *Background
 		t.Cleanup(server.Close)
 		place = server.URL + "/" + filepath.Base(document)
 	case "azure-batch", "htcondor": // in the directory that the job starts in
-		place = filepath.Base(document)
 		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(work, place), text, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(work, filepath.Base(document)), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
+		if e.Name == "azure-batch" { // HTCondor is told where it comes from
+			place = filepath.Base(document)
+		}
 	}
-	args := e.Command(place)
-	if strings.Join(args, " ") == strings.Join(e.Args, " ") {
-		t.Fatalf("%s has no %s in %q", e.File, e.Document, e.Args)
-	}
-	cmd := exec.Command(Build(t), args...)
+	cmd := exec.Command(Build(t), e.Command(t, place)...)
 	cmd.Dir = work
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.Dir, "DECKHAND_DOCKER_HOST=" + w.DockerHost}
 	for _, v := range e.Env {
@@ -60,54 +59,52 @@ func launch(t *testing.T, w *World, e engines.Engine, task tes.Task) *Background
 // that was killed.
 func TestEngineExamples(t *testing.T) {
 	t.Parallel()
-	for _, e := range engines.All(t) {
-		t.Run(e.Name, func(t *testing.T) {
-			t.Parallel()
-			w := NewWorld(t)
-			if e.Name == "azure-batch" {
-				w.Root = filepath.Join(w.Dir, "batch", "shared", "deckhand")
+	engines.Each(t, func(t *testing.T, e engines.Engine) {
+		t.Parallel()
+		w := NewWorld(t)
+		if e.Name == "azure-batch" {
+			w.Root = filepath.Join(w.Dir, "batch", "shared", "deckhand")
+		}
+		image := w.Image(t, "task:1", rig.Spec{})
+		run := func(task tes.Task) *Background {
+			b := launch(t, w, e, task)
+			b.start(t)
+			return b
+		}
+		ends := func(b *Background, want int, again bool) {
+			t.Helper()
+			code, log := b.End(t)
+			if code != want || e.Retries(code) != again {
+				t.Fatalf("the exit code is %d, want %d; the engine runs it again: %t\n%s", code, want, e.Retries(code), log)
 			}
-			image := w.Image(t, "task:1", rig.Spec{})
-			run := func(task tes.Task) *Background {
-				b := launch(t, w, e, task)
-				b.start(t)
-				return b
-			}
-			ends := func(b *Background, want int, again bool) {
-				t.Helper()
-				code, log := b.End(t)
-				if code != want || e.Retries(code) != again {
-					t.Fatalf("the exit code is %d, want %d; the engine runs it again: %t\n%s", code, want, e.Retries(code), log)
-				}
-			}
+		}
 
-			final := 1
-			if strings.Contains(strings.Join(e.Args, " "), "--exit-policy engine") {
-				final = 0
-			}
-			ends(run(tes.Task{ID: "failing", Executors: []tes.Executor{Sh(image.Tag, "exit 9")}}), final, false)
+		final := 1
+		if slices.Contains(e.Command(t, "task.json"), "engine") {
+			final = 0
+		}
+		ends(run(tes.Task{ID: "failing", Executors: []tes.Executor{Sh(image.Tag, "exit 9")}}), final, false)
 
-			s := &stuck{World: w, gate: newGate()}
-			task := tes.Task{
-				ID: "stopped", Volumes: []string{"/data"}, Executors: []tes.Executor{Sh(image.Tag, "echo ran >> /data/ran; until [ -e /data/go ]; do sleep 0.1; done")},
-				Outputs: []tes.Output{{Path: "/data/ran", URL: filepath.Join(w.Dir, "out", "ran")}},
-			}
-			b := run(task)
-			eventually(t, "the executor to run", func() bool { return s.noted() != "" })
-			b.signal(t, e.Stop)
-			ends(b, 75, true)
-			w.Clean(t)
+		s := &stuck{World: w, gate: newGate()}
+		task := tes.Task{
+			ID: "stopped", Volumes: []string{"/data"}, Executors: []tes.Executor{Sh(image.Tag, "echo ran >> /data/ran; until [ -e /data/go ]; do sleep 0.1; done")},
+			Outputs: []tes.Output{{Path: "/data/ran", URL: filepath.Join(w.Dir, "out", "ran")}},
+		}
+		b := run(task)
+		eventually(t, "the executor to run", func() bool { return s.noted() != "" })
+		b.signal(t, e.Stop)
+		ends(b, 75, true)
+		w.Clean(t)
 
-			// Run again, as the engine does, and killed: by the end of its grace, for example.
-			b = run(task)
-			eventually(t, "the executor to run again", func() bool { return s.noted() != "" })
-			b.Kill(t)
-			s.release(t)
-			ends(run(task), 0, false)
-			if got := w.Read(t, "out/ran"); got != "ran\n" {
-				t.Errorf("the output is %q: the killed run was not gone on with", got)
-			}
-			w.Clean(t)
-		})
-	}
+		// Run again, as the engine does, and killed: by the end of its grace, for example.
+		b = run(task)
+		eventually(t, "the executor to run again", func() bool { return s.noted() != "" })
+		b.Kill(t)
+		s.release(t)
+		ends(run(task), 0, false)
+		if got := w.Read(t, "out/ran"); got != "ran\n" {
+			t.Errorf("the output is %q: the killed run was not gone on with", got)
+		}
+		w.Clean(t)
+	})
 }
