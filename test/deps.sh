@@ -111,7 +111,8 @@ if [ -n "$condor" ]; then
 			-o Dir::State::Status="$new/status" -o Dir::Cache="$new/cache" -o APT::Sandbox::User=root "$@"
 	}
 	trixie update
-	trixie install -y --no-install-recommends --download-only condor
+	# HTCondor removes the directories of jobs with rm.
+	trixie install -y --no-install-recommends --download-only condor coreutils
 	for package in "$new"/cache/archives/*.deb; do
 		dpkg-deb -x "$package" "$new/unpacked"
 	done

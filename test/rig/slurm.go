@@ -23,7 +23,7 @@ import (
 // ports and its control groups are no other cluster's.
 type Slurm struct {
 	dir, name string
-	slurmd    *slurmDaemon
+	slurmd    *clusterDaemon
 }
 
 // slurmConf is what the cluster needs to run as root on one machine without
@@ -189,15 +189,15 @@ func (s *Slurm) Job(tb TB, id int) map[string]string {
 	return job
 }
 
-// SlurmWait is how long something may take that must happen, also in a machine that is
+// ClusterWait is how long something may take that must happen, also in a machine that is
 // emulated on a busy one.
-const SlurmWait = 20 * time.Minute
+const ClusterWait = 20 * time.Minute
 
 // Until waits until the controller tells of a job what is wanted.
 func (s *Slurm) Until(tb TB, id int, want func(job map[string]string) bool) map[string]string {
 	tb.Helper()
 	var job map[string]string
-	for deadline := time.Now().Add(SlurmWait); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(ClusterWait); time.Now().Before(deadline); {
 		began := time.Now()
 		if job = s.Job(tb, id); want(job) {
 			return job
@@ -219,9 +219,12 @@ func (s *Slurm) Groups(id int) []string {
 }
 
 // Logs are the ends of the logs of the daemons.
-func (s *Slurm) Logs() string {
+func (s *Slurm) Logs() string { return ends(s.dir + "/*.log") }
+
+// ends are the ends of files.
+func ends(pattern string) string {
 	var text strings.Builder
-	files, _ := filepath.Glob(s.dir + "/*.log") // a sound pattern
+	files, _ := filepath.Glob(pattern) // a sound one
 	for _, file := range files {
 		b, _ := os.ReadFile(file) // what cannot be read has nothing to say
 		fmt.Fprintf(&text, "--- %s\n%s\n", filepath.Base(file), b[max(0, len(b)-6000):])
@@ -277,8 +280,8 @@ func removeGroup(top string) error {
 	return nil
 }
 
-// slurmDaemon is a daemon of the cluster in the foreground.
-type slurmDaemon struct {
+// clusterDaemon is a daemon of a cluster in the foreground.
+type clusterDaemon struct {
 	cmd   *exec.Cmd
 	log   string
 	ended chan struct{}
@@ -295,49 +298,60 @@ func (s *Slurm) service() (*os.File, error) {
 }
 
 // start starts a daemon, which dies with this process.
-func (s *Slurm) start(tb TB, name, pkg string, args ...string) *slurmDaemon {
+func (s *Slurm) start(tb TB, name, pkg string, args ...string) *clusterDaemon {
 	tb.Helper()
 	path, err := program(name, pkg)
 	if err != nil {
 		giveUp(tb, err)
 	}
-	d := &slurmDaemon{cmd: exec.Command(path, args...), log: filepath.Join(s.dir, name+".log"), ended: make(chan struct{})}
-	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		tb.Fatalf("%v", err)
-	}
-	defer log.Close()
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SLURM_CONF=" + s.dir + "/slurm.conf"}
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd := exec.Command(path, args...)
+	cmd.Env = []string{"PATH=" + daemonPath, "SLURM_CONF=" + s.Conf()}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if name == "slurmd" && Unified() {
 		group, err := s.service()
 		if err != nil {
 			tb.Fatalf("%v", err)
 		}
 		defer group.Close()
-		d.cmd.SysProcAttr.UseCgroupFD, d.cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
-	if err := d.cmd.Start(); err != nil {
-		tb.Fatalf("%v", err)
-	}
-	go func() {
-		_ = d.cmd.Wait() // how it ended is in its log
-		close(d.ended)
-	}()
+	d := startDaemon(tb, cmd, filepath.Join(s.dir, name+".log"))
 	tb.Cleanup(d.kill)
 	return d
 }
 
-func (d *slurmDaemon) kill() {
+// daemonPath is where daemons find programs.
+const daemonPath = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+// startDaemon starts a daemon that writes to a log of its own.
+func startDaemon(tb TB, cmd *exec.Cmd, file string) *clusterDaemon {
+	tb.Helper()
+	log, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		tb.Fatalf("%v", err)
+	}
+	d := &clusterDaemon{cmd: cmd, log: file, ended: make(chan struct{})}
+	go func() {
+		_ = cmd.Wait() // how it ended is in its log
+		close(d.ended)
+	}()
+	return d
+}
+
+func (d *clusterDaemon) kill() {
 	_ = d.cmd.Process.Kill() // already gone is what we want
 	<-d.ended
 }
 
 // until waits for a daemon to be ready.
-func (d *slurmDaemon) until(tb TB, ready func() bool) {
+func (d *clusterDaemon) until(tb TB, ready func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(SlurmWait); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(ClusterWait); time.Now().Before(deadline); {
 		began := time.Now()
 		if ready() {
 			return

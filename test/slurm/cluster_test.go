@@ -265,7 +265,7 @@ func (j *Job) itself(t *testing.T, task string) {
 // of the time nobody does.
 func until(t *testing.T, what string, is func() string) string {
 	t.Helper()
-	for deadline := time.Now().Add(rig.SlurmWait); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(rig.ClusterWait); time.Now().Before(deadline); {
 		began := time.Now()
 		if s := is(); s != "" {
 			return s
