@@ -113,6 +113,11 @@ func NewHTCondor(tb TB, user *syscall.Credential) *HTCondor {
 	if err != nil {
 		tb.Fatalf("%v", err)
 	}
+	host, err := os.Hostname()
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	c.add(tb, "hosts", "127.0.0.1 "+host+"\n")
 	// HTCondor asks for the names of users, and for their groups.
 	c.add(tb, "passwd", fmt.Sprintf("owner:x:%d:%d::/:/bin/sh\n", user.Uid, user.Gid))
 	var groups strings.Builder
@@ -143,7 +148,7 @@ func (c *HTCondor) start(tb TB) {
 	tb.Helper()
 	// The master changes its user, and so hears nothing of the end of this process: a shell does,
 	// and tells it to end, with its daemons and jobs.
-	cmd := inCondor(tb, `mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/group" /etc/group && mount --bind "$0" /usr || exit
+	cmd := inCondor(tb, `for f in passwd group hosts; do mount --bind "$1/$f" "/etc/$f" || exit; done; mount --bind "$0" /usr || exit
 		trap 'kill -QUIT $master' TERM; condor_master -f & master=$!; wait $master; wait $master`, c.dir)
 	cmd.Env = []string{"PATH=" + daemonPath, "CONDOR_CONFIG=" + c.config()}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

@@ -182,6 +182,7 @@ var othersElsewhere = map[string]struct{ test, has string }{
 	"scontrol requeue":                              {"test/slurm/events_test.go", `"scontrol", "requeue"`},
 	"scontrol show job":                             {"test/rig/slurm.go", `"scontrol", "show", "job"`},
 	"scontrol release":                              {"test/slurm/events_test.go", `"scontrol", "release"`},
+	"condor_submit -dry-run":                        {"test/engines/htcondor.go", `"condor_submit", "-dry-run"`},
 	"scontrol suspend":                              {"", "the page says that it is of no use"},
 	"nomad job dispatch tes task.json":              {"", "Nomad's program is in no registry"},
 	"nomad job validate":                            {"", "the same"},
