@@ -71,7 +71,8 @@ bench: deps ## benchmarks, each beside its peer
 	test/deps.sh bench
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m ./...
 
-demo: packages build ## one real job on a real engine, told step by step
+demo: build ## one real job on a real engine, told step by step
+	test/deps.sh demo
 	go run ./test/demo
 
 dist: .tools/bin/nfpm .tools/bin/cyclonedx-gomod ## packages, programs, bills of materials and checksums, in DIST
@@ -84,7 +85,7 @@ image: dist ## the container image deckhand:VERSION, of this machine's architect
 
 deps: packages .tools/bin/versitygw .tools/bin/fake-gcs-server .tools/bin/nfpm .tools/bin/cyclonedx-gomod .tools/azurite/installed .tools/azure-batch/installed ## what the tests need of the machine
 
-packages: ## what the tests and the demo need of Debian
+packages: ## what the tests need of Debian
 	test/deps.sh
 
 # Built again when a version changes, which is when this file does.

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what the tests and the demo need and the machine lacks: a Docker
-# Engine and its command line, Podman, Slurm, HTCondor, a registry, a static busybox for the
-# images, servers and filesystems, a browser, command lines of batch engines, and a virtual machine with a kernel
-# to boot in it.
-# With the argument "bench" also the tools that benchmarks run beside deckhand.
+# Installs what the tests need and the machine lacks: a Docker Engine and its command
+# line, a registry, a static busybox for the images, Podman, Slurm, HTCondor, servers and filesystems, a browser,
+# command lines of batch engines, and a virtual machine with a kernel to boot in it.
+# With the argument "demo" only the first three, which the demo needs; with "bench" also the tools that benchmarks run
+# beside deckhand.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 tools=$(dirname "$0")/../.tools
@@ -20,56 +20,56 @@ if [ -z "${DECKHAND_TEST_DOCKER_HOST:-}${DOCKER_HOST:-}" ] && [ ! -S /var/run/do
 	need iptables iptables
 fi
 need docker docker.io
-need podman "podman runc netavark iptables" # crun takes no hybrid cgroups
 need docker-registry docker-registry
 need ip iproute2
-need nginx nginx-light
-need node nodejs
-need npm npm
-need systemd-analyze systemd
-# For the commands of docs/engines.
-need aws awscli
-need az azure-cli
-need kubectl kubernetes-client
-# For the examples of docs/events.md.
-need python3 python3-minimal
-need openssl openssl
-need man man-db
-need curl curl
-need rpm rpm
-need zsh zsh
-need chromium "chromium fonts-liberation"
-need fish fish
-[ -e /usr/share/bash-completion/bash_completion ] || packages="$packages bash-completion"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates"
-need munged munge
-need slurmctld slurmctld
-need slurmd slurmd
-need sbatch slurm-client
-need mkfs.ext4 e2fsprogs
-need mkfs.xfs xfsprogs
-need mkfs.btrfs btrfs-progs
+# The plain busybox package is linked dynamically, and would not run in an image.
+[ -e /usr/share/doc/busybox-static ] || need busybox busybox-static
+# A machine without systemd may have no control groups mounted, which dockerd needs.
+grep -q ' /sys/fs/cgroup' /proc/self/mountinfo || packages="$packages cgroupfs-mount"
+
+kernel="" condor=""
+if [ "${1:-}" != demo ]; then
+	need podman "podman runc netavark iptables" # crun takes no hybrid cgroups
+	need nginx nginx-light
+	need node nodejs
+	need npm npm
+	need systemd-analyze systemd
+	# For the commands of docs/engines.
+	need aws awscli
+	need az azure-cli
+	need kubectl kubernetes-client
+	# For the examples of docs/events.md.
+	need python3 python3-minimal
+	need openssl openssl
+	need man man-db
+	need curl curl
+	need rpm rpm
+	need zsh zsh
+	need chromium "chromium fonts-liberation"
+	need fish fish
+	[ -e /usr/share/bash-completion/bash_completion ] || packages="$packages bash-completion"
+	need munged munge
+	need slurmctld slurmctld
+	need slurmd slurmd
+	need sbatch slurm-client
+	need mkfs.ext4 e2fsprogs
+	need mkfs.xfs xfsprogs
+	need mkfs.btrfs btrfs-progs
+	# The C library's fnmatch is what POSIX patterns are held against.
+	need gcc "gcc libc6-dev"
+	# Nodes whose power is cut are virtual machines of this kind.
+	[ "$arch" != amd64 ] || need qemu-system-x86_64 qemu-system-x86
+	[ "$arch" != amd64 ] || need xz xz-utils # for the modules of its kernel
+	[ "$arch" != amd64 ] || [ -d "$tools/kernel" ] || kernel=linux-image-cloud-amd64
+	# HTCondor is in Debian 13 and in no release before it.
+	[ "$arch" != amd64 ] || [ -d "$tools/condor" ] || condor=condor
+fi
 if [ "${1:-}" = bench ]; then
 	need /usr/bin/time time
 	need aria2c aria2
 	need rclone rclone
 fi
-# The C library's fnmatch is what POSIX patterns are held against.
-need gcc "gcc libc6-dev"
-# The plain busybox package is linked dynamically, and would not run in an image.
-[ -e /usr/share/doc/busybox-static ] || need busybox busybox-static
-# Nodes whose power is cut are virtual machines of this kind.
-[ "$arch" != amd64 ] || need qemu-system-x86_64 qemu-system-x86
-[ "$arch" != amd64 ] || need xz xz-utils # for the modules of its kernel
-# A machine without systemd may have no control groups mounted, which dockerd needs.
-grep -q ' /sys/fs/cgroup' /proc/self/mountinfo || packages="$packages cgroupfs-mount"
-
-kernel=""
-[ "$arch" != amd64 ] || [ -d "$tools/kernel" ] || kernel=linux-image-cloud-amd64
-
-# HTCondor is in Debian 13 and in no release before it.
-condor=""
-[ "$arch" != amd64 ] || [ -d "$tools/condor" ] || condor=condor
 
 [ -n "$packages$kernel$condor" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
