@@ -1,7 +1,6 @@
 package rig
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -183,13 +182,7 @@ func (c *HTCondor) try(dir, name string, args ...string) (string, error) {
 		"--wdns=" + dir, name,
 	}, args...)...)
 	cmd.Env = []string{"PATH=" + daemonPath, "CONDOR_CONFIG=" + c.config()}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.Bytes())
-	}
-	return strings.TrimSpace(string(out)), err
+	return output(cmd)
 }
 
 // Job is what the pool tells of a job, which may have left the queue.

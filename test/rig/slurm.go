@@ -1,11 +1,8 @@
 package rig
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Slurm is a cluster of a test's own with one node: munged, slurmctld and slurmd on
@@ -168,13 +163,7 @@ func (s *Slurm) try(name string, args ...string) (string, error) {
 	cmd := exec.Command(path, args...)
 	// sbatch gives the job what it has itself, which must not be the tester's own.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "SLURM_CONF=" + s.dir + "/slurm.conf"}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.Bytes())
-	}
-	return strings.TrimSpace(string(out)), err
+	return output(cmd)
 }
 
 // Job is what the controller tells of a job.
@@ -188,10 +177,6 @@ func (s *Slurm) Job(tb TB, id int) map[string]string {
 	}
 	return job
 }
-
-// ClusterWait is how long something may take that must happen, also in a machine that is
-// emulated on a busy one.
-const ClusterWait = 20 * time.Minute
 
 // Until waits until the controller tells of a job what is wanted.
 func (s *Slurm) Until(tb TB, id int, want func(job map[string]string) bool) map[string]string {
@@ -220,17 +205,6 @@ func (s *Slurm) Groups(id int) []string {
 
 // Logs are the ends of the logs of the daemons.
 func (s *Slurm) Logs() string { return ends(s.dir + "/*.log") }
-
-// ends are the ends of files.
-func ends(pattern string) string {
-	var text strings.Builder
-	files, _ := filepath.Glob(pattern) // a sound one
-	for _, file := range files {
-		b, _ := os.ReadFile(file) // what cannot be read has nothing to say
-		fmt.Fprintf(&text, "--- %s\n%s\n", filepath.Base(file), b[max(0, len(b)-6000):])
-	}
-	return text.String()
-}
 
 // end ends slurmd, and its jobs by their control groups.
 func (s *Slurm) end(tb TB) {
@@ -280,13 +254,6 @@ func removeGroup(top string) error {
 	return nil
 }
 
-// clusterDaemon is a daemon of a cluster in the foreground.
-type clusterDaemon struct {
-	cmd   *exec.Cmd
-	log   string
-	ended chan struct{}
-}
-
 // service makes the group in which systemd would start slurmd. It takes the controllers
 // for those of the jobs that it has itself.
 func (s *Slurm) service() (*os.File, error) {
@@ -318,81 +285,4 @@ func (s *Slurm) start(tb TB, name, pkg string, args ...string) *clusterDaemon {
 	d := startDaemon(tb, cmd, filepath.Join(s.dir, name+".log"))
 	tb.Cleanup(d.kill)
 	return d
-}
-
-// daemonPath is where daemons find programs.
-const daemonPath = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-// startDaemon starts a daemon that writes to a log of its own.
-func startDaemon(tb TB, cmd *exec.Cmd, file string) *clusterDaemon {
-	tb.Helper()
-	log, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		tb.Fatalf("%v", err)
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		tb.Fatalf("%v", err)
-	}
-	d := &clusterDaemon{cmd: cmd, log: file, ended: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait() // how it ended is in its log
-		close(d.ended)
-	}()
-	return d
-}
-
-func (d *clusterDaemon) kill() {
-	_ = d.cmd.Process.Kill() // already gone is what we want
-	<-d.ended
-}
-
-// until waits for a daemon to be ready.
-func (d *clusterDaemon) until(tb TB, ready func() bool) {
-	tb.Helper()
-	for deadline := time.Now().Add(ClusterWait); time.Now().Before(deadline); {
-		began := time.Now()
-		if ready() {
-			return
-		}
-		select {
-		case <-d.ended:
-			log, _ := os.ReadFile(d.log) // what cannot be read has nothing to say
-			tb.Fatalf("%s ended:\n%s", d.cmd.Path, log)
-		case <-time.After(max(50*time.Millisecond, 3*time.Since(began))):
-		}
-	}
-	log, _ := os.ReadFile(d.log)
-	tb.Fatalf("%s is not ready:\n%s", d.cmd.Path, log)
-}
-
-// firstPort is the first of the ports of clusters. They are below those that the kernel
-// gives to whoever wants any: a daemon comes to listen long after its port is chosen, and
-// again after it was killed.
-const firstPort = 21000
-
-// reservePorts finds two ports that no other cluster of the machine has and nobody listens
-// on. They are held until the returned function is called or the process ends.
-func reservePorts() (ports [2]int, release func(), err error) {
-	for n := range 1000 {
-		f, err := os.OpenFile(fmt.Sprintf("/var/tmp/deckhand-rig-ports-%d", n), os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			return ports, nil, err
-		}
-		ports := [2]int{firstPort + 2*n, firstPort + 2*n + 1}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && free(ports[0]) && free(ports[1]) {
-			return ports, func() { f.Close() }, nil
-		}
-		f.Close()
-	}
-	return ports, nil, errors.New("every port for a cluster is taken")
-}
-
-func free(port int) bool {
-	l, err := net.Listen("tcp", fmt.Sprint(":", port))
-	if err == nil {
-		l.Close()
-	}
-	return err == nil
 }
