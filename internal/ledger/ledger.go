@@ -21,6 +21,8 @@ import (
 type Engine interface {
 	Image(ctx context.Context, ref string) (engine.Image, error)
 	RemoveImage(ctx context.Context, ref string) error
+	// Sync makes what has been removed stay so when the power goes.
+	Sync(ctx context.Context) error
 }
 
 // WhatRemoved is the kind of fact that Remove writes when an image is gone.
@@ -59,6 +61,16 @@ func Reconcile(ctx context.Context, e Engine, images []machine.ImageRecord) ([]m
 		kept = Left(kept, id)
 	}
 	return kept, nil
+}
+
+// Settle is Reconcile for a ledger that is to be journaled. What it forgets nobody
+// would know again, so that has to be gone for good.
+func Settle(ctx context.Context, e Engine, images []machine.ImageRecord) ([]machine.ImageRecord, error) {
+	kept, err := Reconcile(ctx, e, images)
+	if err == nil && len(kept) < len(images) {
+		err = e.Sync(ctx)
+	}
+	return kept, err
 }
 
 // Cut says whether a pull that was announced with r has given its reference to
@@ -155,6 +167,9 @@ func named(img engine.Image, name string) bool {
 func Remove(ctx context.Context, n machine.Notes, e Engine, r machine.ImageRecord) (int64, error) {
 	img, err := e.Image(ctx, r.ImageID)
 	if errors.Is(err, engine.ErrNotFound) {
+		if err := e.Sync(ctx); err != nil {
+			return 0, err
+		}
 		return 0, n.Done(ctx, machine.Fact{What: WhatRemoved, Name: r.ImageID, Images: Without(n.Images(), r)})
 	}
 	if err != nil {
@@ -172,6 +187,9 @@ func Remove(ctx context.Context, n machine.Notes, e Engine, r machine.ImageRecor
 		return 0, err
 	}
 	freed, err := remove(ctx, e, r, img)
+	if err == nil {
+		err = e.Sync(ctx)
+	}
 	if err != nil {
 		return 0, err
 	}

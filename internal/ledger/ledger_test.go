@@ -121,6 +121,9 @@ func TestRemove(t *testing.T) {
 			if pending := len(images) == 1 && images[0].Phase == machine.Removing; pending != test.pending || !pending && len(images) > 0 {
 				t.Errorf("ledger: %+v, want pending %v", images, test.pending)
 			}
+			if !test.pending && s.Fleeting {
+				t.Error("a power cut brings back what the ledger has forgotten")
+			}
 			if s.Names("y") != nil && !s.Has("y") {
 				t.Error("the image that the tag names now went as well")
 			}
@@ -139,6 +142,32 @@ func TestRemoveWithoutEngine(t *testing.T) {
 	}
 }
 
+// What a power cut may bring back stays in the ledger, also when it had gone before.
+func TestRemovalThatMayNotLast(t *testing.T) {
+	s := ledgertest.NewStore()
+	s.Load(tag, "x")
+	s.SyncErr = machine.Faultf(machine.NodeFault, "the disk does not answer")
+	n := notes(t, record(tag, "x"))
+	for _, there := range []bool{true, false} {
+		if s.Has("x") != there {
+			t.Fatalf("the image is there: %v", !there)
+		}
+		if _, err := ledger.Remove(t.Context(), n, s, record(tag, "x")); !errors.Is(err, s.SyncErr) {
+			t.Errorf("error %v", err)
+		}
+		if images := n.Images(); len(images) != 1 || images[0].Phase != machine.Removing {
+			t.Errorf("ledger: %+v", images)
+		}
+		if _, err := ledger.Settle(t.Context(), s, n.Images()); !there && !errors.Is(err, s.SyncErr) {
+			t.Errorf("forgotten with %v", err)
+		}
+	}
+	s.SyncErr = nil
+	if _, err := ledger.Settle(t.Context(), s, n.Images()); err != nil || s.Fleeting {
+		t.Errorf("%v, and a power cut brings back what the ledger has forgotten: %v", err, s.Fleeting)
+	}
+}
+
 type silent struct{}
 
 func (silent) Image(context.Context, string) (engine.Image, error) {
@@ -147,6 +176,7 @@ func (silent) Image(context.Context, string) (engine.Image, error) {
 func (silent) RemoveImage(context.Context, string) error {
 	return machine.Faultf(machine.EngineFault, "no answer")
 }
+func (silent) Sync(context.Context) error { return machine.Faultf(machine.EngineFault, "no answer") }
 
 func TestReconcile(t *testing.T) {
 	pulling := machine.ImageRecord{Reference: tag, Phase: machine.Pulling, Begun: true, Task: "t1", Last: true}

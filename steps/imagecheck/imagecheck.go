@@ -128,7 +128,7 @@ func (w *want) mayBe(imageID string) bool {
 
 // Do implements machine.Step.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
-	images, err := ledger.Reconcile(ctx, s.Engine, n.Images())
+	images, err := ledger.Settle(ctx, s.Engine, n.Images())
 	if err != nil {
 		return err
 	}
@@ -558,7 +558,7 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	if !slices.ContainsFunc(images, func(r machine.ImageRecord) bool { return r.Phase != machine.Present }) {
 		return nil
 	}
-	settled, err := ledger.Reconcile(ctx, s.Engine, images)
+	settled, err := ledger.Settle(ctx, s.Engine, images)
 	if err != nil {
 		return err
 	}

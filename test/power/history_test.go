@@ -1,6 +1,7 @@
 package power
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -27,7 +28,7 @@ type history struct {
 	bootID string   // of the machine
 	found  []string // where the journal had the task at each boot, empty for nowhere
 	cuts   []string
-	states []entered // what deckhand has said that it had journaled
+	states []said // what deckhand has said that it had journaled
 	events []check.Event
 	// What the guest said last.
 	last    []string // words of deckhand that are no log
@@ -37,9 +38,8 @@ type history struct {
 	nodes   map[string]check.Node
 }
 
-// entered is a line of deckhand's log: it is written when the transition is in
-// the journal.
-type entered struct {
+// said is a line of deckhand's log.
+type said struct {
 	Msg     string
 	Task    string
 	Attempt int
@@ -47,6 +47,10 @@ type entered struct {
 	bootID  string
 	at      time.Time
 }
+
+// entered is the message of a line that is written when the transition is in the
+// journal.
+const entered = "entered"
 
 // newHistory plugs in a disk with the content of image.
 func newHistory(t *testing.T, p *plan, program, image string) *history {
@@ -73,7 +77,7 @@ func (h *history) hear(at instant, end func(vm.Line) bool) string {
 			return fmt.Sprintf("%s after %s", at.delay.Round(time.Millisecond), at.name())
 		}
 		s := h.take(l)
-		if at.delay >= 0 && until == nil && (l.Word == "found" && at.after == "" || s != nil && s.State == at.after) {
+		if at.delay >= 0 && until == nil && at.is(l, s) {
 			until = time.After(at.delay)
 		}
 		if end(l) {
@@ -82,15 +86,23 @@ func (h *history) hear(at instant, end func(vm.Line) bool) string {
 	}
 }
 
-func (i instant) name() string {
-	if i.after == "" {
-		return "the start"
+// is says whether the delay begins with a line that tells of that, nil for no log.
+func (i instant) is(l vm.Line, s *said) bool {
+	switch {
+	case i.said != "":
+		return s != nil && s.Msg == i.said
+	case i.after != "":
+		return s != nil && s.Msg == entered && s.State == i.after
 	}
-	return string(i.after)
+	return l.Word == "found"
 }
 
-// take takes one line in, and returns the transition that it tells of, if it does.
-func (h *history) take(l vm.Line) *entered {
+func (i instant) name() string {
+	return cmp.Or(i.said, string(i.after), "the start")
+}
+
+// take takes one line in, and returns what deckhand said, if it is of its log.
+func (h *history) take(l vm.Line) *said {
 	h.t.Helper()
 	read := func(text string, into any) {
 		h.t.Helper()
@@ -108,16 +120,16 @@ func (h *history) take(l vm.Line) *entered {
 	case "found":
 		h.found = append(h.found, l.Rest)
 	case "log":
-		s := entered{bootID: h.bootID, at: l.At}
+		s := said{bootID: h.bootID, at: l.At}
 		if !strings.HasPrefix(l.Rest, "{") { // why it ends
 			h.last = append(h.last, l.Rest)
 			break
 		}
 		read(l.Rest, &s)
-		if s.Msg == "entered" {
+		if s.Msg == entered {
 			h.states = append(h.states, s)
-			return &s
 		}
+		return &s
 	case "event":
 		var e check.Event
 		read(l.Rest, &e)

@@ -125,9 +125,10 @@ func newPlan(t *testing.T, programs map[string]string) *plan {
 	return p
 }
 
-// instant is a time of a run: so long after a state was entered, or after its
-// start when after is empty.
+// instant is a time of a run: so long after deckhand said something or after a state
+// was entered, or after its start when both are empty.
 type instant struct {
+	said  string // the message of a line of its log
 	after machine.State
 	delay time.Duration
 }

@@ -56,6 +56,18 @@ func TestPowerCuts(t *testing.T) {
 			tally.add(h, problems)
 		})
 	}
+	// Docker does not wait until what it has removed stays so.
+	t.Run("an image has gone", func(t *testing.T) {
+		t.Parallel()
+		h := newHistory(t, p, "deckhand", p.image)
+		h.runAndCut(instant{said: "deleted the image"}, rand.New(rand.NewPCG(0, 0)), 0)
+		problems := h.recover()
+		t.Log(h.account())
+		for _, problem := range problems {
+			t.Error(problem)
+		}
+		tally.add(h, problems)
+	})
 	if thorough {
 		t.Run("unsynced", func(t *testing.T) {
 			t.Parallel()

@@ -32,6 +32,7 @@ type Engine interface {
 	RemoteDigest(ctx context.Context, ref string) (string, error)
 	Pull(ctx context.Context, ref string, report func(engine.PullProgress)) error
 	RemoveImage(ctx context.Context, refOrID string) error
+	Sync(ctx context.Context) error
 
 	Create(ctx context.Context, s engine.Spec) (string, error)
 	Container(ctx context.Context, nameOrID string) (engine.Container, error)
@@ -288,6 +289,7 @@ func images(b *bench) {
 		}
 	}
 	b.must(b.Engine.RemoveImage(b.ctx, tag))
+	b.must(b.Engine.Sync(b.ctx))
 	_, err = b.Engine.Image(b.ctx, id)
 	b.is(err, engine.ErrNotFound)
 	b.is(b.Engine.RemoveImage(b.ctx, tag), engine.ErrNotFound)

@@ -30,7 +30,11 @@ type Store struct {
 	Between func()
 	// Removed lists what RemoveImage was asked for, in order, refusals included.
 	Removed []string
-	Size    int64 // of every image, in bytes
+	// Fleeting says that something was removed and not synced since: it is back when the
+	// power goes.
+	Fleeting bool
+	SyncErr  error // of Sync
+	Size     int64 // of every image, in bytes
 }
 
 // NewStore returns an empty store.
@@ -187,6 +191,16 @@ func (s *Store) RemoveImage(_ context.Context, ref string) error {
 	return err
 }
 
+// Sync makes removals last.
+func (s *Store) Sync(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.SyncErr == nil {
+		s.Fleeting = false
+	}
+	return s.SyncErr
+}
+
 // removal is the steps of a removal that nothing forbids.
 func (s *Store) removal(ref string) (id string, steps []func(), err error) {
 	s.mu.Lock()
@@ -228,6 +242,7 @@ func (s *Store) removal(ref string) (id string, steps []func(), err error) {
 		}
 	}
 	return id, append(steps, func() {
+		s.Fleeting = true
 		if len(s.namesOf(id)) == 0 && !s.users[id] {
 			delete(s.images, id)
 		}
