@@ -17,6 +17,7 @@ import (
 	"github.com/deckhand/deckhand/journal"
 	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/steps/scrub"
+	"github.com/deckhand/deckhand/steps/upload"
 )
 
 func newScrubCommand(a *app) *cobra.Command {
@@ -162,6 +163,11 @@ func (a *app) wouldScrub(ctx context.Context) (report scrub.Report, err error) {
 	}
 	gone, failed, err := cleaner.Foresee(ctx, found)
 	report.Removed, report.Kept, report.Failed = append(report.Removed, gone...), append(report.Kept, kept...), append(report.Failed, failed...)
+	if err != nil {
+		return report, err
+	}
+	owed, err := upload.WouldSettle(n.Debts)
+	report.Removed = append(report.Removed, uploads(owed)...)
 	return report, err
 }
 

@@ -305,10 +305,15 @@ func (s *session) settleDebts(ctx context.Context) (removed []scrub.Item, err er
 		return nil, err
 	}
 	settled, err := upload.Settle(ctx, n, s.storage(), s.app.log)
+	return uploads(settled), err
+}
+
+// uploads are what earlier tasks had left at storages, as a scrub lists it.
+func uploads(settled []upload.Settled) (items []scrub.Item) {
 	for _, d := range settled {
-		removed = append(removed, scrub.Item{Kind: scrub.Upload, Name: d.URL, Why: "the roll-back of task " + d.Task + " could not end it"})
+		items = append(items, scrub.Item{Kind: scrub.Upload, Name: d.URL, Why: "the roll-back of task " + d.Task + " could not end it"})
 	}
-	return removed, err
+	return items
 }
 
 // machine builds the state machine of a task. Without its document it can only

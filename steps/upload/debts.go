@@ -41,13 +41,21 @@ const (
 	settleTime = 10 * time.Second
 )
 
-// abort removes what is owed, and returns where that was.
-func abort(ctx context.Context, s Storage, d machine.Debt) (url string, err error) {
-	var o owed
+// read reads what is owed.
+func read(d machine.Debt) (o owed, err error) {
 	if err := json.Unmarshal(d.Detail, &o); err != nil {
-		return "", fmt.Errorf("the journaled upload cannot be read: %w", err)
+		return o, fmt.Errorf("the journaled upload cannot be read: %w", err)
 	}
 	o.Before = d.Since
+	return o, nil
+}
+
+// abort removes what is owed, and returns where that was.
+func abort(ctx context.Context, s Storage, d machine.Debt) (url string, err error) {
+	o, err := read(d)
+	if err != nil {
+		return "", err
+	}
 	return o.URL, s.Abort(ctx, o.URL, o.Unfinished)
 }
 
@@ -77,6 +85,19 @@ func owe(ctx context.Context, n machine.Notes, t *machine.Task, left []owed) err
 
 // Settled is what the upload of a task had left, and what is gone.
 type Settled struct{ Task, URL string }
+
+// WouldSettle returns what Settle tries to remove. No storage is asked.
+func WouldSettle(debts []machine.Debt) ([]Settled, error) {
+	var settled []Settled
+	for _, d := range debts {
+		o, err := read(d)
+		if err != nil {
+			return nil, err
+		}
+		settled = append(settled, Settled{d.Task, o.URL})
+	}
+	return settled, nil
+}
 
 // Settle tries again to remove what uploads of earlier tasks began and their roll-backs
 // could not remove, and returns what is gone. What cannot be removed now stays owed. Only the

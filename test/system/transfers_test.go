@@ -228,7 +228,13 @@ func TestUploadOfADeadTaskIsAborted(t *testing.T) {
 		"run": func(t *testing.T) {
 			w.MustRun(t, 0, tes.Task{ID: "next", Executors: []tes.Executor{Sh(image, "true")}})
 		},
-		"scrub":   func(t *testing.T) { told(t, "scrub", w.scrub(t, 0).Removed) },
+		"scrub": func(t *testing.T) {
+			told(t, "scrub", w.scrub(t, 0, "--dry-run").Removed)
+			if uploads() != 1 {
+				t.Error("a dry run has aborted it")
+			}
+			told(t, "scrub", w.scrub(t, 0).Removed)
+		},
 		"recover": func(t *testing.T) { told(t, "recover", w.recover(t).Removed) },
 		unnamed:   func(t *testing.T) { told(t, unnamed, w.recover(t).Removed) },
 		// As when a process dies after it has aborted the upload: the storage has none any more.
