@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/test/heap"
 )
 
 // manyFiles makes a journal in which an unfinished task has staged so many files, in
@@ -177,10 +177,7 @@ func resumed(t *testing.T, j *Journal) (kib int) {
 			t.Fatal(err)
 		}
 		if r.Seq%100 == 0 {
-			runtime.GC()
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			kib = max(kib, int(m.HeapAlloc>>10))
+			kib = max(kib, int(heap.Reachable()>>10))
 		}
 	}
 	return kib

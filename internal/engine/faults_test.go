@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/docker/cli/cli/config"
@@ -20,53 +19,30 @@ import (
 // outlasted, what does not is named, and nothing that is wrong gets in.
 func TestFaultyRegistries(t *testing.T) {
 	docker := connect(t, rig.Docker(t))
-	text := func(status int, body string) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(status)
-			fmt.Fprint(w, body)
-		}
-	}
-	dies := func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", fmt.Sprint(mib))
-		_, _ = w.Write(make([]byte, mib/2))
-		panic(http.ErrAbortHandler)
-	}
 	const layers, manifests = "/blobs/", "/manifests/"
 	for _, test := range []struct {
-		name   string
-		where  string
-		times  int32 // how often it fails; 0 for ever
-		answer http.HandlerFunc
-		fault  machine.Fault // "" when the pull is to succeed
-		says   string
+		name  string
+		is    rig.Fault
+		fault machine.Fault // "" when the pull is to succeed
+		says  string
 	}{
-		{"manifest not found, by a gateway, for a while", manifests, 3, text(404, "<html>Not Found</html>"), "", ""},
-		{"manifest not found, without a word, for a while", manifests, 3, text(404, ""), "", ""},
-		{"layer not found for a while", layers, 3, text(404, `{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown"}]}`), "", ""},
-		{"too many requests for a layer, for a while", layers, 3, text(429, ""), "", ""},
-		{"dies in the middle of a layer", layers, 1, dies, "", ""},
-		{"other bytes once", layers, 1, text(200, "not a layer"), "", ""},
-		{"other bytes for ever", layers, 0, text(200, "not a layer"), machine.TaskFault, "other bytes than the digest says"},
-		{"manifest unknown", manifests, 0, text(404, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`), machine.TaskFault, "check the name"},
-		{"rate limit called denied", manifests, 2, text(403, `{"errors":[{"code":"DENIED","message":"request exceeded pull rate limit"}]}`), "", ""},
+		{"manifest not found, by a gateway, for a while", rig.Fault{Where: manifests, Times: 3, Answer: rig.Says(404, "<html>Not Found</html>")}, "", ""},
+		{"manifest not found, without a word, for a while", rig.Fault{Where: manifests, Times: 3, Answer: rig.Says(404, "")}, "", ""},
+		{"layer not found for a while", rig.Fault{Where: layers, Times: 3, Answer: rig.Says(404, `{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown"}]}`)}, "", ""},
+		{"too many requests for a layer, for a while", rig.Fault{Where: layers, Times: 3, Answer: rig.Says(429, "")}, "", ""},
+		{"dies in the middle of a layer", rig.Fault{Where: layers, Times: 1, Answer: rig.Dies}, "", ""},
+		{"other bytes once", rig.Fault{Where: layers, Times: 1, Answer: rig.Says(200, "not a layer")}, "", ""},
+		{"other bytes for ever", rig.Fault{Where: layers, Answer: rig.Says(200, "not a layer")}, machine.TaskFault, "other bytes than the digest says"},
+		{"manifest unknown", rig.Fault{Where: manifests, Answer: rig.Says(404, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`)}, machine.TaskFault, "check the name"},
+		{"rate limit called denied", rig.Fault{Where: manifests, Times: 2, Answer: rig.Says(403, `{"errors":[{"code":"DENIED","message":"request exceeded pull rate limit"}]}`)}, "", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			registry := rig.NewRegistry(t)
 			image := rig.Image(t, registry, "tool:1", rig.Spec{Size: mib})
-			var failed atomic.Int32
-			registry.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
-				if !strings.Contains(r.URL.Path, test.where) || strings.HasSuffix(r.URL.Path, image.ID) || r.Method != http.MethodGet {
-					return false
-				}
-				if n := failed.Add(1); test.times > 0 && n > test.times {
-					return false
-				}
-				test.answer(w, r)
-				return true
-			})
+			failed := registry.Fail(test.is, image)
 			err := docker.Pull(t.Context(), image.Tag, nil)
-			if failed.Load() < max(test.times, 1) {
+			if failed.Load() < max(test.is.Times, 1) {
 				t.Errorf("it failed %d times only", failed.Load())
 			}
 			if test.fault == "" {

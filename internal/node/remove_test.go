@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/progress"
+	"github.com/deckhand/deckhand/test/heap"
 )
 
 // gone fails unless RemoveTree removed base/name without a rest.
@@ -611,16 +611,9 @@ func (l *looking) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.asked++; l.asked%20_000 == 0 {
-		l.most = max(l.most, alive())
+		l.most = max(l.most, heap.Reachable())
 	}
 	return l.Context.Err()
-}
-
-func alive() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
 }
 
 // Neither many entries in a directory nor many directories take memory.
@@ -647,7 +640,7 @@ func TestRemoveTreeMemory(t *testing.T) {
 		unix.Close(fd)
 	}
 	ctx := &looking{Context: context.Background()}
-	before := alive()
+	before := heap.Reachable()
 	r, err := RemoveTree(ctx, base, "tree", nil)
 	if want := int64(3 + wide + 2*many); err != nil || r.Entries != want {
 		t.Fatalf("%d entries of %d, %v", r.Entries, want, err)

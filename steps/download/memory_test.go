@@ -5,9 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
-	"math"
-	"runtime"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,6 +14,7 @@ import (
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/test/heap"
 )
 
 // numbered is a storage of one directory with so many objects, whose names are made as they
@@ -25,8 +23,7 @@ type numbered struct {
 	Storage
 	files   int64
 	fetched atomic.Int64
-	heap    atomic.Uint64 // the largest seen, in bytes
-	looking sync.RWMutex
+	heap    heap.Gauge
 }
 
 // object is the i-th; the names of one directory follow each other, not in their order.
@@ -42,34 +39,15 @@ func (s *numbered) List(context.Context, string) iter.Seq2[storage.Object, error
 				return
 			}
 		}
-		s.look()
+		s.heap.Look()
 	}
 }
 
 func (s *numbered) Fetch(_ context.Context, r storage.FetchRequest) (storage.Fetched, error) {
-	s.looking.RLock() // nobody goes on while another looks
-	n := s.fetched.Add(1)
-	s.looking.RUnlock()
-	if n%(s.files/3) == 0 {
-		s.look()
+	if s.heap.Pass(&s.fetched)%(s.files/3) == 0 {
+		s.heap.Look()
 	}
 	return storage.Fetched{Bytes: 1 << 10, Version: r.Version}, nil
-}
-
-// look measures what is reachable: what others allocate while the collector runs
-// counts as well, the longer the busier the machine is. So they wait where they come by,
-// and the least of some looks is taken.
-func (s *numbered) look() {
-	s.looking.Lock()
-	defer s.looking.Unlock()
-	least := uint64(math.MaxUint64)
-	for range 3 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		least = min(least, m.HeapAlloc)
-	}
-	s.heap.Store(max(s.heap.Load(), least))
 }
 
 // staged makes the records that say that so many files of a numbered storage are staged.
@@ -114,7 +92,7 @@ func heapOf(t testing.TB, files, there int64) uint64 {
 	if n := source.fetched.Load(); n != files {
 		t.Fatalf("%d files were fetched, want %d", n, files)
 	}
-	return source.heap.Load()
+	return source.heap.Most()
 }
 
 // The list of inputs and what the journal has of them take no more memory when there are

@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"math"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -20,6 +17,7 @@ import (
 	"github.com/deckhand/deckhand/internal/tes"
 	"github.com/deckhand/deckhand/journal/journaltest"
 	"github.com/deckhand/deckhand/machine"
+	"github.com/deckhand/deckhand/test/heap"
 )
 
 // gauge is a storage that takes everything. It looks at the heap while outputs are looked for,
@@ -28,8 +26,7 @@ type gauge struct {
 	Storage
 	files       int64
 	joins, puts atomic.Int64
-	heap        atomic.Uint64 // the largest seen, in bytes
-	looking     sync.RWMutex
+	heap        heap.Gauge
 }
 
 func (g *gauge) Join(url, name string) string {
@@ -42,30 +39,11 @@ func (g *gauge) Put(context.Context, storage.PutRequest) error {
 	return nil
 }
 
-// pass waits while another looks at the heap, and does so itself now and then.
+// pass looks at the heap now and then.
 func (g *gauge) pass(count *atomic.Int64) {
-	g.looking.RLock()
-	n := count.Add(1)
-	g.looking.RUnlock()
-	if n%(g.files/3) == 0 {
-		g.look()
+	if g.heap.Pass(count)%(g.files/3) == 0 {
+		g.heap.Look()
 	}
-}
-
-// look measures what is reachable: what others allocate while the collector runs
-// counts as well, the longer the busier the machine is. So they wait where they come by,
-// and the least of some looks is taken.
-func (g *gauge) look() {
-	g.looking.Lock()
-	defer g.looking.Unlock()
-	least := uint64(math.MaxUint64)
-	for range 3 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		least = min(least, m.HeapAlloc)
-	}
-	g.heap.Store(max(g.heap.Load(), least))
 }
 
 // heapOf publishes so many files of one directory and returns the most that was reachable
@@ -94,7 +72,7 @@ func heapOf(t *testing.T, out tes.Output, files int) uint64 {
 	if n := sink.puts.Load(); n != sink.files {
 		t.Fatalf("%d files were published, want %d", n, sink.files)
 	}
-	return sink.heap.Load()
+	return sink.heap.Most()
 }
 
 // Neither the list of outputs nor the names in one directory take more memory when
@@ -138,7 +116,7 @@ func (f *full) Changes(_ context.Context, _ string, read func(iter.Seq[string]) 
 // CopyFrom has nothing in its archives: what is written takes time and no memory.
 func (f *full) CopyFrom(_ context.Context, _, _ string, read func(io.Reader) error) error {
 	if f.copies++; f.copies%(f.files/3) == 0 {
-		f.look()
+		f.heap.Look()
 	}
 	return read(strings.NewReader(""))
 }
@@ -155,7 +133,7 @@ func TestMemoryOfCaptureIsBounded(t *testing.T) {
 		if made.copies != made.files {
 			t.Fatalf("%d files were fetched, want %d", made.copies, made.files)
 		}
-		return made.heap.Load()
+		return made.heap.Most()
 	}
 	few, many := heap(30_000), heap(90_000)
 	t.Logf("%d bytes for 30,000 files, %d for 90,000", few, many)

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,40 +28,26 @@ func TestTasksOfFaultyRegistries(t *testing.T) {
 	docker.Cmd(t, "pull", "-q", rig.Image(t, rig.NewRegistry(t), "busybox:1", rig.Spec{}).Tag)
 
 	const signature = "X-Amz-Signature=5ecre7"
-	text := func(status int, body string, header ...string) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			for i := 0; i < len(header); i += 2 {
-				w.Header().Set(header[i], header[i+1])
-			}
-			w.WriteHeader(status)
-			fmt.Fprint(w, body)
-		}
-	}
-	dies := func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", fmt.Sprint(mib))
-		_, _ = w.Write(make([]byte, mib/2))
-		panic(http.ErrAbortHandler)
-	}
+	cdn := httptest.NewServer(rig.Says(http.StatusServiceUnavailable, ""))
+	t.Cleanup(cdn.Close)
 	const layers, manifests = "/blobs/", "/manifests/"
 	for _, test := range []struct {
-		name   string
-		where  string
-		times  int32 // how often it fails; 0 for ever
-		answer http.HandlerFunc
-		spec   rig.Spec
-		code   int
-		says   string
+		name string
+		is   rig.Fault
+		spec rig.Spec
+		code int
+		says string
 	}{
-		{"throttled for a while", manifests, 3, text(429, "", "Retry-After", "1"), rig.Spec{}, 0, "trying again"},
-		{"throttled", manifests, 0, text(429, "", "Retry-After", "3600"), rig.Spec{}, 75, "may answer later"},
-		{"throttled by not found for a while", manifests, 3, text(404, "<html>Not Found</html>"), rig.Spec{}, 0, "trying again"},
-		{"not found by a gateway", manifests, 0, text(404, "<html>Not Found</html>"), rig.Spec{}, 3, "may also be overloaded"},
-		{"dies in a layer for a while", layers, 3, dies, rig.Spec{}, 0, "trying again"},
-		{"dies in a layer", layers, 0, dies, rig.Spec{}, 75, "may answer later"},
-		{"other bytes for a while", layers, 3, text(200, "not a layer"), rig.Spec{}, 0, "trying again"},
-		{"other bytes", layers, 0, text(200, "not a layer"), rig.Spec{}, 3, "other bytes than the digest says"},
-		{"a signature that fails", layers, 0, text(307, "", "Location", "/cdn?"+signature), rig.Spec{}, 75, "may answer later"},
-		{"another platform", "no such path", 0, nil, rig.Spec{Platform: "linux/s390x"}, 3, "name an image for this platform"},
+		{"throttled for a while", rig.Fault{Where: manifests, Times: 3, Answer: rig.Says(429, "", "Retry-After", "1")}, rig.Spec{}, 0, "trying again"},
+		{"throttled", rig.Fault{Where: manifests, Answer: rig.Says(429, "", "Retry-After", "3600")}, rig.Spec{}, 75, "may answer later"},
+		{"throttled by not found for a while", rig.Fault{Where: manifests, Times: 3, Answer: rig.Says(404, "<html>Not Found</html>")}, rig.Spec{}, 0, "trying again"},
+		{"not found by a gateway", rig.Fault{Where: manifests, Answer: rig.Says(404, "<html>Not Found</html>")}, rig.Spec{}, 3, "may also be overloaded"},
+		{"dies in a layer for a while", rig.Fault{Where: layers, Times: 3, Answer: rig.Dies}, rig.Spec{}, 0, "trying again"},
+		{"dies in a layer", rig.Fault{Where: layers, Answer: rig.Dies}, rig.Spec{}, 75, "may answer later"},
+		{"other bytes for a while", rig.Fault{Where: layers, Times: 3, Answer: rig.Says(200, "not a layer")}, rig.Spec{}, 0, "trying again"},
+		{"other bytes", rig.Fault{Where: layers, Answer: rig.Says(200, "not a layer")}, rig.Spec{}, 3, "other bytes than the digest says"},
+		{"a signature that fails", rig.Fault{Where: layers, Answer: rig.Says(307, "", "Location", cdn.URL+"/?"+signature)}, rig.Spec{}, 75, "may answer later"},
+		{"another platform", rig.Fault{Where: "no such path"}, rig.Spec{Platform: "linux/s390x"}, 3, "name an image for this platform"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -71,21 +58,7 @@ func TestTasksOfFaultyRegistries(t *testing.T) {
 			}
 			test.spec.Size = mib
 			image := w.Image(t, "tool:1", test.spec)
-			var failed atomic.Int32
-			w.Registry.Intercept(func(rw http.ResponseWriter, r *http.Request) bool {
-				if r.URL.Path == "/cdn" {
-					rw.WriteHeader(http.StatusServiceUnavailable)
-					return true
-				}
-				if !strings.Contains(r.URL.Path, test.where) || strings.HasSuffix(r.URL.Path, image.ID) || r.Method != http.MethodGet {
-					return false
-				}
-				if n := failed.Add(1); test.times > 0 && n > test.times {
-					return false
-				}
-				test.answer(rw, r)
-				return true
-			})
+			w.Registry.Fail(test.is, image)
 			o := w.MustRun(t, test.code, tes.Task{ID: "t", Executors: []tes.Executor{{Image: image.Tag, Command: []string{"true"}}}})
 			for _, words := range []string{test.says, image.Tag} {
 				if !strings.Contains(o.Stderr, words) {
