@@ -70,8 +70,11 @@ const told = 20
 // document. What is missing is a warning or an error, as the step is told; after
 // an executor's failure it is a warning.
 func (s *Step) collect(ctx context.Context, t *machine.Task, n machine.Notes, tree *worktree.Tree, add func(File) error) error {
-	if err := s.spare(ctx, t, n, s.capture(ctx, t, tree)); err != nil {
-		return err
+	// What was captured stays: after a power cut the containers' own files may be others.
+	if !secured(n) {
+		if err := s.spare(ctx, t, n, s.capture(ctx, t, tree)); err != nil {
+			return err
+		}
 	}
 	reader := tree.Reader(s.MaxFiles)
 	for i := range s.Task.Outputs {

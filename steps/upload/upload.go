@@ -229,7 +229,7 @@ func (s *Step) list(ctx context.Context, t *machine.Task, n machine.Notes, tree 
 
 // secure makes the outputs durable on the node and then announces them.
 func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree, list *sorted.List) error {
-	if note, ok := n.Get(WhatOutputs, "all"); ok && note.Kind == machine.KindIntent {
+	if secured(n) {
 		return nil
 	}
 	if err := makeDurable(tree, list); err != nil {
@@ -257,6 +257,12 @@ func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree,
 	return announce(ctx, n, "all", urls)
 }
 
+// secured says that the outputs are durable in the work tree, and announced.
+func secured(n machine.Notes) bool {
+	note, ok := n.Get(WhatOutputs, "all")
+	return ok && note.Kind == machine.KindIntent
+}
+
 // announced is about how many bytes of URLs one intent names: a record must fit
 // into one transaction, and JSON may take several bytes for one.
 const announced = 32 << 10
@@ -265,27 +271,20 @@ func announce(ctx context.Context, n machine.Notes, name string, urls []string) 
 	return n.Intent(ctx, machine.Fact{What: WhatOutputs, Name: name, Detail: map[string]any{"urls": urls}})
 }
 
-// makeDurable brings files to the disk: large ones each by itself, the others
-// together.
+// makeDurable brings files to the disk: large ones each by itself, then the others
+// together, and what leads to all of them. The task may have renamed a directory when
+// what is in it had been on the disk for long.
 func makeDurable(tree *worktree.Tree, list *sorted.List) error {
-	together := false
 	for f, err := range files(list) {
 		if err != nil {
 			return err
 		}
-		if f.published {
-			continue
-		}
-		if f.Size < node.SyncTogether {
-			together = true
+		if f.published || f.Size < node.SyncTogether {
 			continue
 		}
 		if err := syncFile(tree, f.physical); err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}
-	}
-	if !together {
-		return nil
 	}
 	disk, err := node.OpenFilesystem(tree.Dir)
 	if err != nil {
