@@ -432,7 +432,7 @@ func checkPlace(what, name, flag string) error {
 	return nil
 }
 
-// replaceFile writes a whole file or leaves the old one. A file that is no
+// replaceFile writes a whole file, durably, or leaves the old one. A file that is no
 // regular one (a pipe, /dev/stderr) is written as it is.
 func replaceFile(name string, write func(io.Writer) error) error {
 	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
@@ -442,5 +442,16 @@ func replaceFile(name string, write func(io.Writer) error) error {
 		}
 		return errors.Join(write(f), f.Close())
 	}
-	return node.ReplaceFileBy(name, 0o644, write)
+	if err := node.ReplaceFileBy(name, 0o644, write); err != nil {
+		return err
+	}
+	// Whoever sees the exit code takes the file to be there, also after a power cut.
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return nil // it may be written to and not read
+	}
+	if err = dir.Sync(); errors.Is(err, unix.EINVAL) {
+		err = nil // of a filesystem that syncs no directories
+	}
+	return errors.Join(err, dir.Close())
 }
