@@ -348,23 +348,29 @@ func (local) Put(ctx context.Context, url string, src *Source) error {
 		err = f.publish(name)
 	}
 	if err != nil {
-		_ = f.remove() // the error is what counts
+		// The error is what counts. What is removed here no Abort finds: it may not come back.
+		_, _ = f.remove(), dir.Sync()
 		return need(err)
 	}
 	return need(dir.Sync())
 }
 
-// Abort removes the hidden file of a Put that did not end.
+// Abort removes the hidden file of a Put that did not end, durably: nobody knows of it
+// when the attempt has ended.
 func (local) Abort(_ context.Context, url string, left Unfinished) error {
 	target, err := localTarget(url)
 	if err != nil {
 		return err
 	}
 	temporary := filepath.Join(filepath.Dir(target), partName(filepath.Base(target), tagSuffix(left.Tag)))
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+	err = os.Remove(temporary)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return nil
+	return syncDir(filepath.Dir(temporary))
 }
 
 // localTarget returns the path to publish at. A link to a file is followed, so
