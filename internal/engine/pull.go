@@ -16,6 +16,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
+	"github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -36,6 +37,8 @@ const (
 	pullSilence = 10 * time.Minute
 	// unknownTries is how often a pull is tried that fails in an unknown way.
 	unknownTries = 3
+	// unsynced is how long what comes out of a layer may wait for being synced.
+	unsynced = time.Second
 	// doubtFor is how long a registry is asked again that says, not in the words of
 	// registries, that there is no such thing: some answer so when they throttle.
 	doubtFor = 2 * time.Minute
@@ -100,7 +103,7 @@ func (d *Docker) digestByDocker(ctx context.Context, named reference.Named) (str
 }
 
 // Pull loads an image from its registry and calls report, from one goroutine,
-// as it comes along. Failures that may pass are tried again for
+// as it comes along. When it returns nil the image outlives a power cut. Failures that may pass are tried again for
 // Options.PullRetryFor, counted from the first, and are machine.RetryLater
 // after that. An image that does not exist, may not be had or is for another
 // platform is machine.TaskFault at once, a full disk machine.NodeFault and ErrNoSpace.
@@ -116,6 +119,9 @@ func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)
 	for try := 1; ; try++ {
 		err := d.pullOnce(ctx, named, p)
 		if err == nil {
+			if err := d.Sync(ctx); err != nil {
+				return err
+			}
 			return d.checkPlatform(ctx, ref)
 		}
 		if ctx.Err() != nil {
@@ -147,15 +153,50 @@ func (d *Docker) pullOnce(ctx context.Context, named reference.Named, p *progres
 		defer cancel(nil)
 		stalled := time.AfterFunc(pullSilence, func() { cancel(errStalled) })
 		defer stalled.Stop()
+		layers := unpacking{wake: make(chan struct{}, 1)}
+		syncing, _ := group.WithContext(ctx)
+		syncing.Go(func() error {
+			for range layers.wake {
+				if err := d.Sync(ctx); err != nil && ctx.Err() == nil {
+					d.log.Warn("cannot sync what is being pulled", "error", err) // the end of the pull fails by it
+				}
+			}
+			return nil
+		})
 		err := d.stream(ctx, named, func(e pullEvent) {
 			stalled.Reset(pullSilence)
 			p.add(e)
+			layers.add(e)
 		})
+		close(layers.wake)
+		cancel(nil)        // all of it is synced together now
+		_ = syncing.Wait() // it has no error
 		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 			return errStalled
 		}
 		return err
 	})
+}
+
+// unpacking has layers synced as they come. Docker syncs what it notes of a layer (moby,
+// layer/filestore.go) and nothing of what is in it, which the kernel may hold back for
+// half a minute. When the power goes by then, Docker takes what is left for the layer: no
+// pull fetches it again, and every image that has it is broken.
+type unpacking struct {
+	wake chan struct{} // holds one
+	last time.Time     // that something was to be synced
+}
+
+func (u *unpacking) add(e pullEvent) {
+	whole := e.Status == "Pull complete"
+	if !whole && (e.Status != "Extracting" || time.Since(u.last) < unsynced) {
+		return // a whole layer has to wait for as little as possible of it
+	}
+	u.last = time.Now()
+	select {
+	case u.wake <- struct{}{}:
+	default: // what is synced next has this too
+	}
 }
 
 // stream makes one request for a pull and hands on what Docker tells of it.

@@ -18,12 +18,13 @@ import (
 type Filesystem struct {
 	Dir string // where it is mounted
 
-	tb    testing.TB
-	image string
+	tb     testing.TB
+	image  string
+	unplug func()
 }
 
-// filesystemSize is that of the disk, in bytes.
-const filesystemSize = 64 << 20
+// filesystemSize is that of the disk, in bytes. It takes what is written to it.
+const filesystemSize = 1 << 30
 
 // NewFilesystem makes a filesystem, which goes when the test ends. It needs root.
 func NewFilesystem(tb testing.TB) *Filesystem {
@@ -35,8 +36,11 @@ func NewFilesystem(tb testing.TB) *Filesystem {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { os.RemoveAll(dir) })
-	f := &Filesystem{tb: tb, image: filepath.Join(dir, "image"), Dir: filepath.Join(dir, "now")}
+	f := &Filesystem{tb: tb, image: filepath.Join(dir, "image"), Dir: filepath.Join(dir, "now"), unplug: func() {}}
+	tb.Cleanup(func() {
+		f.unplug()
+		os.RemoveAll(dir)
+	})
 	err = os.WriteFile(f.image, nil, 0o600)
 	if err := errors.Join(err, os.Truncate(f.image, filesystemSize)); err != nil {
 		tb.Fatal(err)
@@ -44,15 +48,20 @@ func NewFilesystem(tb testing.TB) *Filesystem {
 	if out, err := exec.Command(rig.Program(tb, "mkfs.ext4", "e2fsprogs"), "-q", f.image).CombinedOutput(); err != nil {
 		tb.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
-	// Without this it brings its metadata to the disk every five seconds.
-	tb.Cleanup(f.mount(f.image, f.Dir, "loop,commit=3600"))
+	f.plugIn()
 	return f
 }
 
-// mount mounts an image at a new directory.
+func (f *Filesystem) plugIn() {
+	f.tb.Helper()
+	// Without this it brings its metadata to the disk every five seconds.
+	f.unplug = f.mount(f.image, f.Dir, "loop,commit=3600")
+}
+
+// mount mounts an image at a directory.
 func (f *Filesystem) mount(image, dir, options string) (unmount func()) {
 	f.tb.Helper()
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		f.tb.Fatal(err)
 	}
 	if out, err := exec.Command("mount", "-o", options, image, dir).CombinedOutput(); err != nil {
@@ -87,6 +96,20 @@ func (f *Filesystem) Cut(look func(dir string)) {
 	at := filepath.Join(dir, "then")
 	defer f.mount(image, at, "loop")()
 	look(at)
+}
+
+// Restart takes the power away and gives it back. Nobody may have anything open.
+func (f *Filesystem) Restart() {
+	f.tb.Helper()
+	left := f.image + "-left"
+	if err := copyFile(f.image, left); err != nil {
+		f.tb.Fatal(err)
+	}
+	f.unplug()
+	if err := os.Rename(left, f.image); err != nil {
+		f.tb.Fatal(err)
+	}
+	f.plugIn()
 }
 
 // Then is where a file of the filesystem is in a directory that look was given.

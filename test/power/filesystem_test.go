@@ -18,14 +18,17 @@ func TestFilesystem(t *testing.T) {
 	if err := errors.Join(err, file.Sync(), file.Close(), os.WriteFile(lost, []byte("whole"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		f.Cut(func(dir string) {
-			if text, err := os.ReadFile(f.Then(dir, synced)); string(text) != "whole" {
-				t.Errorf("what was synced is %q (%v)", text, err)
-			}
-			if _, err := os.Lstat(f.Then(dir, lost)); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("what was not synced is there (%v)", err)
-			}
-		})
+	look := func(dir string) {
+		if text, err := os.ReadFile(f.Then(dir, synced)); string(text) != "whole" {
+			t.Errorf("what was synced is %q (%v)", text, err)
+		}
+		if _, err := os.Lstat(f.Then(dir, lost)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("what was not synced is there (%v)", err)
+		}
 	}
+	for range 2 {
+		f.Cut(look)
+	}
+	f.Restart()
+	look(f.Dir)
 }

@@ -201,7 +201,12 @@ func (h *history) recover() []string {
 // problems says what is wrong with the node and the task that has ended on it.
 func (h *history) problems() []string {
 	after := h.nodes[task]
-	c := check.Case{Task: task, Before: h.plan.before, After: after, Events: h.events, Twin: &h.plan.twin}
+	twin := h.plan.twin
+	// What Docker was unpacking when the power went stays for good: an empty layer (ADR 16).
+	if more := after.Layers.Entries - twin.Layers.Entries; more > 0 && more <= h.cutsAt(machine.ImageCheck) {
+		twin.Layers = after.Layers
+	}
+	c := check.Case{Task: task, Before: h.plan.before, After: after, Events: h.events, Twin: &twin}
 	problems := append(c.Problems(), h.lost()...)
 	if h.exit != "0" {
 		problems = append(problems, "deckhand exits with "+h.exit+": "+strings.Join(h.last, "\n"))
@@ -243,6 +248,16 @@ func (h *history) account() string {
 		}
 	}
 	return strings.Join(append(lines, "the task went through "+strings.Join(path, " ")), "\n")
+}
+
+// cutsAt counts the cuts after which the journal had the task at a state.
+func (h *history) cutsAt(state machine.State) (n int) {
+	for i := range h.cuts {
+		if h.foundAfter(i) == string(state) {
+			n++
+		}
+	}
+	return n
 }
 
 // foundAfter is where the journal had the task after a cut.

@@ -53,6 +53,8 @@ func victim(image string) tes.Task {
 type plan struct {
 	system      *vm.System
 	environment []string      // of the guest, beside the program that is deckhand there
+	registry    *rig.Registry // of the images
+	top         string        // the digest of the last layer of the task's image
 	image       string        // of the data disk, before the task
 	before      check.Node    // with what others have on it, before any task
 	twin        check.Node    // after the task
@@ -75,17 +77,19 @@ func newPlan(t *testing.T, programs map[string]string) *plan {
 	registry := rig.NewRegistry(t)
 	_, port, _ := strings.Cut(registry.Addr(), ":")
 	there := func(ref string) string { return strings.Replace(ref, registry.Addr(), host+":"+port, 1) }
-	image := func(name string) rig.Ref {
-		return rig.Image(t, registry, name, rig.Spec{Marker: name, Size: 1 << 20, Volumes: []string{"/scratch"}})
+	image := func(name string, shared int64) rig.Ref {
+		return rig.Image(t, registry, name, rig.Spec{Marker: name, Size: 1 << 20, Shared: shared, Volumes: []string{"/scratch"}})
 	}
-	p := &plan{environment: []string{"registry=" + host + ":" + port, "others=" + there(image("others").Tag)}}
+	p := &plan{environment: []string{"registry=" + host + ":" + port, "others=" + there(image("others", 0).Tag)}, registry: registry}
+	b := image("b", 1<<20) // two of its layers no other image has
+	p.top = b.Layers[len(b.Layers)-1]
 	programs["guest"] = filepath.Join(t.TempDir(), "guest")
 	vm.Build(t, programs["guest"], "./test/power/guest")
 	p.system = vm.New(t, vm.Content{Programs: programs, Files: map[string][]byte{
 		"/tasks/" + earlier + ".json": mustJSON(tes.Task{
-			ID: earlier, Executors: []tes.Executor{{Image: there(image("a").Digest), Command: []string{"true"}}},
+			ID: earlier, Executors: []tes.Executor{{Image: there(image("a", 0).Digest), Command: []string{"true"}}},
 		}),
-		"/tasks/" + task + ".json": mustJSON(victim(there(image("b").Digest))),
+		"/tasks/" + task + ".json": mustJSON(victim(there(b.Digest))),
 		"/srv/in/file":             []byte(strings.Repeat("input of many lines\n", 50_000)),
 		"/srv/in/dir/a":            []byte("a\n"),
 		"/srv/in/dir/b/c":          []byte("c\n"),

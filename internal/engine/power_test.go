@@ -1,0 +1,61 @@
+package engine_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deckhand/deckhand/test/power"
+)
+
+// A layer outlives a power cut before the pull has ended, and with its end the
+// image does: what Docker has unpacked is synced as it comes.
+func TestLayersOutliveAPowerCut(t *testing.T) {
+	fs := power.NewFilesystem(t)
+	layer, image := filepath.Join(fs.Dir, "layer"), filepath.Join(fs.Dir, "image")
+	content := strings.Repeat("content ", 1000)
+	write := func(name string) {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	there := func(name string) (whole bool) {
+		fs.Cut(func(dir string) {
+			text, _ := os.ReadFile(fs.Then(dir, name))
+			whole = string(text) == content
+		})
+		return whole
+	}
+	synced := false
+	d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/info"):
+			_ = json.NewEncoder(w).Encode(map[string]string{"DockerRootDir": fs.Dir, "OSType": "linux", "Architecture": "x86_64"})
+		case strings.HasSuffix(r.URL.Path, "/images/create"):
+			write(layer)
+			fmt.Fprintln(w, `{"id":"layer","status":"Pull complete"}`)
+			_ = http.NewResponseController(w).Flush()
+			for until := time.Now().Add(10 * time.Second); !synced && time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+				synced = there(layer)
+			}
+			write(image)
+			fmt.Fprintln(w, `{"status":"Status: Downloaded newer image for x"}`)
+		default:
+			_ = json.NewEncoder(w).Encode(map[string]string{"Id": "sha256:x", "Os": "linux", "Architecture": "amd64"})
+		}
+	})
+	if err := d.connect(t).Pull(t.Context(), "x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if !synced {
+		t.Error("a power cut in the pull takes a layer that is whole")
+	}
+	if !there(image) {
+		t.Error("a power cut after the pull takes the image")
+	}
+}
