@@ -14,6 +14,7 @@ import (
 	"slices"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/worktree"
 	"github.com/deckhand/deckhand/machine"
 )
@@ -42,10 +43,27 @@ func OwnDirs(n machine.Notes) []string {
 	return own.Directories
 }
 
-// Settle looks, when all containers are there, what their images have in the
-// places of input directories. In which none has anything, those are mounted, and
-// the containers made anew with the mounts.
+// Settle is called when all containers are there. It makes durable what they mount:
+// Docker may keep them on another disk, so that after a power cut they would start with
+// streams that are not there, or are empty, and fail as if it was by their commands.
 func (c *Containers) Settle(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if err := c.mountOwn(ctx, t, n); err != nil {
+		return err
+	}
+	disk, err := node.OpenFilesystem(c.Tree(t.Attempt, n).Dir)
+	if err == nil {
+		err = errors.Join(disk.Sync(), disk.Close())
+	}
+	if err != nil {
+		return machine.Faultf(machine.NodeFault, "cannot make the work tree durable: %w", err)
+	}
+	return nil
+}
+
+// mountOwn looks what the containers' images have in the places of input
+// directories. In which none has anything, those are mounted, and the containers made
+// anew with the mounts.
+func (c *Containers) mountOwn(ctx context.Context, t *machine.Task, n machine.Notes) error {
 	note, decided := n.Get(whatMounts, "own")
 	if decided && note.Kind == machine.KindDone {
 		return nil
