@@ -72,7 +72,12 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 			return err
 		}
 	}
-	keep := &machine.TaskRef{Task: t.ID, Attempt: t.Attempt}
+	// What has this attempt's names before it has made anything is of another one, of which the
+	// journal was lost: its containers would be taken for this one's, and what is in its directory too.
+	var keep *machine.TaskRef
+	if _, made := n.Get(whatDirectory, s.Dir); made {
+		keep = &machine.TaskRef{Task: t.ID, Attempt: t.Attempt}
+	}
 	gone, _, err := s.Cleaner.Find(ctx, keep, s.Dir, n.Images())
 	if err != nil {
 		return err

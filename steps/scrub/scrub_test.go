@@ -105,7 +105,8 @@ func labels(root, task, attempt string) map[string]string {
 	return map[string]string{engine.LabelRoot: root, engine.LabelTask: task, engine.LabelAttempt: attempt}
 }
 
-// node is a node with leftovers, and the step of task t, attempt 2.
+// node is a node with leftovers, and the step of task t, attempt 2, which a process had
+// begun.
 type node struct {
 	*docker
 	*scrub.Step
@@ -135,6 +136,9 @@ func newNode(t *testing.T) *node {
 		networks: []engine.Network{{ID: "n1", Name: "net", Labels: labels(root, "old", "1")}, {ID: "n2", Name: "bridge"}},
 	}
 	notes, err := machine.NodeNotes(journaltest.NewMemory())
+	if err == nil {
+		err = notes.Intent(t.Context(), machine.Fact{What: "directory", Name: "t"})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,6 +243,27 @@ func TestFind(t *testing.T) {
 	}
 	if len(n.calls) > 0 {
 		t.Errorf("it did %q", n.calls)
+	}
+}
+
+// What has the names of an attempt that has made nothing yet is of another one, whose
+// journal was lost: it goes.
+func TestOfALostJournal(t *testing.T) {
+	n := newNode(t)
+	var err error
+	if n.notes, err = machine.NodeNotes(journaltest.NewMemory()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := n.do(t); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := n.left(t), "c4 c5 v3 "+foreign+" n2 t/2"; got != want {
+			t.Errorf("left: %s, want %s", got, want)
+		}
+		if _, err := os.Lstat(filepath.Join(n.dir, "t/2/sub")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("what was in the attempt's directory is there (%v)", err)
+		}
 	}
 }
 

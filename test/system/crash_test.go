@@ -626,6 +626,40 @@ func TestLostJournal(t *testing.T) {
 	}
 }
 
+// Of a task whose journal is lost nothing is taken up by the next run of the same
+// task, whose first attempt has the names of the one before.
+func TestLostJournalOfTheSameTask(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "lost", rig.Spec{})
+	task := tes.Task{ID: "t", Volumes: []string{"/vol"}, Executors: []tes.Executor{Sh(image.Digest, "echo > /vol/first; sleep 1000")}}
+	run := w.Start(t, task)
+	run.Until(t, "executor started")
+	if err := run.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	run.End(t)
+	if err := os.RemoveAll(filepath.Join(w.Root, "journal")); err != nil {
+		t.Fatal(err)
+	}
+	task.Executors = []tes.Executor{Sh(image.Digest, "ls /vol; echo second")}
+	run = w.Start(t, task, "--stop-grace", "1s", "--result", filepath.Join(w.Dir, "result"))
+	stuck := time.AfterFunc(time.Minute, func() { _ = run.Process.Kill() })
+	defer stuck.Stop()
+	code, log := run.End(t)
+	if code != 0 {
+		t.Fatalf("it ended with %d:\n%s", code, log)
+	}
+	var o Outcome
+	if err := json.Unmarshal([]byte(w.Read(t, "result")), &o.Task); err != nil {
+		t.Fatal(err)
+	}
+	if said := o.Log(t).Logs[0].Stdout; said != "second\n" {
+		t.Errorf("the executor says %q", said)
+	}
+	w.Clean(t)
+}
+
 // entriesOf lists what is in a directory.
 func entriesOf(t *testing.T, dir string) (names []string) {
 	t.Helper()
