@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,5 +58,33 @@ func TestLayersOutliveAPowerCut(t *testing.T) {
 	}
 	if !there(image) {
 		t.Error("a power cut after the pull takes the image")
+	}
+}
+
+// A pull that has taken up a layer which a power cut has broken, as nobody had synced
+// it, fetches all of the image again.
+func TestPullMendsABrokenLayer(t *testing.T) {
+	for _, broken := range []int{1, 2} { // images that Docker has there, one after the other
+		var did []string
+		d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+			switch _, call, _ := strings.Cut(r.URL.Path, "/images/"); {
+			case strings.HasSuffix(r.URL.Path, "/info"):
+				_ = json.NewEncoder(w).Encode(map[string]string{"OSType": "linux", "Architecture": "x86_64"})
+			case call == "create":
+				did = append(did, "pull")
+			case r.Method == http.MethodDelete:
+				did = append(did, "remove "+call)
+				fmt.Fprint(w, "[]")
+			case len(did) <= 2*broken-1:
+				w.WriteHeader(http.StatusInternalServerError)
+				fmt.Fprint(w, `{"message":"readlink /var/lib/docker/overlay2/l: invalid argument"}`)
+			default:
+				_ = json.NewEncoder(w).Encode(map[string]string{"Id": "sha256:x", "Os": "linux", "Architecture": "amd64"})
+			}
+		})
+		err := d.connect(t).Pull(t.Context(), "x:1", nil)
+		if want := []string{"pull", "remove x:1", "pull"}; !slices.Equal(did, want) || (err == nil) != (broken == 1) {
+			t.Errorf("Docker was asked to %q, want %q (%v)", did, want, err)
+		}
 	}
 }

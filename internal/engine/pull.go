@@ -116,13 +116,22 @@ func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)
 	pause.InitialInterval, pause.Multiplier, pause.MaxInterval = time.Second, 2, 30*time.Second
 	p := &progress{report: report, layers: map[string]*layer{}}
 	var since time.Time
+	mended := false
 	for try := 1; ; try++ {
 		err := d.pullOnce(ctx, named, p)
 		if err == nil {
-			if err := d.Sync(ctx); err != nil {
+			if err = d.Sync(ctx); err == nil {
+				err = d.checkPlatform(ctx, ref)
+			}
+			if err == nil || mended || !brokenLayer.MatchString(err.Error()) {
 				return err
 			}
-			return d.checkPlatform(ctx, ref)
+			mended = true
+			d.log.Warn("a power cut has broken a layer of the image; pulling all of it again", "image", ref, "error", err)
+			if err := d.RemoveImage(ctx, ref); err != nil {
+				return err
+			}
+			continue
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -198,6 +207,11 @@ func (u *unpacking) add(e pullEvent) {
 	default: // what is synced next has this too
 	}
 }
+
+// brokenLayer is how Docker words a question about an image with a layer that lost in a
+// power cut what names it (moby, daemon/graphdriver/overlay2). Docker takes the layer for
+// whole until its last image goes.
+var brokenLayer = regexp.MustCompile(`readlink \S+/overlay2/l: invalid argument`)
 
 // stream makes one request for a pull and hands on what Docker tells of it.
 func (d *Docker) stream(ctx context.Context, named reference.Named, each func(pullEvent)) error {

@@ -34,6 +34,10 @@ func TestPowerCuts(t *testing.T) {
 		programs["careless"] = filepath.Join(t.TempDir(), "careless")
 		vm.Build(t, programs["careless"], "-overlay", rig.Overlay(t, "journal/log.go",
 			"var fdatasync = unix.Fdatasync\n", "var _, fdatasync = unix.Fdatasync, func(int) error { return nil }\n"), "./cmd/deckhand")
+		// A user who may not open Docker's data syncs nothing there.
+		programs["ordinary"] = filepath.Join(t.TempDir(), "ordinary")
+		vm.Build(t, programs["ordinary"], "-overlay", rig.Overlay(t, "internal/engine/sync.go",
+			"node.OpenFilesystem(info.DataRoot)", `node.OpenFilesystem(info.DataRoot + "/of/root")`), "./cmd/deckhand")
 	}
 	p := newPlan(t, programs)
 	var tally tally
@@ -41,27 +45,29 @@ func TestPowerCuts(t *testing.T) {
 	if thorough {
 		// Docker takes a layer that the power took half of for whole, when it had noted that it is
 		// there. No other test runs meanwhile: they need the layer that does not come.
-		t.Run("between two layers", func(t *testing.T) {
-			p.registry.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
-				// Docker asks for the whole layer, and nobody else does.
-				holds := strings.HasSuffix(r.URL.Path, p.top) && r.Header.Get("Range") == ""
-				if holds {
-					<-r.Context().Done()
+		for _, program := range []string{"deckhand", "ordinary"} {
+			t.Run("between two layers, "+program, func(t *testing.T) {
+				p.registry.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
+					// Docker asks for the whole layer, and nobody else does.
+					holds := strings.HasSuffix(r.URL.Path, p.top) && r.Header.Get("Range") == ""
+					if holds {
+						<-r.Context().Done()
+					}
+					return holds
+				})
+				defer p.registry.Intercept(nil)
+				h := newHistory(t, p, program, p.image)
+				// By then ext4 has written what Docker noted, and not what it had no need to write.
+				h.runAndCut(instant{after: machine.ImageCheck, delay: 15 * time.Second}, rand.New(rand.NewPCG(0, 0)), 0)
+				p.registry.Intercept(nil)
+				problems := h.recover()
+				t.Log(h.account())
+				for _, problem := range problems {
+					t.Error(problem)
 				}
-				return holds
+				tally.add(h, problems)
 			})
-			defer p.registry.Intercept(nil)
-			h := newHistory(t, p, "deckhand", p.image)
-			// By then ext4 has written what Docker noted, and not what it had no need to write.
-			h.runAndCut(instant{after: machine.ImageCheck, delay: 15 * time.Second}, rand.New(rand.NewPCG(0, 0)), 0)
-			p.registry.Intercept(nil)
-			problems := h.recover()
-			t.Log(h.account())
-			for _, problem := range problems {
-				t.Error(problem)
-			}
-			tally.add(h, problems)
-		})
+		}
 	}
 	for round := 0; 2*round < cuts; round++ {
 		t.Run(fmt.Sprint("round ", round+1), func(t *testing.T) {
