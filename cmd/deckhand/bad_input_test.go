@@ -50,6 +50,8 @@ func TestBadDocuments(t *testing.T) {
 		{"scheme of an output", task(`"outputs": [{"url": "irods://bucket/key", "path": "/out"}],`), `outputs\[0\]\.url: scheme "irods" is not supported`},
 		{"directory for a file", task(`"outputs": [{"url": "file:///out/", "path": "/out"}],`), `outputs\[0\]\.url: it names a directory; a file needs a name`},
 		{"directory of a bucket for a file", task(`"outputs": [{"url": "s3://b/out/", "path": "/out"}],`), `outputs\[0\]\.url: it names a directory; a file needs a name`},
+		{"bucket for a file", task(`"inputs": [{"url": "az://c", "path": "/in"}], "outputs": [{"url": "s3://b", "path": "/out"}],`),
+			`inputs\[0\]\.url: it names a directory; a file needs a name\n  outputs\[0\]\.url: it names a directory; a file needs a name`},
 		{"no scheme", task(`"inputs": [{"url": "data.txt", "path": "/in"}],`), `inputs\[0\]\.url: it has no scheme and is no absolute path`},
 		{"file of another host", task(`"inputs": [{"url": "file://data/in.txt", "path": "/in"}],`), `inputs\[0\]\.url: it names a file on the host "data"; a file URL has three slashes`},
 		{"no host", task(`"inputs": [{"url": "https:///in.txt", "path": "/in"}],`), `inputs\[0\]\.url: it is no valid URL: it names no host`},

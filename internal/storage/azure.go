@@ -95,8 +95,12 @@ func parseAzure(url string) (azureURL, error) {
 	return azureURL{account: account, host: withoutPort(u.Host), bucketURL: bucketURL{name, key}, query: u.RawQuery}, nil
 }
 
-func checkAzure(url string) error {
-	_, err := parseAzure(url)
+func checkAzure(url string, directory bool) error {
+	parse := parseBlob
+	if directory {
+		parse = parseAzure
+	}
+	_, err := parse(url)
 	return err
 }
 

@@ -146,12 +146,12 @@ func TestSameOrigin(t *testing.T) {
 
 func TestNoURL(t *testing.T) {
 	for _, in := range []string{"http://", "http:///a", "http://:80/a", "http://user@/a", "http://host:65536/a", "http://host:99999999999999999999/a", "http://[::1/a", "http://h ost/a"} {
-		if err := checkHTTP(in); err == nil || machine.FaultOf(err) != machine.TaskFault {
+		if err := checkHTTP(in, false); err == nil || machine.FaultOf(err) != machine.TaskFault {
 			t.Errorf("%q is taken for a URL: %v", in, err)
 		}
 	}
 	for _, in := range []string{"http://host:65535/a", "http://host:/a", "http://[::1]:80/a"} {
-		if err := checkHTTP(in); err != nil {
+		if err := checkHTTP(in, false); err != nil {
 			t.Errorf("%q: %v", in, err)
 		}
 	}

@@ -37,6 +37,9 @@ func PartName(name, tag string) string { return partName(name, tagSuffix(tag)) }
 // CRC32COf is the checksum of two texts that follow each other.
 var CRC32COf = crc32cOf
 
+// IsLocal says whether a URL is of this node.
+var IsLocal = isLocal
+
 // ErrNoName is what CheckOutput says of a file whose URL is that of a directory.
 var ErrNoName = errNoName
 

@@ -445,7 +445,7 @@ func excerpt(said io.Reader, query string) string {
 	return strings.ToValidUTF8(text[:min(len(text), maxExcerpt)], "")
 }
 
-func checkHTTP(url string) error {
+func checkHTTP(url string, _ bool) error {
 	_, _, err := parseHTTP(url)
 	return err
 }

@@ -72,7 +72,7 @@ func checkPath(path string) (string, error) {
 	return path, nil
 }
 
-func checkLocal(url string) error {
+func checkLocal(url string, _ bool) error {
 	_, err := localPath(url)
 	return err
 }

@@ -518,14 +518,21 @@ func symlink(t *testing.T, target, link string) {
 }
 
 // A file has a name; a server of http may have its own mind about that.
-func TestCheckOutput(t *testing.T) {
+func TestFilesHaveNames(t *testing.T) {
 	for url, want := range map[string]error{
 		"/out/": storage.ErrNoName, "/out?/": storage.ErrNoName, "file:///out/": storage.ErrNoName, "s3://b/out/": storage.ErrNoName,
 		"https://a.blob.core.windows.net/c/out/?sig=x": storage.ErrNoName, "https://a.blob.core.windows.net/c/out?sig=x/": nil,
-		"/out": nil, "s3://b/out": nil, "https://h/out/": nil,
+		"s3://b": storage.ErrNoName, "gs://b/": storage.ErrNoName, "az://c": storage.ErrNoName, "https://a.blob.core.windows.net/c?sig=x": storage.ErrNoName,
+		"/out": nil, "s3://b/out": nil, "s3://b/out/?x": nil, "https://h/out/": nil, "https://h": nil,
 	} {
 		if err := storage.CheckOutput(url, false); !errors.Is(err, want) || want == nil && err != nil {
 			t.Errorf("%s: %v, want %v", url, err, want)
+		}
+		if storage.IsLocal(url) {
+			want = nil // an input there is what the slash follows
+		}
+		if err := storage.CheckInput(url, false); !errors.Is(err, want) || want == nil && err != nil {
+			t.Errorf("%s as an input: %v, want %v", url, err, want)
 		}
 		if err := storage.CheckOutput(url, true); err != nil {
 			t.Errorf("%s as a directory: %v", url, err)

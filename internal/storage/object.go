@@ -34,8 +34,12 @@ func parseBucketURL(url string) (bucketURL, error) {
 	return bucketURL{bucket, key}, nil
 }
 
-func checkBucketURL(url string) error {
-	_, err := parseBucketURL(url)
+func checkBucketURL(url string, directory bool) error {
+	parse := parseObjectURL
+	if directory {
+		parse = parseBucketURL
+	}
+	_, err := parse(url)
 	return err
 }
 

@@ -112,8 +112,9 @@ type Options struct {
 type scheme struct {
 	name  string // as users write it
 	match func(url string) bool
-	// check says what is wrong with a URL that matches.
-	check func(url string) error
+	// check says what is wrong with a URL that matches, which is that of a directory
+	// or of one file.
+	check func(url string, directory bool) error
 	// directories can be listed, so that one can be an input.
 	directories bool
 	store       func(s *Storage) Store
@@ -205,7 +206,7 @@ func CheckInput(url string, directory bool) error {
 	if directory && !schemes[i].directories {
 		return errNoDirectories
 	}
-	return schemes[i].check(url)
+	return schemes[i].check(url, directory)
 }
 
 // CheckOutput says why nothing can be published at a URL, which is that of a
@@ -215,17 +216,14 @@ func CheckOutput(url string, directory bool) error {
 	if err != nil {
 		return err
 	}
-	path := url
-	if !isLocal(url) { // in a local path a question mark is one
-		path, _, _ = strings.Cut(url, "?")
-	}
-	if !directory && schemes[i].directories && strings.HasSuffix(path, "/") {
+	if !directory && isLocal(url) && strings.HasSuffix(url, "/") {
 		return errNoName
 	}
-	return schemes[i].check(url)
+	return schemes[i].check(url, directory)
 }
 
-// errNoName: a slash at the end of a URL makes it that of a directory.
+// errNoName: a slash at the end of a URL makes it that of a directory, and so does a
+// bucket without a key.
 var errNoName = errors.New("it names a directory; a file needs a name")
 
 // schemeOf finds the kind of a URL, as an index into schemes.
