@@ -16,9 +16,9 @@ const copyChunk = writeBackEvery
 
 // copyFile copies size bytes of src to the empty file dst. Blocks are shared
 // where the filesystem can: a later write to either file does not reach the
-// other. Holes stay holes. counted is told of the bytes as they are copied; its
-// error ends the copy.
-func copyFile(dst, src *os.File, size int64, counted func(n int64) error) error {
+// other. Holes stay holes. counted is told of the bytes as they are copied, and how many
+// of them the disk had to move; its error ends the copy.
+func copyFile(dst, src *os.File, size int64, counted func(n, moved int64) error) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(src.Fd()), &st); err != nil {
 		return err
@@ -30,7 +30,7 @@ func copyFile(dst, src *os.File, size int64, counted func(n int64) error) error 
 		return madeUp(src)
 	}
 	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
-		return counted(size)
+		return counted(size, 0)
 	}
 	if free := freeBytesAt(dst.Name()); free >= 0 && min(st.Blocks*512, size) > free {
 		return unix.ENOSPC
@@ -44,7 +44,7 @@ func copyFile(dst, src *os.File, size int64, counted func(n int64) error) error 
 			return err
 		}
 		if data > at {
-			if err := counted(data - at); err != nil {
+			if err := counted(data-at, 0); err != nil {
 				return err
 			}
 		}
@@ -55,7 +55,7 @@ func copyFile(dst, src *os.File, size int64, counted func(n int64) error) error 
 			}
 			writeBack(dst, at, n)
 			at += n
-			if err := counted(n); err != nil {
+			if err := counted(n, n); err != nil {
 				return err
 			}
 		}

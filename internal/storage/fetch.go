@@ -272,9 +272,10 @@ func (f *fetch) copyFrom(ctx context.Context, src *os.File) error {
 	}
 	f.part, f.plan = part, newPlan(f.object.Size, f.object.Size)
 	p := f.plan.claim()
-	err = copyFile(part.File, src, f.object.Size, func(n int64) error {
+	err = copyFile(part.File, src, f.object.Size, func(n, moved int64) error {
 		f.plan.advance(p, n)
-		return f.s.count(ctx, n)
+		f.s.opts.Meter.AddBytes(n)
+		return f.s.pace(ctx, moved)
 	})
 	switch now := unchanged(src, f.object); {
 	case err == nil:
@@ -345,9 +346,8 @@ func (f *fetch) fault(err error) error {
 	})
 }
 
-// count lets n bytes through the bandwidth limit and adds them to the meter.
-func (s *Storage) count(ctx context.Context, n int64) error {
-	s.opts.Meter.AddBytes(n)
+// pace lets n bytes through the bandwidth limit.
+func (s *Storage) pace(ctx context.Context, n int64) error {
 	if s.limit == nil {
 		return nil
 	}

@@ -201,7 +201,8 @@ func (w *workers) read(r io.Reader, b []byte) (n int, ended bool, err error) {
 	for n < min(len(b), worthWriting) {
 		came, err := r.Read(b[n:])
 		n += came
-		if stopped := w.s.count(w.ctx, int64(came)); stopped != nil {
+		w.s.opts.Meter.AddBytes(int64(came))
+		if stopped := w.s.pace(w.ctx, int64(came)); stopped != nil {
 			return n, false, stopped
 		}
 		if err == io.EOF {

@@ -336,7 +336,7 @@ func (local) Put(ctx context.Context, url string, src *Source) error {
 	if err != nil {
 		return need(err)
 	}
-	err = copyFile(f.File, src.File, src.Size, func(n int64) error { return src.count(ctx, n) })
+	err = copyFile(f.File, src.File, src.Size, func(n, moved int64) error { return src.count(ctx, n, moved) })
 	if err == nil {
 		err = f.Chmod(src.Mode)
 	}

@@ -477,6 +477,34 @@ func TestBandwidthOfUploads(t *testing.T) {
 	}
 }
 
+// A hole takes no disk to copy, and so no part of what others may use of it.
+func TestBandwidthOfHoles(t *testing.T) {
+	dir := t.TempDir()
+	storagetest.Write(t, dir+"/source", nil)
+	if err := os.Truncate(dir+"/source", 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir + "/source")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := storage.New(storage.Options{Bandwidth: 4 << 20})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	into, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer into.Close()
+	if _, err := s.Fetch(ctx, storage.FetchRequest{URL: dir + "/source", Dir: into, Name: "fetched"}); err != nil {
+		t.Error(err)
+	}
+	if err := s.Put(ctx, storage.PutRequest{URL: dir + "/put", File: f, Size: 1 << 30}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFewBuffersForLittleMemory(t *testing.T) {
 	for _, row := range []struct {
 		memory   int64

@@ -41,7 +41,7 @@ func TestUnfinishedOutputStaysAway(t *testing.T) {
 			}
 			defer file.Close()
 			failed := errors.New("the process is told to stop")
-			err = local{}.Put(t.Context(), target, &Source{File: file, Size: int64(len(content)), Tag: tag, meter: func(int64) {}, limit: func(context.Context, int64) error {
+			err = local{}.Put(t.Context(), target, &Source{File: file, Size: int64(len(content)), Tag: tag, meter: func(int64) {}, pace: func(context.Context, int64) error {
 				return errors.Join(failed, durable())
 			}})
 			if !errors.Is(err, failed) {

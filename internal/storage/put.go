@@ -59,7 +59,7 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 	defer s.streams.Release(1)
 	src := &Source{
 		File: req.File, Size: req.Size, Mode: req.Mode, Tag: req.Tag,
-		url: redact.URL(req.URL), upload: req.Upload, begin: req.Begin, limit: s.count, meter: s.opts.Meter.AddBytes,
+		url: redact.URL(req.URL), upload: req.Upload, begin: req.Begin, pace: s.pace, meter: s.opts.Meter.AddBytes,
 	}
 	return s.retry(ctx, "upload to", req.URL, src.moved, func(ctx context.Context) error {
 		before, err := req.File.Stat()
@@ -138,7 +138,7 @@ type Source struct {
 	// unexpected says that the server does not want to be asked before (RFC 9110, 10.1.1).
 	unexpected bool
 	begin      func(ctx context.Context, upload Upload) error
-	limit      func(ctx context.Context, n int64) error
+	pace       func(ctx context.Context, n int64) error
 	meter      func(n int64)
 
 	mu      sync.Mutex
@@ -203,12 +203,13 @@ func (s *Source) settle(published bool) {
 	s.counted = s.kept
 }
 
-// count tells of n bytes that are being sent.
-func (s *Source) count(ctx context.Context, n int64) error {
+// count tells of n bytes that are being sent, moved of them over a wire or a disk.
+func (s *Source) count(ctx context.Context, n, moved int64) error {
 	s.mu.Lock()
 	s.counted += n
+	s.meter(n)
 	s.mu.Unlock()
-	return s.limit(ctx, n)
+	return s.pace(ctx, moved)
 }
 
 // Section reads n bytes of the file from an offset, within the bandwidth limit
@@ -228,7 +229,7 @@ func (s *section) Read(b []byte) (int, error) {
 	n, err := s.ReadSeeker.Read(b)
 	s.read.Add(int64(n))
 	if n > 0 {
-		err = cmp.Or(s.source.count(s.ctx, int64(n)), err)
+		err = cmp.Or(s.source.count(s.ctx, int64(n), int64(n)), err)
 	}
 	return n, err
 }
