@@ -11,10 +11,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -124,25 +124,11 @@ func (a *app) checkOutside(url string) error {
 	if !local {
 		return nil
 	}
-	root, at := realPath(a.conf.Root), realPath(p)
+	root, at := node.RealPath(a.conf.Root), node.RealPath(p)
 	if at == root || strings.HasPrefix(at, root+"/") {
 		return fmt.Errorf("must not be in deckhand's own directory %s", a.conf.Root)
 	}
 	return nil
-}
-
-// realPath follows the links of the part of a path that exists.
-func realPath(p string) string {
-	rest := ""
-	for at := filepath.Clean(p); ; at = filepath.Dir(at) {
-		if found, err := filepath.EvalSymlinks(at); err == nil {
-			return filepath.Join(found, rest)
-		}
-		if at == "/" {
-			return filepath.Clean(p)
-		}
-		rest = filepath.Join(filepath.Base(at), rest)
-	}
 }
 
 func (a *app) documentText(ctx context.Context, source, encoded string) (text []byte, name string, err error) {

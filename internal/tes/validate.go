@@ -222,6 +222,7 @@ func sameFile(a, b *Input) bool {
 }
 
 func (v *validator) outputs(outputs []Output) {
+	first := map[string]int{} // the file that goes to a URL
 	for i := range outputs {
 		o, field := &outputs[i], fmt.Sprintf("outputs[%d]", i)
 		v.fileType(field+".type", &o.Type)
@@ -238,6 +239,14 @@ func (v *validator) outputs(outputs []Output) {
 		}
 		if !o.Wildcard() {
 			o.PathPrefix = "" // TES: ignored without wildcards
+			if o.Type == Directory {
+				continue
+			}
+			if j, ok := first[o.URL]; !ok {
+				first[o.URL] = i
+			} else if outputs[j].Path != o.Path {
+				v.warn(field+".url", "outputs[%d] has the same url and another path; one of the two will be there", j)
+			}
 			continue
 		}
 		prefix := field + ".path_prefix"

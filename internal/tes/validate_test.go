@@ -184,6 +184,8 @@ func TestValidate(t *testing.T) {
 			inputs(`{"name":"again","url":"u","path":"/a","type":"FILE"}`)},
 		{"one path, two sources", inputs(`{"url":"u","path":"/a"},{"url":"v","path":"/b"},{"content":"x","path":"/a"}`), []string{"inputs[2].path"},
 			inputs(`{"url":"v","path":"/b","type":"FILE"},{"path":"/a","type":"FILE","content":"x"}`)},
+		{"one URL, two files", outputs(`{"url":"u","path":"/a"},{"url":"u","path":"/b","type":"DIRECTORY"},{"url":"u","path":"/c"},{"url":"u","path":"/a"}`), []string{"outputs[2].url"},
+			outputs(`{"url":"u","path":"/a","type":"FILE"},{"url":"u","path":"/b","type":"DIRECTORY"},{"url":"u","path":"/c","type":"FILE"},{"url":"u","path":"/a","type":"FILE"}`)},
 		{"directories of the image", inputs(`{"url":"u","path":"/usr/local/bin","type":"DIRECTORY"},{"url":"u","path":"/usr/local/bin/own","type":"DIRECTORY"},{"url":"u","path":"/opt/x"}`),
 			nil,
 			inputs(`{"url":"u","path":"/usr/local/bin","type":"DIRECTORY"},{"url":"u","path":"/usr/local/bin/own","type":"DIRECTORY"},{"url":"u","path":"/opt/x","type":"FILE"}`)},

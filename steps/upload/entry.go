@@ -52,20 +52,24 @@ func decode(e sorted.Entry) (File, error) {
 }
 
 // files yields the files of a list, each with whether it is published, as they come
-// in the order of their paths.
+// in the order of their paths. What several outputs have in common comes once.
 func files(list *sorted.List) iter.Seq2[listed, error] {
 	return func(yield func(listed, error) bool) {
-		var published *string // the key of what was read last
+		var published, before string // the keys of what was read last; no key is empty
 		for e, err := range list.All() {
 			if err == nil && len(e.Value) == 0 {
-				published = &e.Key
+				published = e.Key
 				continue
 			}
+			if err == nil && e.Key == before {
+				continue
+			}
+			before = e.Key
 			var l listed
 			if err == nil {
 				l.File, err = decode(e)
 			}
-			l.published = published != nil && *published == e.Key
+			l.published = published == e.Key
 			if !yield(l, err) || err != nil {
 				return
 			}

@@ -81,6 +81,8 @@ type Step struct {
 	Parallel int // files at a time
 	Meter    *progress.Meter
 	Log      *slog.Logger
+
+	places places
 }
 
 var _ machine.Step = (*Step)(nil)
@@ -315,6 +317,11 @@ func (s *Step) send(ctx context.Context, t *machine.Task, n machine.Notes, tree 
 	}
 	defer func() { _ = file.Close() }() // read-only
 	url, target := s.url(f), s.log(f).Target
+	free, err := s.places.take(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer free()
 	before, err := uploadOf(n, target)
 	if err != nil {
 		return err
