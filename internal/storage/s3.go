@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"hash"
@@ -12,6 +13,7 @@ import (
 	"iter"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +26,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
@@ -99,7 +102,7 @@ var errAnonymous = errors.New("storage.s3.anonymous is set")
 
 func (t *s3Store) configure(ctx context.Context) error {
 	opts := t.storage.opts.S3
-	c, err := config.LoadDefaultConfig(ctx, config.WithRegion(opts.Region))
+	c, err := config.LoadDefaultConfig(ctx, config.WithRegion(opts.Region), config.WithLogger(logging.Nop{}))
 	if err != nil {
 		return machine.Faultf(machine.NodeFault, "the AWS configuration of this node cannot be used: %w", err)
 	}
@@ -187,6 +190,9 @@ func (t *s3Store) fault(err error) error {
 		return asPassing(unwrapOperation(err))
 	}
 	status := answer.HTTPStatusCode()
+	if status == http.StatusOK && !errors.As(err, &api) {
+		return passing(fmt.Errorf("the storage's answer cannot be read: %w", answer.Err))
+	}
 	code, message := "", http.StatusText(status)
 	if errors.As(err, &api) {
 		code = excerpt(strings.NewReader(api.ErrorCode()), "")
@@ -315,15 +321,29 @@ func (t *s3Store) List(ctx context.Context, url string) iter.Seq2[Object, error]
 		if next != "" {
 			in.ContinuationToken = &next
 		}
-		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, func(ctx context.Context, c *s3.Client) (*s3.ListObjectsV2Output, error) {
+		ask := func(ctx context.Context, c *s3.Client) (*s3.ListObjectsV2Output, error) {
 			return c.ListObjectsV2(ctx, in)
-		})
+		}
+		out, err := s3Ask(ctx, t, u.bucket, t.storage.pause.idle, ask)
+		var syntax *xml.SyntaxError
+		if errors.As(err, &syntax) {
+			// So is an answer whose keys have characters that XML cannot hold. Not every
+			// service can encode them, or does it well: it is asked for where it must be.
+			in.EncodingType = types.EncodingTypeUrl
+			out, err = s3Ask(ctx, t, u.bucket, t.storage.pause.idle, ask)
+		}
 		if err != nil {
 			return nil, "", err
 		}
 		page := make([]listed, 0, len(out.Contents))
 		for _, o := range out.Contents {
-			l := listed{key: aws.ToString(o.Key), size: aws.ToInt64(o.Size), modified: aws.ToTime(o.LastModified)}
+			key := aws.ToString(o.Key)
+			if out.EncodingType == types.EncodingTypeUrl {
+				if key, err = neturl.QueryUnescape(key); err != nil {
+					return nil, "", machine.Faultf(machine.TaskFault, "the storage tells a key that cannot be read: %w", err)
+				}
+			}
+			l := listed{key: key, size: aws.ToInt64(o.Size), modified: aws.ToTime(o.LastModified)}
 			if o.ETag != nil {
 				l.version = "etag " + *o.ETag
 			}
