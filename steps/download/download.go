@@ -218,7 +218,8 @@ func (s *Step) list(ctx context.Context, n machine.Notes, tree *worktree.Tree, l
 			return err
 		}
 	}
-	look := &lookUp{Step: s, tree: tree, staged: sync.OnceValues(func() (map[string]int64, error) { return stagedFiles(n) })}
+	look := &lookUp{Step: s, tree: tree}
+	look.staged = sync.OnceValues(func() (map[string]int64, error) { return look.inputsStaged(n) })
 	for some := range slices.Chunk(outerFirst(s.Task.Inputs), lookedUp) {
 		objects, err := look.up(ctx, some)
 		if err != nil {

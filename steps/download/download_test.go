@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/progress"
@@ -244,32 +245,40 @@ func TestStageUnjournaled(t *testing.T) {
 	}
 }
 
-// What is in its place does not need its source any more.
+// What is in its place does not need its source any more, and does not ask it.
 func TestStageWithoutSource(t *testing.T) {
-	var gone atomic.Bool
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if gone.Load() {
-			w.WriteHeader(http.StatusForbidden)
-			return
+	for status, fault := range map[int64]machine.Fault{http.StatusForbidden: machine.TaskFault, http.StatusServiceUnavailable: machine.RetryLater} {
+		var gone, asked atomic.Int64
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if status := gone.Load(); status != 0 {
+				w.WriteHeader(int(status))
+				return
+			}
+			fmt.Fprint(w, r.URL.Path[1:])
+		}))
+		defer server.Close()
+		f := newFixture(t, tes.Input{Path: "/data/one", URL: server.URL + "/file"}, tes.Input{Path: "/data/two", URL: server.URL + "/text"})
+		f.step.Storage = storage.New(storage.Options{RetryFor: time.Nanosecond, Meter: f.step.Meter})
+		want := map[string]string{"/data/one": "file", "/data/two": "text"}
+		f.want(t, want)
+		gone.Store(status)
+		asked.Store(0)
+		f.want(t, want)
+		if n := asked.Load(); n != 0 {
+			t.Errorf("%d: what is in its place was asked for %d times", status, n)
 		}
-		fmt.Fprint(w, r.URL.Path[1:])
-	}))
-	defer server.Close()
-	f := newFixture(t, tes.Input{Path: "/data/one", URL: server.URL + "/file"}, tes.Input{Path: "/data/two", URL: server.URL + "/text"})
-	want := map[string]string{"/data/one": "file", "/data/two": "text"}
-	f.want(t, want)
-	gone.Store(true)
-	f.want(t, want)
-	dir, name, err := f.tree.Parent("/data/one")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	if err := os.Truncate(filepath.Join(dir.Name(), name), 2); err != nil { // as a power cut may leave it
-		t.Fatal(err)
-	}
-	if err := f.step.Do(t.Context(), f.task, f.notes); machine.FaultOf(err) != machine.TaskFault || err == nil || !strings.Contains(err.Error(), "input /data/one: ") {
-		t.Errorf("a file that is not in its place: %v", err)
+		dir, name, err := f.tree.Parent("/data/one")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		if err := os.Truncate(filepath.Join(dir.Name(), name), 2); err != nil { // as a power cut may leave it
+			t.Fatal(err)
+		}
+		if err := f.step.Do(t.Context(), f.task, f.notes); machine.FaultOf(err) != fault || err == nil || !strings.Contains(err.Error(), "input /data/one: ") {
+			t.Errorf("%d: a file that is not in its place: %v", status, err)
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ const lookedUp = 1000
 type lookUp struct {
 	*Step
 	tree *worktree.Tree
-	// staged are the sizes of the files that the journal says are staged, by path.
+	// staged are the sizes of the inputs that the journal says are staged, by path.
 	staged func() (map[string]int64, error)
 }
 
@@ -54,31 +54,34 @@ func (l *lookUp) up(ctx context.Context, inputs []int) ([]storage.Object, error)
 	return objects, ask.Wait()
 }
 
-// object describes an input. What is in its place already does not need its source, which
-// may be gone by now, or signed for a time that is over.
+// object describes an input. Of what is in its place already nobody is asked: its source may
+// be gone by now, or away, or signed for a time that is over.
 func (l *lookUp) object(ctx context.Context, i int, p string) (storage.Object, error) {
-	o, err := l.stat(ctx, l.Task.Inputs[i].URL)
-	if err == nil || machine.FaultOf(err) != machine.TaskFault || ctx.Err() != nil {
-		return o, err
-	}
-	staged, lost := l.staged()
-	if lost != nil {
-		return o, lost
+	staged, err := l.staged()
+	if err != nil {
+		return storage.Object{}, err
 	}
 	if size, ok := staged[p]; ok && inPlace(l.tree, place{path: p, staged: size}) {
 		return storage.Object{Size: size}, nil
 	}
-	return o, err
+	return l.stat(ctx, l.Task.Inputs[i].URL)
 }
 
-// stagedFiles reads what the journal has of files that were copied.
-func stagedFiles(n machine.Notes) (map[string]int64, error) {
+// inputsStaged reads what the journal has of inputs that are files of their own and were copied.
+// What directories hold is left out: it can be millions.
+func (l *lookUp) inputsStaged(n machine.Notes) (map[string]int64, error) {
+	asked := map[string]bool{}
+	for i, in := range l.Task.Inputs {
+		if l.asks(i) {
+			asked[path.Clean(in.Path)] = true
+		}
+	}
 	sizes := map[string]int64{}
 	for f, err := range batch.Read[File](n, WhatInputs) {
 		if err != nil {
 			return nil, err
 		}
-		if !f.Mounted {
+		if !f.Mounted && asked[f.Path] {
 			sizes[f.Path] = f.Bytes
 		}
 	}
