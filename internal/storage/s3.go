@@ -375,12 +375,13 @@ func (t *s3Store) Put(ctx context.Context, url string, src *Source) error {
 	}
 	ctx, w := newWatch(ctx, t.storage.pause.idle)
 	defer w.end()
-	src.sending = src.Section(ctx, 0, src.Size)
 	in := &s3.PutObjectInput{
-		Bucket: &u.bucket, Key: &u.key, Body: w.around(src.sending), ContentLength: &src.Size,
+		Bucket: &u.bucket, Key: &u.key, ContentLength: &src.Size,
 		ChecksumCRC32C: base64Of(sum), ContentType: aws.String(octetStream),
 	}
 	out, err := s3Call(ctx, t, u.bucket, func(c *s3.Client) (*s3.PutObjectOutput, error) {
+		src.sending = src.Section(ctx, 0, src.Size) // from its beginning also when it goes to another region
+		in.Body = w.around(src.sending)
 		return c.PutObject(ctx, in, unsigned)
 	})
 	if err == nil {

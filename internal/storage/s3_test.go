@@ -458,3 +458,38 @@ func TestS3AnswerThatIsCut(t *testing.T) {
 		t.Errorf("%d bytes were published, or others; %d uploads are left", len(got), s.unfinished(t))
 	}
 }
+
+// A bucket may be in another region than the configured one: its service says so, and is asked
+// there, for a file as well as for parts.
+func TestS3BucketElsewhere(t *testing.T) {
+	var got []byte
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(r.Header.Get("Authorization"), "/eu-west-1/s3/") {
+			w.Header().Set("X-Amz-Bucket-Region", "eu-west-1")
+			w.WriteHeader(http.StatusMovedPermanently)
+			return
+		}
+		got = b
+	}))
+	defer server.Close()
+	credentials(t)
+	t.Setenv("AWS_ENDPOINT_URL_S3", server.URL)
+	var log bytes.Buffer
+	st := storage.New(storage.Options{S3: storage.S3{PathStyle: true}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	content := storagetest.Content(100_000)
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, content)
+	if err := putBy(storage.Hasten(st, time.Minute), source, "s3://bucket/x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, content) {
+		t.Errorf("%d bytes were sent", len(got))
+	}
+	if log.Len() > 0 {
+		t.Errorf("the log has %s", log.String())
+	}
+}
