@@ -102,11 +102,16 @@ func (t *gcsStore) send(ctx context.Context, url string, header http.Header) (*h
 // tokenFault tells credentials that Google refuses from a network that fails.
 func tokenFault(err error) error {
 	var refused *oauth2.RetrieveError
-	if errors.As(err, &refused) && refused.Response != nil && refused.Response.StatusCode < 500 {
-		return machine.Faultf(machine.NodeFault, "the node's Google credentials are refused: %s: %s",
-			excerpt(strings.NewReader(refused.Response.Status), ""), excerpt(bytes.NewReader(refused.Body), ""))
+	if !errors.As(err, &refused) || refused.Response == nil {
+		return err
 	}
-	return err
+	said := fmt.Errorf("%s: %s", excerpt(strings.NewReader(refused.Response.Status), ""), excerpt(bytes.NewReader(refused.Body), ""))
+	var pass *passingError
+	later := fmt.Errorf("the Google credentials of this node cannot be had now: %w", said)
+	if fault := statusFault(refused.Response.StatusCode, refused.Response.Header, later); errors.As(fault, &pass) {
+		return fault
+	}
+	return machine.Faultf(machine.NodeFault, "the node's Google credentials are refused: %w", said)
 }
 
 // answer reads a JSON answer.

@@ -13,7 +13,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -88,15 +88,17 @@ func TestGoogleCredentials(t *testing.T) {
 	}
 }
 
-// Whoever gives out tokens may be silent, too.
+// Whoever gives out tokens may be silent, too, or have too much to do.
 func TestGoogleTokenIsAskedForAgain(t *testing.T) {
-	var once sync.Once
+	var asked atomic.Int64
 	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		silent := false
-		once.Do(func() { silent = true })
-		if silent {
+		switch asked.Add(1) {
+		case 1:
 			_, _ = io.Copy(io.Discard, r.Body) // or the end of the connection would not be seen
 			<-r.Context().Done()
+			return
+		case 2:
+			w.WriteHeader(http.StatusTooManyRequests)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
