@@ -173,6 +173,24 @@ func TestContentOfADirectoryIsNotDropped(t *testing.T) {
 	}
 }
 
+// A key may have a part that is longer than a file's name can be. That is found out before anything is
+// fetched, and no node can have such a file.
+func TestNamesThatNoFileCanHave(t *testing.T) {
+	long := strings.Repeat("n", 255)
+	s := storagetest.FakeGCS(t)
+	for name, refused := range map[string]bool{"file/" + long: false, "directory/" + long + "/b": false, "longer file/" + long + "n": true, "longer directory/" + long + "n/b": true} {
+		s.Store(t, name, []byte("content"))
+		top, _, _ := strings.Cut(name, "/")
+		var err error
+		for _, e := range storage.New(s.Options).List(t.Context(), s.URL+"/"+top) {
+			err = e
+		}
+		if refused != (err != nil && machine.FaultOf(err) == machine.TaskFault && strings.Contains(err.Error(), "255")) {
+			t.Errorf("%s: %v", top, err)
+		}
+	}
+}
+
 // What is published was the file's content at some time, also when somebody writes to it
 // while it is sent.
 func TestFileThatChangesIsPublishedAgain(t *testing.T) {

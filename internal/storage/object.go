@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/deckhand/deckhand/machine"
 )
 
@@ -85,6 +87,11 @@ func listedName(key, prefix string) (name string, dir bool, err error) {
 	}
 	if !filepath.IsLocal(name) || path.Clean(name) != name {
 		return "", false, machine.Faultf(machine.TaskFault, "the object %q below it cannot be a file: its name has empty parts or dots", key)
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if len(part) > unix.NAME_MAX {
+			return "", false, machine.Faultf(machine.TaskFault, "the object %q below it cannot be a file: a part of its name has %d bytes, and %d are allowed", key, len(part), unix.NAME_MAX)
+		}
 	}
 	return name, dir, nil
 }
