@@ -192,7 +192,7 @@ func sourceFault(err error) error {
 
 // List walks a directory. A symbolic link is taken for what it points to, when
 // that lies in the directory too; any other one is refused, and so is what is
-// neither file nor directory.
+// neither file nor directory. What is published there at the moment is left out.
 func (local) List(ctx context.Context, url string) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		fail := func(err error) { yield(Object{}, describe(err, "list", url, 1)) }
@@ -278,6 +278,9 @@ func readSome(d *os.File) (entries []fs.DirEntry, more bool, err error) {
 
 // entry yields an entry of a directory, and what is in it.
 func (w *walk) entry(path, name string, e fs.DirEntry, above []string) error {
+	if e.Type().IsRegular() && strings.HasPrefix(e.Name(), ".") && strings.HasSuffix(e.Name(), partSuffix) {
+		return nil // an output that is not whole, of a task that runs or died: nobody's file
+	}
 	child := filepath.Join(path, e.Name())
 	if e.Type()&fs.ModeSymlink != 0 {
 		target, err := filepath.EvalSymlinks(child)

@@ -201,6 +201,10 @@ func TestListDirectories(t *testing.T) {
 			}
 		}, "", "FIFO"},
 		{"a link to a device", func(t *testing.T, dir string) { symlink(t, "/dev/null", dir+"/link") }, "", "leads out of it"},
+		{"what somebody is publishing there", func(t *testing.T, dir string) {
+			storagetest.Write(t, dir+"/"+storage.PartName("out", "tag"), nil)
+			mkdir(t, dir+"/.a.deckhand-part")
+		}, ".a.deckhand-part/", ""},
 		{"names that are no UTF-8", func(t *testing.T, dir string) { storagetest.Write(t, dir+"/\xff", nil) }, "\xff", ""},
 	}
 	for _, row := range rows {
