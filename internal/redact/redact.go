@@ -72,7 +72,11 @@ func Text(s string) string {
 	if strings.Contains(s, "://") {
 		s = address.ReplaceAllStringFunc(s, func(u string) string {
 			bare := strings.TrimRight(u, ".,;:!?)]}'")
-			return URL(bare) + strings.ReplaceAll(u[len(bare):], "?", "")
+			after := u[len(bare):]
+			if scheme, _, _ := strings.Cut(u, "://"); !plain[strings.ToLower(scheme)] {
+				after = strings.ReplaceAll(after, "?", "")
+			}
+			return URL(bare) + after
 		})
 	}
 	if strings.Contains(s, "=") {

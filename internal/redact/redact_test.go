@@ -43,6 +43,9 @@ func TestURL(t *testing.T) {
 
 func TestText(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
+		{"s3://b/what?", "s3://b/what?"}, // which belongs to the key
+		{"file:///a? b?!", "file:///a? b?!"},
+		{"is it https://h/p??", "is it https://h/p"},
 		{`Get "https://h/p?sig=abc": dial tcp: refused`, `Get "https://h/p": dial tcp: refused`},
 		{"see (https://h/p?sig=abc), then go on.", "see (https://h/p), then go on."},
 		{"is it https://h/p?", "is it https://h/p"},
