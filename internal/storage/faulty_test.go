@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -815,5 +816,35 @@ func TestPutToFaultyServers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A URL that is signed for GET alone refuses HEAD. Small files behind such URLs cost a request more
+// to look up, and no connection.
+func TestLookUpOfSignedURLs(t *testing.T) {
+	var connections atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		w.Header().Set("Content-Length", "4096")
+		_, _ = w.Write(storagetest.Content(4 << 10))
+	}))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	s := quick(time.Minute, 0)
+	for range 20 {
+		if o, err := s.Stat(t.Context(), server.URL+"/x?signature=x"); err != nil || o.Size != 4<<10 {
+			t.Fatalf("%+v, %v", o, err)
+		}
+	}
+	if n := connections.Load(); n != 1 {
+		t.Errorf("20 files were looked up over %d connections", n)
 	}
 }

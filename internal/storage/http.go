@@ -236,8 +236,12 @@ func requestFault(err error) error {
 	return passing(err)
 }
 
+// worthReading is the length of a body that has come, or nearly so, with the answer's
+// head: to read it costs less than the next connection.
+const worthReading = 64 << 10
+
 // Stat asks with HEAD. A URL that is signed for GET alone refuses that, so a
-// GET is tried then, whose body is not read.
+// GET is tried then, whose body is not read, unless it is short.
 func (h *httpStore) Stat(ctx context.Context, url string) (Object, error) {
 	resp, w, err := h.request(ctx, http.MethodHead, url, http.Header{}, nil)
 	if err != nil {
@@ -251,6 +255,9 @@ func (h *httpStore) Stat(ctx context.Context, url string) (Object, error) {
 	r, err := h.Open(ctx, url, Range{Length: -1})
 	if err != nil {
 		return Object{}, err
+	}
+	if size := r.Object.Size; size >= 0 && size <= worthReading {
+		_, _ = io.Copy(io.Discard, r) // nothing is wanted of it
 	}
 	return r.Object, r.Close()
 }
@@ -483,7 +490,7 @@ func (h *httpStore) Put(ctx context.Context, url string, src *Source) error {
 	if err := src.taken(); err != nil {
 		return err
 	}
-	_, _ = io.Copy(io.Discard, io.LimitReader(body, 64<<10)) // so that the connection is used again
+	_, _ = io.Copy(io.Discard, io.LimitReader(body, worthReading)) // so that the connection is used again
 	return nil
 }
 
