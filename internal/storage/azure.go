@@ -488,6 +488,7 @@ func (t *azureStore) putWhole(ctx context.Context, c *blockblob.Client, src *Sou
 	}
 	ctx, w := newWatch(ctx, t.storage.pause.idle)
 	defer w.end()
+	w.answer = t.storage.answer(src.Size)
 	media := octetStream
 	src.sending = src.Section(ctx, 0, src.Size)
 	out, err := c.Upload(ctx, streaming.NopCloser(w.around(src.sending)), &blockblob.UploadOptions{

@@ -7,7 +7,9 @@ import (
 	"crypto/md5"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"net/http"
@@ -846,5 +848,30 @@ func TestLookUpOfSignedURLs(t *testing.T) {
 	}
 	if n := connections.Load(); n != 1 {
 		t.Errorf("20 files were looked up over %d connections", n)
+	}
+}
+
+// A server may take its time with a large file that it has, as nginx does that copies it from
+// where it came to: to send it again would only give it more to do.
+func TestPutIsAnsweredLate(t *testing.T) {
+	content := storagetest.Content(storage.MinPart + 1)
+	source := filepath.Join(t.TempDir(), "source")
+	storagetest.Write(t, source, content)
+	const idle = 500 * time.Millisecond
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		_, _ = io.Copy(io.Discard, r.Body)
+		time.Sleep(3 * idle)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, `{"crc32c": %q}`, b64(binary.BigEndian.AppendUint32(nil, crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)))))
+	}))
+	defer server.Close()
+	for _, url := range []string{server.URL + "/x", "gs://bucket/x"} {
+		asked.Store(0)
+		o := storage.Options{RetryFor: time.Minute, GCS: storage.GCS{Endpoint: server.URL, Anonymous: true}}
+		if err := putBy(storage.Hasten(storage.New(o), idle), source, url, nil); err != nil || asked.Load() != 1 {
+			t.Errorf("%s: %v after %d requests", url, err, asked.Load())
+		}
 	}
 }

@@ -313,6 +313,7 @@ func (t *gcsStore) Put(ctx context.Context, url string, src *Source) error {
 	}
 	ctx, w := newWatch(ctx, t.storage.pause.idle)
 	defer w.end()
+	w.answer = t.storage.answer(src.Size)
 	body := newRelated(text, w.around(src.Section(ctx, 0, src.Size)), src.Size)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost,
 		t.endpoint+"/upload/storage/v1/b/"+neturl.PathEscape(u.bucket)+"/o?uploadType=multipart", body)

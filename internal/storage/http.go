@@ -182,6 +182,7 @@ func (h *httpStore) request(ctx context.Context, method, url string, header http
 	}
 	if src != nil {
 		req.ContentLength = src.Size
+		w.answer = h.storage.answer(src.Size)
 		if src.Size >= minExpect && !src.unexpected {
 			header.Set("Expect", "100-continue")
 			// With Close the body is not sent after a refusal. Else a server that

@@ -74,6 +74,15 @@ func (s *Storage) Put(ctx context.Context, req PutRequest) error {
 	})
 }
 
+// answer is how long a storage may be silent when it has a whole file. It may copy a large one to
+// its place, and to send that again would only give it more to do.
+func (s *Storage) answer(size int64) time.Duration {
+	if size <= minPart {
+		return s.pause.idle
+	}
+	return s.assembly()
+}
+
 // unwritten says whether a file is as it was: what was published of one that was written to
 // may never have been in it.
 func unwritten(f *os.File, before fs.FileInfo) error {
