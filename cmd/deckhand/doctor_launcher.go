@@ -38,23 +38,31 @@ func (e *examination) launcher(context.Context) []finding {
 var ofJob = []string{"_CONDOR_SCRATCH_DIR", "NOMAD_TASK_DIR", "NOMAD_ALLOC_DIR", "NOMAD_SECRETS_DIR", "AZ_BATCH_TASK_DIR"}
 
 // jobDirs says whether the root is to outlive the job, as it must: the next run of the task
-// looks for it there.
-func (e *examination) jobDirs(context.Context) []finding {
+// looks for it there. So must the outputs of a task.
+func (e *examination) jobDirs(context.Context) (found []finding) {
+	if e.task != nil {
+		for _, w := range privateOutputs(e.task.task) {
+			found = append(found, doubt(w, "choose a directory that the node has too for the outputs"))
+		}
+	}
 	root, err := filepath.Abs(e.conf.Root)
 	if err != nil {
-		return nil
+		return found
 	}
+	const fix = "choose a directory of the node with --root, such as /var/lib/deckhand"
 	for _, name := range ofJob {
 		dir := os.Getenv(name)
 		if !filepath.IsAbs(dir) {
 			continue
 		}
 		if below, err := filepath.Rel(dir, root); err == nil && filepath.IsLocal(below) {
-			return []finding{doubt(fmt.Sprintf("the root %s is in %s, which goes with the job: what a dead run has left is not found again", root, name),
-				"choose a directory of the node with --root, such as /var/lib/deckhand")}
+			return append(found, doubt(fmt.Sprintf("the root %s is in %s, which goes with the job: what a dead run has left is not found again", root, name), fix))
 		}
 	}
-	return nil
+	if point, private := e.privateRoot(); private {
+		found = append(found, doubt(fmt.Sprintf("the root %s is on %s, and Docker does not see it", root, ofJobAlone(point)), fix))
+	}
+	return found
 }
 
 // htcondor reads what the job asks of HTCondor from the description that it gives to each.

@@ -416,6 +416,55 @@ func TestDoctorLooksAtTheJob(t *testing.T) {
 	}
 }
 
+// A mount of the job alone, as HTCondor makes one of /tmp: Docker does not see what is there,
+// and the outputs go with it. A mount that shows what the node has there too is none.
+func TestDoctorLooksAtTheMountsOfTheJob(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	n := newSickNode(t)
+	must(t, os.Mkdir(n.path("private"), 0o755))
+	must(t, os.Mkdir(n.path("shared"), 0o755))
+	must(t, os.Symlink("private", n.path("link")))
+	in := func(of, at string) []string {
+		return []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" "$1" && shift && exec "$@"`, n.path(of), n.path(at)}
+	}
+	n.task(t, "", fmt.Sprintf(`{"path":"/1","url":"%[1]s/shared/1"},{"path":"/2","url":"file://%[1]s/link/new/2"},{"path":"/3","url":"http://127.0.0.1:1/3"}`, n.dir))
+	n.under = in("shared", "private")
+	c := n.complaints(t)["job directories"]
+	if c.Result != checkWarn || !strings.Contains(c.Found, "outputs[1].url: "+n.path("private/new/2")+" is on "+n.path("private")) || !strings.Contains(c.Fix, "the node") {
+		t.Errorf("%+v", c)
+	}
+	if plan := n.says(t, append(n.under, "deckhand", "run", "--dry-run", "task.json")); !strings.Contains(plan, c.Found) {
+		t.Errorf("the plan is %s", plan)
+	}
+	n.under = in("shared", "shared")
+	if c, complains := n.complaints(t)["job directories"]; complains {
+		t.Errorf("%+v", c)
+	}
+	n.args, n.under = nil, in("shared", "private")
+	n.set("DECKHAND_ROOT=" + n.path("link/root"))
+	if c := n.complaints(t)["job directories"]; c.Result != checkWarn || !strings.Contains(c.Found, "the root "+n.path("link/root")+" is on "+n.path("private")) || !strings.Contains(c.Fix, "--root") {
+		t.Errorf("%+v", c)
+	}
+	n.set("DECKHAND_DOCKER_HOST=unix:///nowhere", "DECKHAND_ENGINE_WAIT=1ms")
+	if said := n.says(t, append(n.under, "deckhand", "run", "task.json")); !strings.Contains(said, "does not see the root: it is on "+n.path("private")) {
+		t.Errorf("a run says %s", said)
+	}
+}
+
+// says is all that a command prints, whatever it comes to.
+func (n *sickNode) says(t *testing.T, line []string) string {
+	t.Helper()
+	cmd := exec.Command(line[0], line[1:]...)
+	cmd.Env, cmd.Dir = n.env, n.dir
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
 // Doctor tells that credentials are there, and by what, but never what they are.
 func TestDoctorKeepsSecrets(t *testing.T) {
 	n := newSickNode(t)

@@ -87,6 +87,9 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 	if err := a.fit(); err != nil {
 		return a.unstarted(ctx, d, o, err)
 	}
+	if point, private := a.privateRoot(); private {
+		a.log.Warn("Docker does not see the root: it is on " + ofJobAlone(point))
+	}
 	head, err := a.runTask(ctx, cancel, d, o)
 	if err != nil {
 		return a.unstarted(ctx, d, o, err)

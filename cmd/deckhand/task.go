@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -61,6 +62,7 @@ func (a *app) parseDocument(text []byte, name string) (*document, error) {
 		task.ID = "task-" + d.hash[:16]
 	}
 	d.id = task.ID
+	d.warnings = append(d.warnings, privateOutputs(task)...)
 	return d, nil
 }
 
@@ -129,6 +131,39 @@ func (a *app) checkOutside(url string) error {
 		return fmt.Errorf("must not be in deckhand's own directory %s", a.conf.Root)
 	}
 	return nil
+}
+
+// privateOutputs says which outputs go to a mount that only the job of a batch engine has:
+// the task is COMPLETE, and its outputs are gone with the job. One of each mount is named.
+// Some mount may outlive its job, so that it is no error.
+func privateOutputs(t *tes.Task) (warnings []string) {
+	mounts, told := node.ReadMounts(), map[string]bool{}
+	for i, out := range t.Outputs {
+		file, local := storage.LocalPath(out.URL)
+		if !local {
+			continue
+		}
+		file = node.RealPath(file)
+		if point, private := mounts.Private(file); private && !told[point] {
+			told[point] = true
+			warnings = append(warnings, fmt.Sprintf("outputs[%d].url: %s is on %s", i, file, ofJobAlone(point)))
+		}
+	}
+	return warnings
+}
+
+// privateRoot is the mount of the root, if only the job has that.
+func (a *app) privateRoot() (point string, private bool) {
+	root, err := filepath.Abs(a.conf.Root)
+	if err != nil {
+		return "", false // whoever uses the root says so
+	}
+	return node.ReadMounts().Private(node.RealPath(root))
+}
+
+// ofJobAlone describes a mount that the node does not have.
+func ofJobAlone(point string) string {
+	return fmt.Sprintf("%s, which this process sees as a mount of its own: the node has something else there, and what is written to it may go with the job", point)
 }
 
 func (a *app) documentText(ctx context.Context, source, encoded string) (text []byte, name string, err error) {

@@ -2,7 +2,9 @@ package system
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -108,15 +110,15 @@ func (b *batch) ends(t *testing.T, proc int, code string, runs int) {
 }
 
 // result fails the test unless the result of a task has come back and names a state.
-func (b *batch) result(t *testing.T, task string, want tes.State) {
+func (b *batch) result(t *testing.T, task string, want tes.State) (result tes.Task) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(b.dir, task+".result.json"))
 	must(t, err)
-	var result tes.Task
 	must(t, json.Unmarshal(text, &result))
 	if result.State != want {
 		t.Errorf("the result of %s is %s, want %s", task, result.State, want)
 	}
+	return result
 }
 
 // completes lets the one task that waits end, whose attempts are to have gone through these
@@ -184,6 +186,19 @@ func TestHTCondor(t *testing.T) {
 			b.result(t, end.task, end.state)
 		}
 		p.Clean(t)
+	})
+
+	// The job's own /tmp goes with it, and what the task has put there.
+	t.Run("own directory", func(t *testing.T) {
+		out := "/tmp/deckhand-" + filepath.Base(p.Dir)
+		b := p.submit(t, []tes.Task{{ID: "lost", Executors: []tes.Executor{Sh(p.image, "echo ran > /out")}, Outputs: []tes.Output{{Path: "/out", URL: "file://" + out}}}})
+		b.ends(t, 0, "0", 1)
+		if warned := b.result(t, "lost", tes.Complete).Logs[0].SystemLogs; !strings.Contains(strings.Join(warned, "\n"), out+" is on /tmp, ") {
+			t.Errorf("nothing in %q says that the output goes with the job", warned)
+		}
+		if _, err := os.Stat(out); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", out, err)
+		}
 	})
 
 	t.Run("handed back", func(t *testing.T) {
