@@ -97,8 +97,28 @@ func devicesFree(parent, mount string) error {
 	return nil
 }
 
+// limits are the files of version 2 in which an engine bounds a job, with what each says of
+// a group without a limit.
+var limits = []struct{ file, none string }{{"memory.max", "max"}, {"memory.high", "max"}, {"cpu.max", "max"}, {"cpuset.cpus", ""}}
+
+// limitOf names a limit that a group has itself.
+func limitOf(dir string) (file string, has bool) {
+	for _, l := range limits {
+		text, err := os.ReadFile(filepath.Join(dir, l.file))
+		if err != nil {
+			continue // without that controller
+		}
+		if value, _, _ := strings.Cut(strings.TrimSpace(string(text)), " "); value != l.none {
+			return l.file, true
+		}
+	}
+	return "", false
+}
+
 // parent2 is the lowest group above this process that has no process itself:
-// in version 2 no other one may have groups below it with controllers.
+// in version 2 no other one may have groups below it with controllers. The limits of
+// the groups that are passed over would not hold there: engines that give a job one group
+// for its processes and its limits, as HTCondor does, bind no container.
 func parent2(own string, mounts map[string]string) (string, error) {
 	mount, ok := mounts[""]
 	if !ok {
@@ -112,6 +132,9 @@ func parent2(own string, mounts map[string]string) (string, error) {
 			return "", fmt.Errorf("the control group of this process is not that of the host: %w", err)
 		case len(procs) == 0:
 			return dir, nil
+		}
+		if file, has := limitOf(filepath.Join(mount, dir)); has {
+			return "", fmt.Errorf("the control group %s has the limit %s and a process, so that no container can be below it (cgroup v2)", dir, file)
 		}
 	}
 	return "", errNone

@@ -92,11 +92,18 @@ func TestParent2(t *testing.T) {
 		name, groups string
 		mount        string
 		procs        map[string]string
+		limits       map[string]string
 		want         string
 	}{
 		{name: "Slurm", groups: "0::" + job + "/step_batch/user/task_0\n", want: job + "/step_batch/user",
 			procs: map[string]string{job + "/step_batch/user/task_0": "7\n", job + "/step_batch/user": ""}},
 		{name: "processes above", groups: "0::/a/b/c\n", want: "/a", procs: map[string]string{"/a/b/c": "7\n", "/a/b": "8\n", "/a": ""}},
+		{name: "limits of its own", groups: "0::/htcondor/slot1\n", want: "! group /htcondor/slot1 has the limit memory.max",
+			procs: map[string]string{"/htcondor/slot1": "7\n", "/htcondor": ""}, limits: map[string]string{"/htcondor/slot1/memory.max": "104857600\n"}},
+		{name: "limits between", groups: "0::/a/b/c\n", want: "! group /a/b has the limit cpu.max",
+			procs: map[string]string{"/a/b/c": "7\n", "/a/b": "8\n", "/a": ""}, limits: map[string]string{"/a/b/cpu.max": "50000 100000\n"}},
+		{name: "no limits", groups: "0::/a/b\n", want: "/a", procs: map[string]string{"/a/b": "7\n", "/a": ""},
+			limits: map[string]string{"/a/b/memory.max": "max\n", "/a/b/memory.high": "max\n", "/a/b/cpu.max": "max 100000\n", "/a/b/cpuset.cpus": "\n", "/a/b/pids.max": "9\n"}},
 		{name: "no group", groups: "0::/\n", want: "! no control group"},
 		{name: "processes everywhere", groups: "0::/a\n", want: "! no control group", procs: map[string]string{"/a": "7\n"}},
 		{name: "not there", groups: "0::/a\n", want: "! not that of the host"},
@@ -109,6 +116,9 @@ func TestParent2(t *testing.T) {
 			f := newFixture(t, test.groups, test.mount)
 			for dir, text := range test.procs {
 				f.write(t, "unified"+dir+"/cgroup.procs", text)
+			}
+			for file, text := range test.limits {
+				f.write(t, "unified"+file, text)
 			}
 			check(t, f.Host, "2", test.want)
 		})
