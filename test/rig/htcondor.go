@@ -38,14 +38,15 @@ func inCondor(tb TB, script string, args ...string) *exec.Cmd {
 // HTCondor is a pool of a test's own with one node: the daemons run on loopback, with
 // their state in one directory. Jobs are those of one user.
 type HTCondor struct {
-	dir  string
-	user *syscall.Credential
-	d    *clusterDaemon
+	dir    string
+	user   *syscall.Credential
+	groups string // the control group of all jobs; empty for none
+	d      *clusterDaemon
 }
 
 // condorConf is what the pool needs on one machine. Where nothing is said of it, HTCondor
 // does as it does by default, but sooner, and not what it would change of the machine: settings
-// of the kernel and control groups. Of the directories that a job would have for itself,
+// of the kernel and, if a test does not ask for them, control groups. Of the directories that a job would have for itself,
 // /tmp and /var/tmp, the second is left out: there is what the rig has for jobs.
 const condorConf = `
 CONDOR_HOST = 127.0.0.1
@@ -76,15 +77,16 @@ UPDATE_INTERVAL = 5
 NUM_CPUS = 2
 RunBenchmarks = False
 ENABLE_KERNEL_TUNING = False
-BASE_CGROUP =
+BASE_CGROUP = %[4]s
 MOUNT_UNDER_SCRATCH = /tmp
 `
 
 // condorUser is that of the daemons: daemon, whom every Debian has.
 const condorUser = 1
 
-// NewHTCondor starts a pool, which ends with the test.
-func NewHTCondor(tb TB, user *syscall.Credential) *HTCondor {
+// NewHTCondor starts a pool, which ends with the test. Its jobs are in control groups if
+// they are to be bound.
+func NewHTCondor(tb TB, user *syscall.Credential, bound bool) *HTCondor {
 	tb.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "dkht")
 	if err != nil {
@@ -97,6 +99,10 @@ func NewHTCondor(tb TB, user *syscall.Credential) *HTCondor {
 	}
 	tb.Cleanup(release)
 	c := &HTCondor{dir: dir, user: user}
+	if bound {
+		c.groups = filepath.Base(dir)
+		tb.Cleanup(func() { removeGroups(c.groups) })
+	}
 	err = os.Chmod(dir, 0o755) //nolint:gosec // jobs run below it
 	for _, name := range []string{"log", "spool", "execute", "lock", "run"} {
 		if err == nil {
@@ -107,7 +113,7 @@ func NewHTCondor(tb TB, user *syscall.Credential) *HTCondor {
 		}
 	}
 	if err == nil {
-		err = os.WriteFile(c.config(), fmt.Appendf(nil, condorConf, dir, ports[0], condorUser), 0o644) //nolint:gosec // the user reads it
+		err = os.WriteFile(c.config(), fmt.Appendf(nil, condorConf, dir, ports[0], condorUser, c.groups), 0o644) //nolint:gosec // the user reads it
 	}
 	if err != nil {
 		tb.Fatalf("%v", err)
@@ -147,7 +153,9 @@ func (c *HTCondor) start(tb TB) {
 	tb.Helper()
 	// The master changes its user, and so hears nothing of the end of this process: a shell does,
 	// and tells it to end, with its daemons and jobs.
-	cmd := inCondor(tb, `for f in passwd group hosts; do mount --bind "$1/$f" "/etc/$f" || exit; done; mount --bind "$0" /usr || exit
+	cmd := inCondor(tb, `for f in passwd group hosts; do mount --bind "$1/$f" "/etc/$f" || exit; done
+		`+c.hierarchies(tb)+`
+		mount --bind "$0" /usr || exit
 		trap 'kill -QUIT $master' TERM; condor_master -f & master=$!; wait $master; wait $master`, c.dir)
 	cmd.Env = []string{"PATH=" + daemonPath, "CONDOR_CONFIG=" + c.config()}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
@@ -160,6 +168,37 @@ func (c *HTCondor) start(tb TB) {
 		state, err := c.try("/", "condor_status", "-af", "State")
 		return err == nil && state == "Unclaimed"
 	})
+}
+
+// hierarchies is a script that mounts those of version 1 where HTCondor looks for them: it
+// takes cpu and cpuacct for one, which is left out of where they are not. Without them it
+// does not count the time of jobs, and bounds their memory all the same.
+func (c *HTCondor) hierarchies(tb TB) string {
+	if c.groups == "" {
+		return ""
+	}
+	if Unified() {
+		Lack(tb, "HTCondor's control groups are tried with version 1")
+	}
+	return `[ -d /sys/fs/cgroup/cpu,cpuacct ] || {
+			mkdir "$1/cgroup" || exit
+			mount -t tmpfs none "$1/cgroup" || exit
+			for h in memory cpuset freezer devices pids cpu; do
+				at="$1/cgroup/$h"; [ $h != cpu ] || at="$at,cpuacct"
+				mkdir "$at" && mount --bind /sys/fs/cgroup/$h "$at" || exit
+			done
+			mount --rbind "$1/cgroup" /sys/fs/cgroup || exit
+		}`
+}
+
+// removeGroups removes a group and those of jobs below it, which are empty, from all hierarchies.
+func removeGroups(name string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + name + "/*", "/sys/fs/cgroup/*/" + name} {
+		found, _ := filepath.Glob(pattern) // a sound pattern
+		for _, dir := range found {
+			_ = os.Remove(dir) // the files in it are no directories
+		}
+	}
 }
 
 // Cmd runs one of HTCondor's commands as the user, in a directory, and returns what it prints.
@@ -205,7 +244,7 @@ func (c *HTCondor) Job(tb TB, id string) map[string]string {
 const (
 	CondorRemoved   = "3"
 	CondorCompleted = "4"
-	condorHeld      = "5" // until somebody releases it
+	CondorHeld      = "5" // until somebody releases it
 )
 
 // Until waits until the pool tells of a job what is wanted, which is not to come after its end.
@@ -216,7 +255,7 @@ func (c *HTCondor) Until(tb TB, id string, want func(job map[string]string) bool
 		if job = c.Job(tb, id); want(job) {
 			return job
 		}
-		if slices.Contains([]string{CondorRemoved, CondorCompleted, condorHeld}, job["JobStatus"]) {
+		if slices.Contains([]string{CondorRemoved, CondorCompleted, CondorHeld}, job["JobStatus"]) {
 			break
 		}
 	}

@@ -26,11 +26,12 @@ type pool struct {
 	image string
 }
 
-// newPool starts a pool whose user may use Docker.
-func newPool(t *testing.T) *pool {
+// newPool starts a pool whose user may use Docker, and whose jobs may be bound by control
+// groups.
+func newPool(t *testing.T, bound bool) *pool {
 	t.Helper()
 	w := newUserWorld(t)
-	p := &pool{World: w, stuck: &stuck{World: w, gate: newGate()}, HTCondor: rig.NewHTCondor(t, w.User)}
+	p := &pool{World: w, stuck: &stuck{World: w, gate: newGate()}, HTCondor: rig.NewHTCondor(t, w.User, bound)}
 	p.image = w.Image(t, "task", rig.Spec{}).Tag
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -169,7 +170,7 @@ func (p *pool) waiting(id string) tes.Task {
 // A real HTCondor runs tasks with its example as the page says.
 func TestHTCondor(t *testing.T) {
 	t.Parallel()
-	p := newPool(t)
+	p := newPool(t, false)
 
 	t.Run("ended", func(t *testing.T) {
 		ends := []struct {
@@ -245,4 +246,29 @@ func TestHTCondor(t *testing.T) {
 		eventually(t, "the roll-back", func() bool { return p.Path(t, "removed") == upTo("Run")+" RollingBack Interrupted" })
 		p.Clean(t)
 	})
+}
+
+// What a job asks for bounds the containers of its task, with the setting of the page. Where
+// they are killed for it, HTCondor ends the job and holds it; the next one rolls back what it has left.
+func TestHTCondorBoundsMemory(t *testing.T) {
+	t.Parallel()
+	p := newPool(t, true)
+	submit := func(task tes.Task) *batch {
+		t.Helper()
+		return p.submit(t, []tes.Task{task}, `environment           = "`, "request_memory = 100\nenvironment = \"DECKHAND_RUN_CGROUP_PARENT=auto ")
+	}
+	b := submit(tes.Task{ID: "hog", Executors: []tes.Executor{Sh(p.image, "dd if=/dev/zero of=/dev/null bs=400M count=1")}})
+	job := b.until(t, 0, func(job map[string]string) bool { return job["JobStatus"] == rig.CondorHeld })
+	if why := job["HoldReason"]; !strings.Contains(why, "gone over cgroup memory limit") {
+		t.Errorf("the job is held: %s", why)
+	}
+	p.Cmd(t, b.dir, "condor_rm", b.cluster)
+
+	b = submit(tes.Task{ID: "next", Volumes: []string{"/data"}, Executors: []tes.Executor{Sh(p.image, "sed -n s/.*:memory://p /proc/self/cgroup > /data/group")},
+		Outputs: []tes.Output{{Path: "/data/group", URL: filepath.Join(p.Dir, "group")}}})
+	b.ends(t, 0, "0", 1)
+	if group := p.Read(t, "group"); !strings.Contains(group, "/condor_") {
+		t.Errorf("the container was in the group %s", group)
+	}
+	p.Clean(t)
 }
