@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -26,7 +27,14 @@ const (
 
 // NewExec returns the program of that name, which must be there.
 func NewExec(program string) (*Exec, error) {
-	if err := unix.Access(program, unix.X_OK); err != nil {
+	info, err := os.Stat(program)
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is no file") // a directory, too, may be executable
+	}
+	if err == nil {
+		err = unix.Access(program, unix.X_OK)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &Exec{program}, nil

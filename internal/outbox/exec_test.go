@@ -67,8 +67,10 @@ func TestExecFails(t *testing.T) {
 			t.Errorf("%s: %v", c.script, err)
 		}
 	}
-	if _, err := NewExec("/nowhere"); err == nil {
-		t.Error("a program that is not there is taken")
+	for name, what := range map[string]string{"/nowhere": "a program that is not there", "/usr/bin": "a directory", "/etc/passwd": "a file that nobody may run"} {
+		if _, err := NewExec(name); err == nil {
+			t.Errorf("%s is taken", what)
+		}
 	}
 }
 
