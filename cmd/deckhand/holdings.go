@@ -118,20 +118,25 @@ func (h *holdings) add(u engine.Usage, n machine.Node) {
 	}
 	h.Others.Images = max(0, h.Others.Images)
 	for _, c := range u.Containers {
-		if c.Labels[engine.LabelRoot] == n.RootID {
+		if isOurs(c.Name, c.Labels, n.RootID) {
 			h.Deckhand.Containers += c.Bytes
 		} else {
 			h.Others.Containers += c.Bytes
 		}
 	}
 	for _, v := range u.Volumes {
-		// Docker loses labels, see engine.Docker.Volumes.
-		if v.Labels[engine.LabelRoot] == n.RootID || len(v.Labels) == 0 && strings.HasPrefix(v.Name, engine.RootPrefix(n.RootID)) {
+		if isOurs(v.Name, v.Labels, n.RootID) {
 			h.Deckhand.Volumes += v.Bytes
 		} else {
 			h.Others.Volumes += v.Bytes
 		}
 	}
+}
+
+// isOurs says whether a container or volume is this root's. Docker loses labels of volumes, see
+// engine.Docker.Volumes, and Podman does not tell them with what things take.
+func isOurs(name string, labels map[string]string, rootID string) bool {
+	return labels[engine.LabelRoot] == rootID || len(labels) == 0 && strings.HasPrefix(name, engine.RootPrefix(rootID))
 }
 
 // treeBytes counts the blocks of a tree, without following links and mounts; a

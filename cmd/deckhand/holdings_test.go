@@ -20,15 +20,15 @@ func TestHoldingsAreSorted(t *testing.T) {
 	u := engine.Usage{
 		LayersBytes: 1000, CacheBytes: 7,
 		Images:     []engine.ImageUsage{{ID: "pulled", Bytes: 300, Shared: 100}, {ID: "foreign", Bytes: 500, Shared: 100}, {ID: "unknown", Bytes: 300}},
-		Containers: []engine.ContainerUsage{{Labels: ours, Bytes: 1}, {Labels: theirs, Bytes: 2}, {Bytes: 4}},
+		Containers: []engine.ContainerUsage{{Labels: ours, Bytes: 1}, {Labels: theirs, Bytes: 2}, {Bytes: 4}, {Name: "deckhand-r-t-1-0", Bytes: 8}, {Name: "deckhand-r-t-1-0", Labels: theirs, Bytes: 16}},
 		Volumes:    []engine.Volume{{Labels: ours, Bytes: 10}, {Labels: theirs, Bytes: 20}, {Name: "deckhand-r-t-1-0-v1", Bytes: 40}, {Name: "deckhand-r0-t", Bytes: 80}},
 	}
 	var h holdings
 	h.add(u, n)
-	if want := (ownHoldings{Images: 300, Containers: 1, Volumes: 50}); h.Deckhand != want {
+	if want := (ownHoldings{Images: 300, Containers: 9, Volumes: 50}); h.Deckhand != want {
 		t.Errorf("deckhand holds %+v, want %+v", h.Deckhand, want)
 	}
-	if want := (foreignHoldings{Images: 800, Containers: 6, Volumes: 100, Cache: 7}); h.Others != want {
+	if want := (foreignHoldings{Images: 800, Containers: 22, Volumes: 100, Cache: 7}); h.Others != want {
 		t.Errorf("others hold %+v, want %+v", h.Others, want)
 	}
 }

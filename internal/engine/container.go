@@ -310,9 +310,7 @@ func (d *Docker) Containers(ctx context.Context, labels map[string]string) ([]Co
 		found = nil
 		for _, c := range list {
 			x := Container{ID: c.ID, ImageID: c.ImageID, State: stateOf(c.State), Labels: c.Labels, Volumes: volumesOf(c.Mounts)}
-			if len(c.Names) > 0 {
-				x.Name = strings.TrimPrefix(c.Names[0], "/")
-			}
+			x.Name = nameOf(c.Names)
 			found = append(found, x)
 		}
 		return err

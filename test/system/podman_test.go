@@ -65,6 +65,10 @@ func TestPodman(t *testing.T) {
 	if want := []string{b.Tag, foreign.Tag}; !slices.Equal(names, want) {
 		t.Errorf("the images are %v, want %v", names, want)
 	}
+	// Podman adds up no layers, and writes ids otherwise than in its lists.
+	if held := w.Deckhand(t, "status", "last").Stdout; !strings.Contains(held, "\nholds:    images ") || !strings.Contains(held, "\nothers:   images ") {
+		t.Errorf("both have an image, and status says %s", held)
+	}
 	equal(t, "others' containers", podman.Cmd(t, "ps", "--all", "--format", "{{.Names}}"), "foreign")
 	equal(t, "others' volumes", podman.Cmd(t, "volume", "ls", "--format", "{{.Name}}"), "foreign")
 	w.Clean(t)
