@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -87,11 +88,23 @@ func (c cloud) find() (by, missing string) {
 		}
 	}
 	for _, path := range c.paths {
-		if file := filepath.Join(os.Getenv("HOME"), path); readable(file) == nil {
+		if file := filepath.Join(home(), path); filepath.IsAbs(file) && readable(file) == nil {
 			return file, ""
 		}
 	}
 	return "", ""
+}
+
+// home is where the libraries of the clouds look: what HOME says and, as for a unit of
+// systemd, which has none, what the system knows of the user. Empty when nobody does.
+func home() string {
+	if dir, err := os.UserHomeDir(); err == nil {
+		return dir
+	}
+	if u, err := user.Current(); err == nil {
+		return u.HomeDir
+	}
+	return ""
 }
 
 func readable(name string) error {

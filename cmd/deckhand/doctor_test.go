@@ -465,6 +465,31 @@ func (n *sickNode) says(t *testing.T, line []string) string {
 	return string(out)
 }
 
+// A unit of systemd and an epilog have no HOME. Clouds are then spoken to with what is in the
+// home directory that the user has, and so it is looked for there, and not where doctor stands.
+func TestDoctorKnowsHomeWithoutItsVariable(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	n := newSickNode(t)
+	n.save(t, "passwd", "root:x:0:0::"+n.path("home")+":/bin/sh\n")
+	n.env = slices.DeleteFunc(n.env, func(v string) bool { return strings.HasPrefix(v, "HOME=") })
+	doctor := func() string {
+		return n.says(t, []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/passwd && exec deckhand doctor`, n.path("passwd")})
+	}
+	for _, dir := range []string{".aws", "home/.aws"} {
+		must(t, os.MkdirAll(n.path(dir), 0o700))
+	}
+	n.save(t, ".aws/credentials", "")
+	if said := doctor(); strings.Contains(said, ".aws/credentials") {
+		t.Errorf("without any it says %s", said)
+	}
+	n.save(t, "home/.aws/credentials", "")
+	if said := doctor(); !strings.Contains(said, "AWS by "+n.path("home/.aws/credentials")) {
+		t.Errorf("it says %s", said)
+	}
+}
+
 // Doctor tells that credentials are there, and by what, but never what they are.
 func TestDoctorKeepsSecrets(t *testing.T) {
 	n := newSickNode(t)
