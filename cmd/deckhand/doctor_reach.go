@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/deckhand/deckhand/internal/engine"
+	together "github.com/deckhand/deckhand/internal/group"
 	"github.com/deckhand/deckhand/internal/redact"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -19,6 +20,8 @@ const (
 	// reachURLs is how many URLs of one place are asked for: the others are likely
 	// to be as far away.
 	reachURLs = 5
+	// imagesAtOnce is how many images are asked for at a time.
+	imagesAtOnce = 20
 )
 
 // taskURL is an input or output of the task.
@@ -118,26 +121,42 @@ func ask(ctx context.Context, all *storage.Storage, u taskURL) error {
 	return err
 }
 
-// images asks for the images of the task that are not on the node.
-func (e *examination) images(ctx context.Context) (found []finding) {
+// images asks for the images of the task that are not on the node, side by side: those
+// of a registry that is silent are waited for together.
+func (e *examination) images(ctx context.Context) []finding {
 	if e.task == nil || e.silent != nil {
 		return nil
 	}
-	for _, ref := range e.task.task.Images() {
-		if _, err := e.docker.Image(ctx, ref); err == nil {
-			found = append(found, fine("%s is on the node", ref))
-			continue
-		}
-		manifest, err := e.docker.Manifest(ctx, ref)
-		var need engine.PullNeed
-		if err == nil {
-			need, err = e.docker.PullNeed(ctx, []*engine.Manifest{manifest}) // of images that share layers, each as if alone
-		}
-		if err != nil {
-			found = append(found, broken(message(err), "see whether the name is right, the registry can be reached, and \"docker login\" has been done for this user"))
-			continue
-		}
-		found = append(found, fine("%s is in its registry: %s to pull, %s", ref, counted(need.Layers, "layer"), bytesSize(uint64(need.Compressed))))
+	refs := e.task.task.Images()
+	found := make([]finding, len(refs))
+	all, ctx := together.WithContext(ctx)
+	all.SetLimit(imagesAtOnce)
+	for i, ref := range refs {
+		all.Go(func() error {
+			found[i] = e.image(ctx, ref)
+			return nil
+		})
 	}
+	_ = all.Wait() // none fails
 	return found
+}
+
+func (e *examination) image(ctx context.Context, ref string) finding {
+	ctx, cancel := context.WithTimeoutCause(ctx, reachWait, fmt.Errorf("image %s: no answer in %s", ref, reachWait))
+	defer cancel()
+	if _, err := e.docker.Image(ctx, ref); err == nil {
+		return fine("%s is on the node", ref)
+	}
+	manifest, err := e.docker.Manifest(ctx, ref)
+	var need engine.PullNeed
+	if err == nil {
+		need, err = e.docker.PullNeed(ctx, []*engine.Manifest{manifest}) // of images that share layers, each as if alone
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return broken(message(err), "see whether the name is right, the registry can be reached, and \"docker login\" has been done for this user")
+	}
+	return fine("%s is in its registry: %s to pull, %s", ref, counted(need.Layers, "layer"), bytesSize(uint64(need.Compressed)))
 }

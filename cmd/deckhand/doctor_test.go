@@ -490,6 +490,27 @@ func TestDoctorKnowsHomeWithoutItsVariable(t *testing.T) {
 	}
 }
 
+// A registry that takes the connection and says nothing is waited for as long as the page says,
+// however many images of the task are there.
+func TestDoctorWaitsOnceForASilentRegistry(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { silent.Close() })
+	n := newSickNode(t)
+	n.docker.info["RegistryConfig"] = map[string]any{"InsecureRegistryCIDRs": []string{"127.0.0.0/8"}} // so that it is asked without TLS, too
+	var executors []string
+	for i := range 3 {
+		executors = append(executors, fmt.Sprintf(`{"image":"%s/%d","command":["true"]}`, silent.Addr(), i))
+	}
+	n.save(t, "task.json", `{"executors":[`+strings.Join(executors, ",")+`]}`)
+	began := time.Now()
+	said := n.deckhand(t, "doctor", "task.json").stdout
+	if took := time.Since(began); took > 2*reachWait || strings.Count(said, "no answer in 10s") != len(executors) {
+		t.Errorf("after %s it says %s", took, said)
+	}
+}
+
 // Doctor tells that credentials are there, and by what, but never what they are.
 func TestDoctorKeepsSecrets(t *testing.T) {
 	n := newSickNode(t)
