@@ -60,7 +60,7 @@ func (e *examination) jobDirs(context.Context) (found []finding) {
 		}
 	}
 	if point, private := e.privateRoot(); private {
-		found = append(found, doubt(fmt.Sprintf("the root %s is on %s, and Docker does not see it", root, ofJobAlone(point)), fix))
+		found = append(found, doubt(fmt.Sprintf("the root %s is on %s", root, ofJobAlone(point)), fix))
 	}
 	return found
 }

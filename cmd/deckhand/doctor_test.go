@@ -448,7 +448,7 @@ func TestDoctorLooksAtTheMountsOfTheJob(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	n.set("DECKHAND_DOCKER_HOST=unix:///nowhere", "DECKHAND_ENGINE_WAIT=1ms")
-	if said := n.says(t, append(n.under, "deckhand", "run", "task.json")); !strings.Contains(said, "does not see the root: it is on "+n.path("private")) {
+	if said := n.says(t, append(n.under, "deckhand", "run", "task.json")); !strings.Contains(said, "the root is on "+n.path("private")) {
 		t.Errorf("a run says %s", said)
 	}
 }

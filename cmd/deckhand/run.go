@@ -88,7 +88,7 @@ func (a *app) run(ctx context.Context, source string, o runOptions) error {
 		return a.unstarted(ctx, d, o, err)
 	}
 	if point, private := a.privateRoot(); private {
-		a.log.Warn("Docker does not see the root: it is on " + ofJobAlone(point))
+		a.log.Warn("the root is on " + ofJobAlone(point))
 	}
 	head, err := a.runTask(ctx, cancel, d, o)
 	if err != nil {

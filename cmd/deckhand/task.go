@@ -161,9 +161,10 @@ func (a *app) privateRoot() (point string, private bool) {
 	return node.ReadMounts().Private(node.RealPath(root))
 }
 
-// ofJobAlone describes a mount that the node does not have.
+// ofJobAlone describes a mount that the node does not have. Links of the node are not seen
+// from here: in a container its root may be one.
 func ofJobAlone(point string) string {
-	return fmt.Sprintf("%s, which this process sees as a mount of its own: the node has something else there, and what is written to it may go with the job", point)
+	return fmt.Sprintf("%s, a mount that the node does not have: unless a link there leads to the same, Docker sees something else, and what is written here may go with the job", point)
 }
 
 func (a *app) documentText(ctx context.Context, source, encoded string) (text []byte, name string, err error) {
