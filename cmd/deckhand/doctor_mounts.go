@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/deckhand/deckhand/internal/node"
 )
 
 // mounts looks at the directories whose files are mounted as inputs: whoever can change
@@ -35,6 +37,9 @@ func mountsOf(dir string, usable bool) finding {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return doubt(fmt.Sprintf("%s cannot be used: %s", name, message(err)), "mend it, or take it out of the setting")
+	}
+	if point, private := node.ReadMounts().Private(resolved); private {
+		return doubt(fmt.Sprintf("nothing of %s is mounted: it is on %s", name, ofJobAlone(point)), "declare a directory that the node has too; inputs from there are copied until then")
 	}
 	for at := resolved; at != "/"; at = filepath.Dir(at) {
 		info, err := os.Stat(at)

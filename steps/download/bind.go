@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/internal/storage"
 	"github.com/deckhand/deckhand/internal/storage/glob"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -112,11 +113,19 @@ func (s *Step) bind(tree *worktree.Tree, i int) (*worktree.Bind, string, error) 
 		return nil, "not everybody may read it, or run it as its owner may", nil
 	case mode&(fs.ModeSetuid|fs.ModeSetgid) != 0:
 		return nil, "it runs as its owner or group", nil
+	case private(source):
+		return nil, "the node, and so Docker, has something else at its path", nil
 	case storage.Clones(f, tree.Dir):
 		return nil, "the copy shares its blocks", nil
 	}
 	b := worktree.NewBind(path.Clean(in.Path), source, info)
 	return &b, "", nil
+}
+
+// private says whether a path is on a mount that only the job of a batch engine has.
+func private(source string) bool {
+	_, is := node.ReadMounts().Private(source)
+	return is
 }
 
 // below says whether a path without links lies below a directory, which may be reached

@@ -301,3 +301,25 @@ func TestMountedInputChosenOnce(t *testing.T) {
 	}
 	w.Clean(t)
 }
+
+// An input on a mount that only the job has is copied, also when its directory is declared: Docker
+// would mount what the node has at that path.
+func TestInputOnAMountOfTheJob(t *testing.T) {
+	t.Parallel()
+	w, dir, genome := reference(t)
+	image := w.Image(t, "mounted", rig.Spec{})
+	own := filepath.Join(w.Dir, "own")
+	if err := errors.Join(os.Mkdir(own, 0o755), os.WriteFile(filepath.Join(own, filepath.Base(genome)), []byte(strings.Repeat("T", 16*mib)), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	w.Under = []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" "$1" && shift && exec "$@"`, own, dir}
+	log := w.MustRun(t, 0, tes.Task{
+		ID: "own", Inputs: []tes.Input{{Path: "/data/genome.fa", URL: genome}}, Executors: []tes.Executor{Sh(image.Tag, "head -c 4 /data/genome.fa")},
+	}).Log(t)
+	equal(t, "what the executor saw", log.Logs[0].Stdout, "TTTT")
+	if found := w.complaints(t)["mounted inputs"]; !strings.Contains(found.Found, "is on "+dir+", a mount that the node does not have") {
+		t.Errorf("doctor says %+v", found)
+	}
+	w.Under = nil
+	w.Clean(t)
+}
