@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -22,8 +23,8 @@ type recovered struct {
 	// Closed were handed back, and nobody runs them again: their server was told that they ended.
 	Closed   []string `json:"closed"`
 	Problems []string `json:"problems"`
-	// Removed is what was left of the tasks of a journal that was lost, and what earlier
-	// roll-backs had left at storages.
+	// Removed is what was left of the tasks of a journal that was lost, what a power cut had
+	// brought back, and what earlier roll-backs had left at storages.
 	Removed []scrub.Item `json:"removed"`
 }
 
@@ -37,7 +38,7 @@ func newRecoverCommand(a *app) *cobra.Command {
 running one alone, unless --job names the job of Slurm that runs it. A task of a Funnel server that
 was handed back, and that nobody runs again, is ended on the server: its job of Slurm is gone, or
 another engine has had it for funnel.give_up_after. It ends the uploads that earlier roll-backs could not end.
-When the journal was lost it removes what its tasks left. It exits 0 whatever it finds, because an epilog that fails
+When the journal was lost it removes what its tasks left, and after a restart of the node what a power cut brought back. It exits 0 whatever it finds, because an epilog that fails
 takes its node out of service, unless the journal is unusable (78).`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -91,8 +92,8 @@ func (a *app) evict(ctx context.Context, owner node.Owner) (*session, error) {
 	})
 }
 
-// recoverLost removes what the tasks of a journal left that is lost, and adds it
-// to r: nobody knows what state they were in.
+// recoverLost removes what the tasks of a journal left that is lost, or what a power cut
+// brought back of tasks that have ended, and adds it to r.
 func (s *session) recoverLost(ctx context.Context, r recovered) (recovered, error) {
 	report, err := s.scrub(ctx)
 	if err != nil && journalUnusable(err) {
@@ -119,11 +120,21 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 		if err != nil {
 			return r, err
 		}
-		if len(known) > 0 {
-			return s.ending(ctx, r, known)
+		// A journal that knows of no task may have taken the place of one that did, and the
+		// next task of this root may come late.
+		forgotten := len(known) == 0
+		if !forgotten {
+			newest := slices.MaxFunc(known, func(a, b machine.Head) int { return a.Since.Compare(b.Since) })
+			if forgotten, err = restartedSince(s.journal.Records(newest.Task), s.boot); err != nil {
+				return r, err
+			}
 		}
-		// A journal that knows of no task may have taken the place of one that did.
-		return s.recoverLost(ctx, r)
+		if forgotten {
+			if r, err = s.recoverLost(ctx, r); err != nil {
+				return r, err
+			}
+		}
+		return s.ending(ctx, r, known)
 	}
 	if err := s.rollBackOther(ctx, "", "rolled back by recover: its process is gone"); err != nil {
 		if journalUnusable(err) {

@@ -172,21 +172,26 @@ func (a *app) cleanAfterRestart(ctx context.Context, records iter.Seq2[machine.R
 	if err != nil {
 		return err
 	}
-	var last machine.Record
-	for r, err := range records {
-		if err != nil {
-			return err
-		}
-		last = r
-	}
-	if last.BootID == boot {
-		return nil
+	if restarted, err := restartedSince(records, boot); !restarted || err != nil {
+		return err
 	}
 	report, err := a.scrub(ctx, false)
 	if err == nil && len(report.Failed) > 0 {
 		err = fmt.Errorf("%s %s: %s", report.Failed[0].Kind, report.Failed[0].Name, report.Failed[0].Why)
 	}
 	return err
+}
+
+// restartedSince says whether the last of the records is of another boot than this one.
+func restartedSince(records iter.Seq2[machine.Record, error], boot string) (bool, error) {
+	var last machine.Record
+	for r, err := range records {
+		if err != nil {
+			return false, err
+		}
+		last = r
+	}
+	return last.BootID != boot, nil
 }
 
 // beforeStart is the error of a run that was told to stop before it had begun

@@ -559,16 +559,8 @@ func TestCompleteIsRepeatedAfterARestart(t *testing.T) {
 	if len(w.Containers(t)) != 1 || len(w.TaskDirs(t)) != 1 {
 		t.Fatal("there is nothing to remove: this test tests nothing")
 	}
-	b := w.prepare(t, task)
-	b.Args = append([]string{
-		"unshare", "--mount", "sh", "-c", `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`,
-		w.Write(t, "boot_id", "00000000-0000-4000-8000-000000000000\n"), b.Path,
-	}, b.Args[1:]...)
-	var err error
-	if b.Path, err = exec.LookPath("unshare"); err != nil {
-		t.Fatal(err)
-	}
-	b.start(t)
+	w.restart(t)
+	b := w.Start(t, task)
 	if code, log := b.End(t); code != 0 || !strings.Contains(log, "complete already") {
 		t.Errorf("it ended with %d:\n%s", code, log)
 	}
@@ -577,6 +569,36 @@ func TestCompleteIsRepeatedAfterARestart(t *testing.T) {
 	}
 	if left := w.Docker(t, "volume", "ls", "--quiet", "--filter", "name="+forgotten); left != "" {
 		t.Errorf("left is a volume without labels: %s", left)
+	}
+	w.Clean(t)
+}
+
+// restart makes it another boot of the node for the program.
+func (w *World) restart(t *testing.T) {
+	t.Helper()
+	w.Under = []string{
+		"unshare", "--mount", "sh", "-c", `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`,
+		w.Write(t, "boot_id", "00000000-0000-4000-8000-000000000000\n"),
+	}
+}
+
+// The same at boot, also when no task comes to the root for long.
+func TestRecoverAfterARestart(t *testing.T) {
+	t.Parallel()
+	w := NewWorld(t)
+	image := w.Image(t, "restarted", rig.Spec{})
+	task := tes.Task{ID: "restarted", Executors: []tes.Executor{Sh(image.Digest, "exit 1")}}
+	w.MustRun(t, 1, task)
+	label := []string{"--label", "deckhand.root=" + w.RootID(t), "--label", "deckhand.task=restarted", "--label", "deckhand.attempt=1"}
+	w.Docker(t, append([]string{"volume", "create"}, label...)...)
+	w.Docker(t, append(append([]string{"create", "--network=none"}, label...), image.Digest, "true")...)
+	must(t, os.MkdirAll(filepath.Join(w.Root, "tasks/restarted/1/dirs/0"), 0o700))
+	if r := w.recover(t); len(r.Removed) > 0 {
+		t.Errorf("in the same boot it removes %+v", r.Removed)
+	}
+	w.restart(t)
+	if r := w.recover(t); len(r.Removed) != 3 || len(r.RolledBack)+len(r.Problems) > 0 {
+		t.Errorf("in the next boot it does %+v", r)
 	}
 	w.Clean(t)
 }

@@ -45,10 +45,7 @@ func TestPowerCutOfTheRoot(t *testing.T) {
 	run.End(t)
 	fs.Restart()
 	comes.Store(true)
-	w.Under = []string{
-		"unshare", "--mount", "sh", "-c", `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`,
-		w.Write(t, "boot_id", "00000000-0000-4000-8000-000000000000\n"),
-	}
+	w.restart(t)
 	o := w.MustRun(t, 0, task)
 	if l := o.Log(t); len(o.Task.Logs) != 1 || l.Logs[0].Stderr != "said\n" {
 		t.Errorf("after %d attempts the executor's account is %+v", len(o.Task.Logs), l.Logs[0])
