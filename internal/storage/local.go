@@ -186,6 +186,8 @@ func sourceFault(err error) error {
 		return machine.Faultf(machine.TaskFault, "there is no such file on this node: %w", err)
 	case errors.Is(err, fs.ErrPermission):
 		return machine.Faultf(machine.TaskFault, "user %d may not read it: %w", os.Geteuid(), err)
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+		return machine.Faultf(machine.TaskFault, "its path leads nowhere: %w", err)
 	}
 	return readFault(err)
 }
@@ -319,11 +321,11 @@ func (w *walk) entry(path, name string, e fs.DirEntry, above []string) error {
 // target. Directories on the way are made.
 func (local) Put(ctx context.Context, url string, src *Source) error {
 	target, err := localTarget(url)
-	if err != nil {
-		return err
-	}
 	need := func(err error) error {
 		return ioFault(err, src.Size, func() int64 { return freeBytesAt(target) })
+	}
+	if err != nil {
+		return need(err)
 	}
 	if err := makeDirs(filepath.Dir(target)); err != nil {
 		return need(err)

@@ -34,7 +34,12 @@ func TestFetchRefusesWhatIsNoFile(t *testing.T) {
 	}
 	defer l.Close()
 	storagetest.Write(t, filepath.Join(dir, "file"), []byte("x"))
+	if err := os.Symlink("loop", dir+"/loop"); err != nil {
+		t.Fatal(err)
+	}
 	rows := []struct{ url, says string }{
+		{dir + "/loop", "too many levels of symbolic links"},
+		{dir + "/" + strings.Repeat("n", 256), "file name too long"},
 		{dir + "/fifo", "FIFO"},
 		{dir + "/socket", "socket"},
 		{"/dev/zero", "device"},

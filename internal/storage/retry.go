@@ -123,7 +123,9 @@ func ioFault(err error, need int64, free func() int64) error {
 			return machine.Faultf(machine.NodeFault, "the disk is full: more than the %d bytes that are free are needed, and the source does not tell how many: %w", free(), err)
 		}
 		return machine.Faultf(machine.NodeFault, "the disk is full: %d bytes are needed, %d are free: %w", need, free(), err)
-	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),
+	case errors.Is(err, syscall.ESTALE), errors.Is(err, syscall.ETIMEDOUT): // so does a share fail that is away for a moment
+		return passing(err)
+	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENOTCONN), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),
 		errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EFBIG):
 		return machine.Faultf(machine.NodeFault, "%w", err)
 	}
@@ -132,15 +134,16 @@ func ioFault(err error, need int64, free func() int64) error {
 
 // readFault tells failures of a source that may pass from those that will not.
 func readFault(err error) error {
-	var timeout net.Error
+	var network *net.OpError
+	var timeout net.Error // which each of the kernel's errors is, too
 	switch {
 	case err == nil, errors.Is(err, context.Canceled):
 		return err
+	case !errors.As(err, &network) && (errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOTCONN)):
+		return machine.Faultf(machine.NodeFault, "%w", err)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ESTALE),
 		errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout):
 		return passing(err)
-	case errors.Is(err, syscall.EIO):
-		return machine.Faultf(machine.NodeFault, "%w", err)
 	}
 	return err
 }
