@@ -202,6 +202,28 @@ func TestHTCondor(t *testing.T) {
 		}
 	})
 
+	// Doctor in a job reads what HTCondor tells of it.
+	t.Run("doctor", func(t *testing.T) {
+		task := tes.Task{ID: "asked", Executors: []tes.Executor{Sh(p.image, "true")}, Outputs: []tes.Output{{Path: "/out", URL: "/tmp/out"}}}
+		b := p.submit(t, []tes.Task{task}, "run $Fnx(TASK) --lock-wait 10m --result $Fn(TASK).result.json", "doctor --json $Fnx(TASK)", "job_max_vacate_time   = 120", "job_max_vacate_time = 5")
+		b.ends(t, 0, "0", 1)
+		var found []struct{ Check, Result, Found, Fix string }
+		text, err := os.ReadFile(filepath.Join(b.dir, "deckhand-"+b.cluster+".0.out"))
+		must(t, err)
+		must(t, json.Unmarshal(text, &found))
+		said := map[string]string{}
+		for _, f := range found {
+			said[f.Check] = f.Result + " " + f.Found
+		}
+		for check, want := range map[string]string{
+			"launcher": "ok HTCondor (_CONDOR_SLOT=slot1_1)", "job directories": "warn outputs[0].url: /tmp/out is on /tmp, ", "htcondor": "warn JobMaxVacateTime is 5 seconds",
+		} {
+			if !strings.HasPrefix(said[check], want) {
+				t.Errorf("%s: %s, want %s", check, said[check], want)
+			}
+		}
+	})
+
 	t.Run("handed back", func(t *testing.T) {
 		b := p.submit(t, []tes.Task{p.waiting("back")})
 		b.runs(t, "back", 1)
