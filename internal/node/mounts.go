@@ -3,6 +3,7 @@ package node
 import (
 	"os"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -15,6 +16,7 @@ type mount struct {
 	device     string
 	root       string // the directory of the filesystem that is mounted
 	point      string
+	kind       string // of the filesystem
 }
 
 // ReadMounts asks the kernel. Where it does not tell, and in a PID namespace of its own,
@@ -35,26 +37,30 @@ func ReadMounts() Mounts {
 // first process of the node sees something else at that path: who is in no mount namespace
 // of a job, as Docker, does not find there what this process does.
 func (m Mounts) Private(file string) (point string, private bool) {
-	own, device, root := place(m.own, file)
-	_, nodeDevice, nodeRoot := place(m.node, file)
-	if own == "" || nodeDevice == "" || device == nodeDevice && root == nodeRoot {
+	own, ok := place(m.own, file)
+	there, told := place(m.node, file)
+	// What an automounter has not mounted yet, or not any more, is not there to be seen.
+	if !ok || !told || there.kind == "autofs" || own.device == there.device && own.within(file) == there.within(file) {
 		return "", false
 	}
-	return own, true
+	return own.point, true
 }
 
-// place says where a path lies: its mount point, the device of that mount, and the path in
-// the filesystem. They are empty where the mounts do not tell.
-func place(mounts []mount, file string) (point, device, root string) {
-	at, ok := first(mounts)
-	if !ok {
-		return "", "", ""
+// within is a path below the mount's point as the filesystem itself has it.
+func (m mount) within(file string) string {
+	return path.Join(m.root, strings.TrimPrefix(file, m.point))
+}
+
+// place is the mount on which a path lies; false where the mounts do not tell.
+func place(mounts []mount, file string) (at mount, ok bool) {
+	if at, ok = first(mounts); !ok {
+		return at, false
 	}
 	// As the kernel walks: a mount hides what is below its point of the mount that it is in.
 	for range mounts {
 		next := at
 		for _, m := range mounts {
-			if m.parent == at.id && m.id != at.id && within(m.point, file) && (next == at || len(m.point) < len(next.point)) {
+			if m.parent == at.id && m.id != at.id && below(m.point, file) && (next == at || len(m.point) < len(next.point)) {
 				next = m
 			}
 		}
@@ -63,7 +69,7 @@ func place(mounts []mount, file string) (point, device, root string) {
 		}
 		at = next
 	}
-	return at.point, at.device, path.Join(at.root, strings.TrimPrefix(file, at.point))
+	return at, true
 }
 
 // first is the mount of the root directory: what it is mounted on is not seen.
@@ -80,7 +86,7 @@ func first(mounts []mount) (mount, bool) {
 	return mount{}, false
 }
 
-func within(dir, file string) bool {
+func below(dir, file string) bool {
 	return dir == "/" || file == dir || strings.HasPrefix(file, dir+"/")
 }
 
@@ -90,8 +96,9 @@ var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\13
 func parseMounts(text string) (mounts []mount) {
 	for line := range strings.Lines(text) {
 		// proc(5): id parent device root point options tags - type source options
-		if f := strings.Fields(line); len(f) >= 6 {
-			mounts = append(mounts, mount{f[0], f[1], f[2], unescape.Replace(f[3]), unescape.Replace(f[4])})
+		f := strings.Fields(line)
+		if i := slices.Index(f, "-"); i >= 6 && i+1 < len(f) {
+			mounts = append(mounts, mount{f[0], f[1], f[2], unescape.Replace(f[3]), unescape.Replace(f[4]), f[i+1]})
 		}
 	}
 	return mounts
