@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"os"
 	"path"
 	"slices"
@@ -27,11 +28,14 @@ func ReadMounts() Mounts {
 		return Mounts{}
 	}
 	first, err := os.ReadFile("/proc/1/mountinfo")
-	if err != nil {
+	if err != nil || bytes.Equal(own, first) {
 		return Mounts{}
 	}
 	return Mounts{parseMounts(string(own)), parseMounts(string(first))}
 }
+
+// Shared says that this process has no mounts of its own, as far as the kernel tells.
+func (m Mounts) Shared() bool { return len(m.own) == 0 }
 
 // Private returns the mount point below which an absolute path without links is, when the
 // first process of the node sees something else at that path: who is in no mount namespace
