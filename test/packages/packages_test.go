@@ -259,6 +259,8 @@ func installDeb(t *testing.T, dir string) {
 	if !slices.Equal(m.left(t), state) {
 		t.Errorf("purged, it leaves %q, want %q", m.left(t), state)
 	}
+	m.shell(t, install)
+	m.upgrade(t, dir, "deb", "dpkg -i --force-confold ", ".dpkg-dist")
 }
 
 func installRPM(t *testing.T, dir string) {
@@ -282,6 +284,29 @@ func installRPM(t *testing.T, dir string) {
 	m.shell(t, rpm+"-e deckhand 2>&1")
 	if want := slices.Concat([]string{"/etc/deckhand", config + ".rpmsave"}, state); !slices.Equal(m.left(t), want) {
 		t.Errorf("removed, it leaves %q, want %q", m.left(t), want)
+	}
+	m.shell(t, "rm "+config+".rpmsave && "+rpm+"-i "+name)
+	m.upgrade(t, dir, "rpm", rpm+"-U ", ".rpmnew")
+}
+
+// upgrade goes, with nobody there to answer, to a version that brings another configuration:
+// the one that somebody has changed stays, with the new one beside it.
+func (m *machine) upgrade(t *testing.T, dir, packager, command, beside string) {
+	t.Helper()
+	m.shell(t, "sed -i 's/^#progress: auto/progress: none/' "+config)
+	stage := t.TempDir()
+	const newer = "{name: deckhand, arch: " + runtime.GOARCH + ", version: 9.0.0, maintainer: nobody, contents: [{src: config.yaml, dst: " + config + ", type: config|noreplace}]}"
+	if err := errors.Join(os.WriteFile(filepath.Join(stage, "nfpm.yaml"), []byte(newer), 0o600), os.WriteFile(filepath.Join(stage, "config.yaml"), []byte("#new: 1\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	nfpm, err := filepath.Abs("../../.tools/bin/nfpm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, stage, nfpm, "package", "-p", packager, "-t", filepath.Join(dir, "newer."+packager))
+	m.shell(t, command+"/mnt/newer."+packager+" </dev/null")
+	if got := m.shell(t, "grep ^progress "+config+"; cat "+config+beside); got != "progress: none\n#new: 1\n" {
+		t.Errorf("after the upgrade there are %q", got)
 	}
 }
 
