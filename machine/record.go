@@ -121,6 +121,8 @@ type ImageRecord struct {
 	Layers []int64 `json:"layers,omitempty"`
 	// Begun says that a pull may be under way; it was only announced before.
 	Begun bool `json:"begun,omitempty"`
+	// Boot is the boot of the node in which the pull began.
+	Boot string `json:"boot_id,omitempty"`
 	// Before are the IDs of the images that were on the node when a pull began:
 	// the one that Reference named, and all that are not deckhand's. When the
 	// reference names one of them after the pull, the pull did not bring it.

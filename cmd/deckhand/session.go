@@ -359,7 +359,7 @@ func (s *session) machine(task string, doc *tes.Task) (*machine.Machine, error) 
 		},
 		&imagecheck.Step{
 			Task: doc, Engine: s.docker, Containers: containers, Policy: imagecheck.Policy(conf.Image.Pull),
-			Keep: ledger.Keep{Tasks: conf.Image.Keep, Bytes: conf.Image.KeepBytes}, Room: space, Meter: s.meter, Log: s.app.log,
+			Keep: ledger.Keep{Tasks: conf.Image.Keep, Bytes: conf.Image.KeepBytes}, Room: space, BootID: s.boot, Meter: s.meter, Log: s.app.log,
 		},
 		inputs,
 		&run.Step{

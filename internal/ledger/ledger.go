@@ -73,6 +73,30 @@ func Settle(ctx context.Context, e Engine, images []machine.ImageRecord) ([]mach
 	return kept, err
 }
 
+// Distrust removes what pulls of another boot of the node have brought and nobody has
+// journaled: what Docker had unpacked may not have been on the disk when the power went, and
+// Docker takes it for whole (ADR 16). What somebody uses stays.
+func Distrust(ctx context.Context, e Engine, images []machine.ImageRecord, boot string) error {
+	for _, r := range images {
+		if !Doubtful(r, boot) {
+			continue
+		}
+		img, err := e.Image(ctx, r.Reference)
+		if err == nil && Cut(r, img.ID) && !slices.Contains(r.Before, img.ID) {
+			err = e.RemoveImage(ctx, r.Reference)
+		}
+		if err != nil && !errors.Is(err, engine.ErrNotFound) && !errors.Is(err, engine.ErrInUse) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Doubtful says whether a record is of a pull that the node's power may have cut off.
+func Doubtful(r machine.ImageRecord, boot string) bool {
+	return r.Phase == machine.Pulling && r.Begun && r.Boot != boot
+}
+
 // Cut says whether a pull that was announced with r has given its reference to
 // the image, in a process that died before it could journal that.
 func Cut(r machine.ImageRecord, imageID string) bool {
@@ -85,7 +109,7 @@ func Cut(r machine.ImageRecord, imageID string) bool {
 func Ended(r machine.ImageRecord, img engine.Image) machine.ImageRecord {
 	r.ImageID, r.Digest, r.Bytes, r.PulledByUs, r.Phase = img.ID, RepoDigest(img, r.Reference), img.Size, true, machine.Present
 	r.Shared, r.Lone = slices.Contains(r.Before, img.ID), slices.Contains(r.Alone, img.ID)
-	r.Begun, r.Before, r.Alone, r.Had = false, nil, nil, ""
+	r.Begun, r.Boot, r.Before, r.Alone, r.Had = false, "", nil, nil, ""
 	return r
 }
 

@@ -84,6 +84,7 @@ type Step struct {
 	Policy     Policy
 	Keep       ledger.Keep
 	Room       *room.Room
+	BootID     string
 	Meter      *progress.Meter
 	Log        *slog.Logger
 	// Wait passes time, by the clock when it is nil.
@@ -128,6 +129,9 @@ func (w *want) mayBe(imageID string) bool {
 
 // Do implements machine.Step.
 func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
+	if err := ledger.Distrust(ctx, s.Engine, n.Images(), s.BootID); err != nil {
+		return err
+	}
 	images, err := ledger.Settle(ctx, s.Engine, n.Images())
 	if err != nil {
 		return err
@@ -144,6 +148,9 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		return err
 	}
 	if err := s.ask(ctx, wants); err != nil {
+		return err
+	}
+	if err := s.distrustNameless(ctx, wants); err != nil {
 		return err
 	}
 	late, err := s.pullsFirst(ctx, n, wants)
@@ -174,6 +181,25 @@ func (s *Step) Do(ctx context.Context, t *machine.Task, n machine.Notes) error {
 		}
 	}
 	return s.Containers.Settle(ctx, t, n)
+}
+
+// distrustNameless is ledger.Distrust for images that Docker had made, and not named yet.
+func (s *Step) distrustNameless(ctx context.Context, wants []*want) error {
+	for _, w := range toPull(wants) {
+		if w.manifest == nil || !ledger.Doubtful(w.pulling, s.BootID) {
+			continue
+		}
+		for _, id := range w.manifest.IDs {
+			img, err := s.Engine.Image(ctx, id)
+			if err == nil && len(img.Tags)+len(img.Digests) == 0 && !slices.Contains(w.pulling.Before, id) {
+				err = s.Engine.RemoveImage(ctx, id)
+			}
+			if err != nil && !errors.Is(err, engine.ErrNotFound) && !errors.Is(err, engine.ErrInUse) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // wait passes time.
@@ -310,7 +336,7 @@ func present(images []machine.ImageRecord, ref string, img engine.Image) machine
 func pulling(images []machine.ImageRecord, ref string) machine.ImageRecord {
 	for _, r := range images {
 		if r.Phase == machine.Pulling && r.Reference == ref && r.Begun {
-			return machine.ImageRecord{Reference: ref, Phase: machine.Pulling, Begun: true, Before: r.Before, Alone: r.Alone, Had: r.Had}
+			return machine.ImageRecord{Reference: ref, Phase: machine.Pulling, Begun: true, Boot: r.Boot, Before: r.Before, Alone: r.Alone, Had: r.Had}
 		}
 	}
 	return machine.ImageRecord{Reference: ref, Phase: machine.Pulling}
@@ -396,7 +422,7 @@ func (s *Step) begin(ctx context.Context, n machine.Notes, w *want) error {
 			now.Had = w.pulling.Had
 		}
 	}
-	w.pulling.Begun, w.pulling.Before, w.pulling.Alone, w.pulling.Had = true, now.Before, now.Alone, now.Had
+	w.pulling.Begun, w.pulling.Boot, w.pulling.Before, w.pulling.Alone, w.pulling.Had = true, s.BootID, now.Before, now.Alone, now.Had
 	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(n.Images(), w.pulling)})
 }
 
@@ -557,6 +583,9 @@ func (s *Step) Undo(ctx context.Context, t *machine.Task, n machine.Notes) error
 	images := n.Images()
 	if !slices.ContainsFunc(images, func(r machine.ImageRecord) bool { return r.Phase != machine.Present }) {
 		return nil
+	}
+	if err := ledger.Distrust(ctx, s.Engine, images, s.BootID); err != nil {
+		return err
 	}
 	settled, err := ledger.Settle(ctx, s.Engine, images)
 	if err != nil {

@@ -929,6 +929,84 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// After a power cut what a pull had brought, and nobody had journaled, is no image to run: its
+// layers may not have been on the disk. It is pulled again, and goes with a roll-back.
+func TestPullBeforeAPowerCut(t *testing.T) {
+	begun := func(t *testing.T, came func(w *world)) (*world, *task) {
+		t.Helper()
+		w := newWorld()
+		w.registry[a] = "x"
+		k := w.task(t, a)
+		k.step.BootID = "before"
+		w.pulling = func(string) error { came(w); return errKilled }
+		if err := k.do(); !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		w.pulling, w.asked, w.Removed = nil, nil, nil
+		w.memory.Reopen()
+		k.notes = again(t, w, k)
+		return w, k
+	}
+	named := func(w *world) { w.Load(a, "x") }
+	nameless := func(w *world) {
+		w.Load(a, "x")
+		if err := errors.Join(w.RemoveName(a), w.RemoveName(digest(a, "x"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		name    string
+		came    func(w *world)
+		boot    string
+		removed []string
+	}{
+		{"named", named, "after", []string{a}},
+		{"made and not named", nameless, "after", []string{ledgertest.ID("x")}},
+		{"nothing had come", func(*world) {}, "after", nil},
+		{"the process died, and not the node", named, "before", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w, k := begun(t, test.came)
+			k.step.BootID = test.boot
+			if err := k.do(); err != nil {
+				t.Fatal(err)
+			}
+			want(t, "removed", w.Removed, test.removed)
+			want(t, "pulled again", len(w.asked), map[bool]int{true: 1}[test.boot == "after"])
+			want(t, "came", k.came(t), "pulled")
+			w.wantLedger(t, a+" present ours last")
+		})
+	}
+	t.Run("rolled back", func(t *testing.T) {
+		w, k := begun(t, named)
+		k.step.BootID = "after"
+		if err := k.step.Undo(t.Context(), &k.Task, k.notes); err != nil {
+			t.Fatal(err)
+		}
+		want(t, "it is there", w.Has("x"), false)
+		w.wantLedger(t)
+	})
+	t.Run("it was there before", func(t *testing.T) {
+		w := newWorld()
+		w.registry[a] = "x"
+		w.Load(mine, "x")
+		k := w.task(t, a)
+		k.step.BootID = "before"
+		w.pulling = func(string) error { w.Load(a, "x"); return errKilled }
+		if err := k.do(); !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		w.pulling, w.asked = nil, nil
+		w.memory.Reopen()
+		k.notes, k.step.BootID = again(t, w, k), "after"
+		if err := k.do(); err != nil {
+			t.Fatal(err)
+		}
+		want(t, "removed", w.Removed, []string(nil))
+		want(t, "came", k.came(t), "present")
+	})
+}
+
 // again is the notes of a task that another process takes up: those of its
 // journaled records, without what the dead one had in memory only.
 func again(t tb, w *world, k *task) machine.Notes {

@@ -3,6 +3,7 @@ package imagecheck_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -20,8 +21,12 @@ import (
 // containers of its task.
 type roots struct {
 	*node
-	all []*root
+	all   []*root
+	boots int // of the node
 }
+
+// boot is what the kernel calls the present boot.
+func (r *roots) boot() string { return fmt.Sprint("boot ", r.boots) }
 
 type root struct {
 	*world
@@ -121,7 +126,7 @@ func (x *root) end(t tb, resume bool) {
 		x.running = nil
 		x.memory.Reopen()
 		x.pulling = nil
-		k.notes = again(t, x.world, k)
+		k.notes, k.step.BootID = again(t, x.world, k), x.roots.boot()
 		if resume {
 			if err := k.do(); err != nil {
 				t.Fatal(err)
@@ -140,7 +145,7 @@ func (x *root) work(t tb, policy imagecheck.Policy, killed int, refs ...string) 
 	t.Helper()
 	x.policy = policy
 	k := x.task(t, refs...)
-	k.step.Engine, k.step.Containers = x, x
+	k.step.Engine, k.step.Containers, k.step.BootID = x, x, x.roots.boot()
 	k.step.Wait = func(context.Context, time.Duration) error { x.roots.Store.Settle(); return nil }
 	x.kill(killed)
 	x.roots.Between = x.others
@@ -228,6 +233,7 @@ func shareImages(t *testing.T, moves bool) {
 			"ends": func(t *rapid.T) {
 				free(t, nil).end(t, rapid.Bool().Draw(t, "resumed"))
 			},
+			"the node starts again": func(*rapid.T) { r.boots++ },
 			"tag moves": func(t *rapid.T) {
 				if !moves {
 					t.Skip("tags stay")

@@ -105,6 +105,17 @@ func (s *Store) Tag(content, name string) {
 	s.names[name] = ID(content)
 }
 
+// RemoveName takes a name, and nothing else, as a power cut may.
+func (s *Store) RemoveName(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.names[name] == "" {
+		return fmt.Errorf("nothing is named %s", name)
+	}
+	delete(s.names, name)
+	return nil
+}
+
 // Use says whether a container refers to the image.
 func (s *Store) Use(content string, used bool) {
 	s.mu.Lock()
