@@ -118,14 +118,19 @@ func listPages(ctx context.Context, s *Storage, url string, u bucketURL, join fu
 		found := false
 		for next, more := "", true; more; more = next != "" {
 			var objects []listed
+			var after string
 			err := s.retry(ctx, "list", url, nil, func(ctx context.Context) (err error) {
-				objects, next, err = page(ctx, next)
+				objects, after, err = page(ctx, next) // the same page again when this fails
 				return err
 			})
+			if err == nil && after != "" && after == next {
+				err = describe(machine.Faultf(machine.TaskFault, "the storage lists the same page again and again"), "list", url, 1)
+			}
 			if err != nil {
 				yield(Object{}, err)
 				return
 			}
+			next = after
 			for _, l := range objects {
 				found = true
 				name, dir, err := listedName(l.key, u.prefix())
