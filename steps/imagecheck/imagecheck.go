@@ -422,7 +422,7 @@ func (s *Step) begin(ctx context.Context, n machine.Notes, w *want) error {
 			now.Had = w.pulling.Had
 		}
 	}
-	w.pulling.Begun, w.pulling.Boot, w.pulling.Before, w.pulling.Alone, w.pulling.Had = true, s.BootID, now.Before, now.Alone, now.Had
+	w.pulling.Begun, w.pulling.Before, w.pulling.Alone, w.pulling.Had = true, now.Before, now.Alone, now.Had
 	return n.Intent(ctx, machine.Fact{What: WhatImages, Name: w.ref, Images: ledger.With(n.Images(), w.pulling)})
 }
 
@@ -493,11 +493,8 @@ func (s *Step) bring(ctx context.Context, t *machine.Task, n machine.Notes, w *w
 	}
 	named := false
 	if !w.came {
-		err := s.begin(ctx, n, w)
-		if err != nil {
-			return err
-		}
-		if named, err = s.pull(ctx, n, w.ref, spare); err != nil {
+		var err error
+		if named, err = s.pullWhole(ctx, n, w, spare); err != nil {
 			return err
 		}
 	}
@@ -533,6 +530,30 @@ func origin(images []machine.ImageRecord, imageID string) string {
 		return Reused
 	}
 	return Present
+}
+
+// pullWhole journals that a pull begins, and pulls, as pull does. Of a pull that the node's power
+// has cut off Docker may have layers that no image has, and takes them for whole. Nothing but an
+// image removes layers: so one is pulled that has them, goes again, and all of it comes anew.
+func (s *Step) pullWhole(ctx context.Context, n machine.Notes, w *want, spare *spare) (named bool, err error) {
+	if ledger.Doubtful(w.pulling, s.BootID) {
+		// Until it has gone the record is one of that boot, so that whoever goes on doubts too.
+		if err := s.begin(ctx, n, w); err != nil {
+			return false, err
+		}
+		s.Log.Info("pulling twice, because the node went down in the pull: layers may not be whole", "image", w.ref)
+		if _, err := s.pull(ctx, n, w.ref, spare); err != nil {
+			return false, err
+		}
+		if err := ledger.Distrust(ctx, s.Engine, []machine.ImageRecord{w.pulling}, s.BootID); err != nil {
+			return false, err
+		}
+	}
+	w.pulling.Boot = s.BootID
+	if err := s.begin(ctx, n, w); err != nil {
+		return false, err
+	}
+	return s.pull(ctx, n, w.ref, spare)
 }
 
 // pull brings an image, and says whether that gave it the reference. Where the disk
