@@ -120,16 +120,16 @@ func (s *session) recover(ctx context.Context, r recovered) (recovered, error) {
 		if err != nil {
 			return r, err
 		}
-		// A journal that knows of no task may have taken the place of one that did, and the
-		// next task of this root may come late.
-		forgotten := len(known) == 0
-		if !forgotten {
+		// A journal that knows of no task may have taken the place of one that did, and since the
+		// last boot a power cut may have brought something back. The next task of this root may come late.
+		unsure := len(known) == 0
+		if !unsure {
 			newest := slices.MaxFunc(known, func(a, b machine.Head) int { return a.Since.Compare(b.Since) })
-			if forgotten, err = restartedSince(s.journal.Records(newest.Task), s.boot); err != nil {
+			if unsure, err = restartedSince(s.journal.Records(newest.Task), s.boot); err != nil {
 				return r, err
 			}
 		}
-		if forgotten {
+		if unsure {
 			if r, err = s.recoverLost(ctx, r); err != nil {
 				return r, err
 			}

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/deckhand/deckhand/machine"
 	"github.com/deckhand/deckhand/test/power"
 )
 
@@ -58,6 +60,35 @@ func TestLayersOutliveAPowerCut(t *testing.T) {
 	}
 	if !there(image) {
 		t.Error("a power cut after the pull takes the image")
+	}
+}
+
+// What a disk could not write in the middle of a pull fails it, though nobody is told of it again.
+func TestPullOnADiskThatFails(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data")
+	if err := os.Symlink("data", data); err != nil { // a circle: it cannot be opened
+		t.Fatal(err)
+	}
+	asked, pulling := make(chan bool, 1), false
+	d := newDaemon(t, "1.41", func(w http.ResponseWriter, r *http.Request, _ int) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/info"):
+			if pulling = !pulling; pulling {
+				asked <- true
+			} else if err := errors.Join(os.Remove(data), os.Mkdir(data, 0o700)); err != nil {
+				t.Error(err)
+			}
+			_ = json.NewEncoder(w).Encode(map[string]string{"DockerRootDir": data, "OSType": "linux", "Architecture": "x86_64"})
+		case strings.HasSuffix(r.URL.Path, "/images/create"):
+			fmt.Fprintln(w, `{"id":"layer","status":"Pull complete"}`)
+			_ = http.NewResponseController(w).Flush()
+			<-asked
+		default:
+			_ = json.NewEncoder(w).Encode(map[string]string{"Id": "sha256:x", "Os": "linux", "Architecture": "amd64"})
+		}
+	})
+	if err := d.connect(t).Pull(t.Context(), "x", nil); machine.FaultOf(err) != machine.NodeFault || !strings.Contains(err.Error(), data) {
+		t.Errorf("%v", err)
 	}
 }
 

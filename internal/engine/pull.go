@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -103,8 +104,8 @@ func (d *Docker) digestByDocker(ctx context.Context, named reference.Named) (str
 }
 
 // Pull loads an image from its registry and calls report, from one goroutine,
-// as it comes along. When it returns nil the image outlives a power cut. Failures that may pass are tried again for
-// Options.PullRetryFor, counted from the first, and are machine.RetryLater
+// as it comes along. When it returns nil the image outlives a power cut, as far as Sync goes.
+// Failures that may pass are tried again for Options.PullRetryFor, counted from the first, and are machine.RetryLater
 // after that. An image that does not exist, may not be had or is for another
 // platform is machine.TaskFault at once, a full disk machine.NodeFault and ErrNoSpace.
 func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)) error {
@@ -157,7 +158,8 @@ func (d *Docker) Pull(ctx context.Context, ref string, report func(PullProgress)
 }
 
 func (d *Docker) pullOnce(ctx context.Context, named reference.Named, p *progress) error {
-	return d.ask(ctx, func(ctx context.Context) error {
+	var unwritten error // what the disk says is not for ask: it would wait for Docker
+	err := d.ask(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		stalled := time.AfterFunc(pullSilence, func() { cancel(errStalled) })
@@ -166,8 +168,9 @@ func (d *Docker) pullOnce(ctx context.Context, named reference.Named, p *progres
 		syncing, _ := group.WithContext(ctx)
 		syncing.Go(func() error {
 			for range layers.wake {
-				if err := d.Sync(ctx); err != nil && ctx.Err() == nil {
-					d.log.Warn("cannot sync what is being pulled", "error", err) // the end of the pull fails by it
+				// What a disk has not written the kernel tells once. Docker can be asked again.
+				if err := d.Sync(ctx); machine.FaultOf(err) == machine.NodeFault {
+					return err
 				}
 			}
 			return nil
@@ -178,13 +181,13 @@ func (d *Docker) pullOnce(ctx context.Context, named reference.Named, p *progres
 			layers.add(e)
 		})
 		close(layers.wake)
-		cancel(nil)        // all of it is synced together now
-		_ = syncing.Wait() // it has no error
+		unwritten = cmp.Or(unwritten, syncing.Wait())
 		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 			return errStalled
 		}
 		return err
 	})
+	return cmp.Or(err, unwritten)
 }
 
 // unpacking has layers synced as they come. Docker syncs what it notes of a layer (moby,

@@ -3,6 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/node"
 	"github.com/deckhand/deckhand/machine"
@@ -17,21 +20,13 @@ func (d *Docker) Sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	disk, err := node.OpenFilesystem(info.DataRoot)
-	if err != nil {
-		d.log.Debug("cannot sync what Docker has removed", "error", err)
+	err = node.SyncFilesystem(ctx, info.DataRoot)
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, fs.ErrPermission):
+		d.log.Debug("cannot sync what Docker does", "error", err)
 		return nil
 	}
-	// Nothing interrupts syncfs(2), and a slow disk may have much to write.
-	synced := make(chan error, 1)
-	go func() { synced <- errors.Join(disk.Sync(), disk.Close()) }()
-	select {
-	case err = <-synced:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if err != nil {
-		return machine.Faultf(machine.NodeFault, "%w; look at that disk", err)
-	}
-	return nil
+	return machine.Faultf(machine.NodeFault, "%w; look at that disk", err)
 }

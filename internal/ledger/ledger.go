@@ -82,7 +82,7 @@ func Distrust(ctx context.Context, e Engine, images []machine.ImageRecord, boot 
 			continue
 		}
 		img, err := e.Image(ctx, r.Reference)
-		if err == nil && Cut(r, img.ID) && !slices.Contains(r.Before, img.ID) {
+		if err == nil && !slices.Contains(r.Before, img.ID) {
 			err = e.RemoveImage(ctx, r.Reference)
 		}
 		if err != nil && !errors.Is(err, engine.ErrNotFound) && !errors.Is(err, engine.ErrInUse) {

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -49,6 +51,24 @@ func (f *Filesystem) Sync() error {
 		return fmt.Errorf("cannot bring what was written to the disk of %s: %w", f.dir.Name(), err)
 	}
 	return nil
+}
+
+// SyncFilesystem makes durable whatever was written to the filesystem of a directory, by
+// anybody. Nothing interrupts syncfs(2), and a slow disk may have much to write: when ctx
+// ends, it goes on, and nobody waits for it.
+func SyncFilesystem(ctx context.Context, dir string) error {
+	f, err := OpenFilesystem(dir)
+	if err != nil {
+		return err
+	}
+	synced := make(chan error, 1)
+	go func() { synced <- errors.Join(f.Sync(), f.Close()) }()
+	select {
+	case err := <-synced:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Close implements io.Closer.

@@ -50,11 +50,10 @@ func (c *Containers) Settle(ctx context.Context, t *machine.Task, n machine.Note
 	if err := c.mountOwn(ctx, t, n); err != nil {
 		return err
 	}
-	disk, err := node.OpenFilesystem(c.Tree(t.Attempt, n).Dir)
-	if err == nil {
-		err = errors.Join(disk.Sync(), disk.Close())
-	}
-	if err != nil {
+	if err := node.SyncFilesystem(ctx, c.Tree(t.Attempt, n).Dir); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return machine.Faultf(machine.NodeFault, "cannot make the work tree durable: %w", err)
 	}
 	return nil

@@ -234,7 +234,10 @@ func (s *Step) secure(ctx context.Context, n machine.Notes, tree *worktree.Tree,
 	if secured(n) {
 		return nil
 	}
-	if err := makeDurable(tree, list); err != nil {
+	if err := makeDurable(ctx, tree, list); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return machine.Faultf(machine.NodeFault, "cannot make the outputs durable: %w", err)
 	}
 	size := 0
@@ -276,7 +279,7 @@ func announce(ctx context.Context, n machine.Notes, name string, urls []string) 
 // makeDurable brings files to the disk: large ones each by itself, then the others
 // together, and what leads to all of them. The task may have renamed a directory when
 // what is in it had been on the disk for long.
-func makeDurable(tree *worktree.Tree, list *sorted.List) error {
+func makeDurable(ctx context.Context, tree *worktree.Tree, list *sorted.List) error {
 	for f, err := range files(list) {
 		if err != nil {
 			return err
@@ -288,11 +291,7 @@ func makeDurable(tree *worktree.Tree, list *sorted.List) error {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}
 	}
-	disk, err := node.OpenFilesystem(tree.Dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(disk.Sync(), disk.Close())
+	return node.SyncFilesystem(ctx, tree.Dir)
 }
 
 func syncFile(tree *worktree.Tree, p string) error {

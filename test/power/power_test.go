@@ -37,7 +37,7 @@ func TestPowerCuts(t *testing.T) {
 		// A user who may not open Docker's data syncs nothing there.
 		programs["ordinary"] = filepath.Join(t.TempDir(), "ordinary")
 		vm.Build(t, programs["ordinary"], "-overlay", rig.Overlay(t, "internal/engine/sync.go",
-			"node.OpenFilesystem(info.DataRoot)", `node.OpenFilesystem(info.DataRoot + "/of/root")`), "./cmd/deckhand")
+			"node.SyncFilesystem(ctx, info.DataRoot)", `node.SyncFilesystem(ctx, info.DataRoot+"/of/root")`), "./cmd/deckhand")
 	}
 	p := newPlan(t, programs)
 	var tally tally
