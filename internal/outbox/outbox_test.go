@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -47,12 +48,15 @@ func ids(t *testing.T, j *journaltest.Memory) (all []string) {
 	return all
 }
 
-// open opens an outbox whose retries take no time, and returns its log too.
+// Retries take no time.
+func TestMain(m *testing.M) {
+	pause.first, pause.longest = time.Millisecond, 2*time.Millisecond
+	os.Exit(m.Run())
+}
+
+// open opens an outbox, and returns its log too.
 func open(t *testing.T, j Journal, sinks ...Sink) (*Outbox, *journal) {
 	t.Helper()
-	was := pause
-	pause.first, pause.longest = time.Millisecond, 2*time.Millisecond
-	t.Cleanup(func() { pause = was })
 	log := new(journal)
 	o, err := Open(j, sinks, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {

@@ -854,15 +854,16 @@ func TestLookUpOfSignedURLs(t *testing.T) {
 // A server may take its time with a large file that it has, as nginx does that copies it from
 // where it came to: to send it again would only give it more to do.
 func TestPutIsAnsweredLate(t *testing.T) {
+	t.Parallel()
 	content := storagetest.Content(storage.MinPart + 1)
 	source := filepath.Join(t.TempDir(), "source")
 	storagetest.Write(t, source, content)
-	const idle = 500 * time.Millisecond
+	const idle = 2 * time.Second // within which a busy machine moves something
 	var asked atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		_, _ = io.Copy(io.Discard, r.Body)
-		time.Sleep(3 * idle)
+		time.Sleep(2 * idle)
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = fmt.Fprintf(w, `{"crc32c": %q}`, b64(binary.BigEndian.AppendUint32(nil, crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)))))
 	}))
