@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -226,7 +227,7 @@ func (w *world) frontProblems(s shape.Shape) []string {
 
 // countProblems are those with what metrics have counted: each attempt once.
 func (w *world) countProblems() []string {
-	counted, last, err := count(w.journal)
+	counted, last, err := count(w.journal, math.MaxInt)
 	ended, err2 := check.Ended(w.journal)
 	if err := errors.Join(err, err2); err != nil {
 		return []string{err.Error()}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"iter"
 	"maps"
+	"math"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -53,9 +54,9 @@ type tallied interface {
 	Records(task string) iter.Seq2[machine.Record, error]
 }
 
-// count adds what is new in a journal, as far as one batch has it, to what was
-// kept of it. It returns the number of the last notice; 0 when there is no new one.
-func count(j tallied) (t totals, last uint64, err error) {
+// count adds what is new in a journal, at most so many notices, to what was kept of it. It
+// returns the number of the last notice; 0 when there is no new one.
+func count(j tallied, most int) (t totals, last uint64, err error) {
 	t = totals{Attempts: map[string]int64{}, Executors: map[string]int64{}, Seconds: map[string]float64{}, Images: map[string]int64{}}
 	kept, err := j.Kept(metricsSink)
 	if err == nil && kept != nil {
@@ -64,8 +65,7 @@ func count(j tallied) (t totals, last uint64, err error) {
 	if err != nil {
 		return t, 0, err
 	}
-	const batch = 1000
-	notices, err := j.Undelivered(metricsSink, batch)
+	notices, err := j.Undelivered(metricsSink, most)
 	for _, n := range notices {
 		if n.Record.To.Final() {
 			t.add(n.Record, j.Records(n.Record.Task))
@@ -113,7 +113,8 @@ func (s *session) count() (totals, error) {
 	s.counting.Lock()
 	defer s.counting.Unlock()
 	for {
-		t, last, err := count(s.journal)
+		const batch = 1000
+		t, last, err := count(s.journal, batch)
 		if err != nil || last == 0 {
 			return t, err
 		}
@@ -276,7 +277,7 @@ func (a *app) metrics() (err error) {
 	if err != nil {
 		return err
 	}
-	t, _, err := count(v)
+	t, _, err := count(v, math.MaxInt) // nothing may be kept of a journal that is only read
 	if err != nil {
 		return err
 	}

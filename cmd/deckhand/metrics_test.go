@@ -109,7 +109,7 @@ func TestMetrics(t *testing.T) {
 	}
 	attempt(t, s.journal.(*journal.Journal), "t1", 1, machine.ExecutorFailed, machine.ExecutorError)
 	attempt(t, s.journal.(*journal.Journal), "t1", 2, machine.Completed, machine.Complete)
-	if _, _, err := count(s.journal); err != nil { // and dies before it keeps it
+	if _, _, err := count(s.journal, 1000); err != nil { // and dies before it keeps it
 		t.Fatal(err)
 	}
 	check := func(when string, s *session, end time.Time) {
@@ -178,6 +178,26 @@ func TestMetrics(t *testing.T) {
 	delete(said, "deckhand_journal_bytes") // it has been closed
 	if fmt.Sprint(file) != fmt.Sprint(said) || file["deckhand_attempts_total Complete"] != 2 {
 		t.Errorf("the file says %v\nthe command %v", file, said)
+	}
+}
+
+// However much has come that no run has counted, the command counts it.
+func TestMetricsThatNobodyCounted(t *testing.T) {
+	var printed strings.Builder
+	a := &app{conf: &config.Loaded{Config: config.Config{Root: t.TempDir()}}, stdout: &printed, log: slog.New(slog.DiscardHandler)}
+	j, err := journal.Open(a.journalDir(), journal.Options{Sinks: []string{metricsSink}, AnyFilesystem: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const attempts = 200 // of several transitions each
+	for i := range attempts {
+		attempt(t, j, "t1", i+1, machine.ExecutorFailed, machine.ExecutorError)
+	}
+	if err := errors.Join(j.Close(), a.metrics()); err != nil {
+		t.Fatal(err)
+	}
+	if got := values(t, printed.String())["deckhand_attempts_total ExecutorError"]; got != attempts {
+		t.Errorf("%v attempts are counted, want %d", got, attempts)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -25,8 +26,20 @@ const (
 	refusedCode = 65
 )
 
-// NewExec returns the program of that name, which must be there.
+// NewExec returns the program of that name, which must be there and be one that the kernel
+// can run, as far as that can be seen without running it.
 func NewExec(program string) (*Exec, error) {
+	err := executable(program)
+	if err == nil {
+		err = interpreted(program)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Exec{program}, nil
+}
+
+func executable(program string) error {
 	info, err := os.Stat(program)
 	if err == nil && !info.Mode().IsRegular() {
 		err = errors.New("it is no file") // a directory, too, may be executable
@@ -34,10 +47,37 @@ func NewExec(program string) (*Exec, error) {
 	if err == nil {
 		err = unix.Access(program, unix.X_OK)
 	}
+	return err
+}
+
+// interpreted says what is wrong with how a program begins (execve(2)): with the name of its
+// interpreter, or as ELF does. One that may be run and not read is taken as it is.
+func interpreted(program string) error {
+	f, err := os.Open(program)
 	if err != nil {
-		return nil, err
+		return nil
 	}
-	return &Exec{program}, nil
+	defer func() { _ = f.Close() }() // read-only
+	const most = 256                 // of the first line the kernel reads no more
+	begin := make([]byte, most)
+	n, err := io.ReadFull(f, begin)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	line, script := bytes.CutPrefix(begin[:n], []byte("#!"))
+	if !script {
+		if bytes.HasPrefix(line, []byte("\x7fELF")) {
+			return nil
+		}
+		return errors.New("it is no program: a script begins with #! and its interpreter, such as #!/bin/sh")
+	}
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	name, _, _ := bytes.Cut(bytes.TrimLeft(line, " \t"), []byte(" "))
+	name, _, _ = bytes.Cut(name, []byte("\t"))
+	if err := executable(string(name)); err != nil {
+		return fmt.Errorf("its interpreter %q cannot be run: %w", name, err)
+	}
+	return nil
 }
 
 // Name is that of its place in the journal.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -66,6 +67,24 @@ func TestExecFails(t *testing.T) {
 		if err == nil || errors.Is(err, ErrRefused) != c.refused || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.script, err)
 		}
+	}
+	dir := t.TempDir()
+	for begin, wrong := range map[string]bool{
+		"#!/bin/sh\n": false, "#! /bin/sh -e\n": false, "#!\t/bin/sh\t-e\n": false, "#!/bin/sh": false,
+		"#!/bin/nowhere\n": true, "#!/bin/sh\r\n": true, "#!/bin\n": true, "#!\n": true, "echo\n": true, "": true,
+	} {
+		name := filepath.Join(dir, "hook")
+		if err := os.WriteFile(name, []byte(begin), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		_, err := NewExec(name)
+		_, runs := exec.Command(name).Output()
+		if (err != nil) != wrong || (runs != nil) != wrong {
+			t.Errorf("%q: %v, and to run it: %v", begin, err, runs)
+		}
+	}
+	if _, err := NewExec("/bin/true"); err != nil {
+		t.Error(err)
 	}
 	for name, what := range map[string]string{"/nowhere": "a program that is not there", "/usr/bin": "a directory", "/etc/passwd": "a file that nobody may run"} {
 		if _, err := NewExec(name); err == nil {
