@@ -369,7 +369,7 @@ func (p *process) over(ctx context.Context, a *app, d *document) (bool, error) {
 func (p *process) run(ctx context.Context, s *session, d *document, o runOptions) error {
 	head, err := s.take(ctx, d, false)
 	if err == nil {
-		err = s.app.report(d, o, head, s.journal.Records(d.id))
+		err = s.app.report(ctx, d, o, head, s.journal.Records(d.id))
 	}
 	if err == nil && s.app.front != nil {
 		err = s.settle(ctx)

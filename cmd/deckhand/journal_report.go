@@ -46,7 +46,7 @@ task also its records, files and logs. It reads the journal, also while a run ho
   deckhand journal report last -o task.html`,
 		Args:              optionalArgument("TASK"),
 		ValidArgsFunction: a.completeTask,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if tasks < 1 {
 				return usage("--tasks is %d; it must be at least 1", tasks)
 			}
@@ -61,7 +61,7 @@ task also its records, files and logs. It reads the journal, also while a run ho
 			if err != nil {
 				return err
 			}
-			return a.writeTo(output, func(w io.Writer) error { return reportPage.Execute(w, page) })
+			return a.writeTo(cmd.Context(), output, func(w io.Writer) error { return reportPage.Execute(w, page) })
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "-", "write to this `file`, whole or not at all; - is standard output")

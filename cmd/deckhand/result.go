@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"maps"
 	"os"
@@ -411,6 +413,22 @@ func resultEncoder(w io.Writer, prefix string) *json.Encoder {
 	return enc
 }
 
+// openPipe waits for somebody who reads a named pipe (fifo(7)), until ctx ends.
+func openPipe(ctx context.Context, name string) (*os.File, error) {
+	const look = 50 * time.Millisecond
+	for {
+		f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if !errors.Is(err, unix.ENXIO) {
+			return f, err
+		}
+		select {
+		case <-time.After(look):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("nobody reads it: %w", context.Cause(ctx))
+		}
+	}
+}
+
 // checkPlace refuses, before anything runs, a place that what a flag names cannot be
 // written to.
 func checkPlace(what, name, flag string) error {
@@ -434,9 +452,13 @@ func checkPlace(what, name, flag string) error {
 
 // replaceFile writes a whole file, durably, or leaves the old one. A file that is no
 // regular one (a pipe, /dev/stderr) is written as it is.
-func replaceFile(name string, write func(io.Writer) error) error {
+func replaceFile(ctx context.Context, name string, write func(io.Writer) error) error {
 	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		open := func() (*os.File, error) { return os.OpenFile(name, os.O_WRONLY, 0) }
+		if info.Mode()&fs.ModeNamedPipe != 0 {
+			open = func() (*os.File, error) { return openPipe(ctx, name) }
+		}
+		f, err := open()
 		if err != nil {
 			return err
 		}

@@ -26,7 +26,7 @@ func TestResultOutlivesAPowerCut(t *testing.T) {
 		if err := errors.Join(err, unix.Syncfs(int(dir.Fd())), dir.Close()); err != nil {
 			t.Fatal(err)
 		}
-		err = replaceFile(name, func(w io.Writer) error {
+		err = replaceFile(t.Context(), name, func(w io.Writer) error {
 			_, err := io.WriteString(w, "the result")
 			return err
 		})

@@ -2,13 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/deckhand/deckhand/internal/batch"
 	"github.com/deckhand/deckhand/internal/tes"
@@ -94,6 +99,35 @@ var errBroken = errors.New("broken")
 type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, errBroken }
+
+// A named pipe is waited for until somebody reads it, and no longer than the process may run.
+func TestResultToAPipe(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "pipe")
+	must(t, unix.Mkfifo(name, 0o600))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stopped := errors.New("it is told to stop")
+	hello := func(w io.Writer) error {
+		_, err := io.WriteString(w, "hello")
+		return err
+	}
+	ended := make(chan error)
+	go func() { ended <- replaceFile(ctx, name, hello) }()
+	cancel(stopped)
+	if err := <-ended; !errors.Is(err, stopped) {
+		t.Errorf("without a reader: %v", err)
+	}
+	go func() { ended <- replaceFile(t.Context(), name, hello) }()
+	text, err := os.ReadFile(name)
+	if err := errors.Join(err, <-ended); err != nil || string(text) != "hello" {
+		t.Errorf("%q is read (%v)", text, err)
+	}
+	reader, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	must(t, err)
+	defer reader.Close()
+	if err := replaceFile(ctx, name, hello); err != nil {
+		t.Errorf("a process that is told to stop, with a reader: %v", err)
+	}
+}
 
 // gauge looks at the heap as it is written to.
 type gauge struct {

@@ -82,11 +82,11 @@ func (a *app) connect(ctx context.Context) (*engine.Docker, error) {
 }
 
 // writeTo writes a whole file or nothing; "-" is standard output.
-func (a *app) writeTo(name string, write func(io.Writer) error) error {
+func (a *app) writeTo(ctx context.Context, name string, write func(io.Writer) error) error {
 	if name == "-" {
 		return write(a.stdout)
 	}
-	if err := replaceFile(name, write); err != nil {
+	if err := replaceFile(ctx, name, write); err != nil {
 		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	return nil

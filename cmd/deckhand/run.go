@@ -135,7 +135,7 @@ func (a *app) runTask(ctx context.Context, cancel context.CancelCauseFunc, d *do
 	if err != nil {
 		return head, err
 	}
-	if err := a.report(d, o, head, s.journal.Records(d.id)); err != nil {
+	if err := a.report(ctx, d, o, head, s.journal.Records(d.id)); err != nil {
 		// The attempt has ended all the same: another run prints what it came to.
 		return head, &exit{exitRetry, err}
 	}
@@ -161,7 +161,10 @@ func (a *app) repeat(ctx context.Context, d *document, o runOptions) (known bool
 	if err := a.cleanAfterRestart(ctx, v.Records(d.id)); err != nil {
 		a.log.Warn("cannot remove what a power cut may have brought back; the next scrub tries again", "error", err)
 	}
-	return true, a.report(d, o, head, v.Records(d.id))
+	if err := a.report(ctx, d, o, head, v.Records(d.id)); err != nil {
+		return true, &exit{exitRetry, err}
+	}
+	return true, nil
 }
 
 // cleanAfterRestart scrubs when the node was restarted since the last of the
@@ -252,11 +255,11 @@ func (s *session) take(ctx context.Context, d *document, fresh bool) (machine.He
 
 // report writes the result document of an attempt that has ended for good.
 // Nothing final can be said of an interrupted one: it runs again.
-func (a *app) report(d *document, o runOptions, head machine.Head, records iter.Seq2[machine.Record, error]) error {
+func (a *app) report(ctx context.Context, d *document, o runOptions, head machine.Head, records iter.Seq2[machine.Record, error]) error {
 	if o.result == "" || head.State == machine.Interrupted {
 		return nil
 	}
-	return a.writeTo(o.result, func(w io.Writer) error { return writeFinal(w, d.task, head, records) })
+	return a.writeTo(ctx, o.result, func(w io.Writer) error { return writeFinal(w, d.task, head, records) })
 }
 
 // unstarted ends a run that could not bring its attempt to an end. A front end
@@ -284,7 +287,7 @@ func (a *app) unstarted(ctx context.Context, d *document, o runOptions, err erro
 	}}
 	text, writeErr := encodeTask(&final)
 	if writeErr == nil {
-		writeErr = a.writeTo(o.result, func(w io.Writer) error {
+		writeErr = a.writeTo(ctx, o.result, func(w io.Writer) error {
 			_, err := w.Write(text)
 			return err
 		})
