@@ -978,6 +978,37 @@ func TestPullBeforeAPowerCut(t *testing.T) {
 			w.wantLedger(t, a+" present ours last")
 		})
 	}
+	// Whoever goes on cannot know what the one before it had taken up: nothing counts that was not
+	// pulled after a removal of what was pulled in this boot.
+	t.Run("killed on the way", func(t *testing.T) {
+		for n := 0; ; n++ {
+			w, k := begun(t, named)
+			k.step.BootID = "after"
+			var did []string
+			w.pulling = func(string) error { did = append(did, "pull"); return nil }
+			k.step.Engine = &watched{w.node, &did}
+			w.kill(n)
+			err := k.do()
+			if err == nil {
+				if n < 3 {
+					t.Errorf("only %d writes", n)
+				}
+				break
+			}
+			if !errors.Is(err, errKilled) {
+				t.Fatal(err)
+			}
+			w.memory.Reopen()
+			k.notes = again(t, w, k)
+			if err := k.do(); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(strings.Join(did, " "), "pull remove pull") {
+				t.Errorf("killed at write %d: %v", n, did)
+			}
+			w.wantLedger(t, a+" present ours last")
+		}
+	})
 	t.Run("rolled back", func(t *testing.T) {
 		w, k := begun(t, named)
 		k.step.BootID = "after"
@@ -1006,6 +1037,17 @@ func TestPullBeforeAPowerCut(t *testing.T) {
 		want(t, "removed", w.Removed, []string(nil))
 		want(t, "came", k.came(t), "present")
 	})
+}
+
+// watched is a node that notes what is removed.
+type watched struct {
+	*node
+	did *[]string
+}
+
+func (w *watched) RemoveImage(ctx context.Context, ref string) error {
+	*w.did = append(*w.did, "remove")
+	return w.node.RemoveImage(ctx, ref)
 }
 
 // again is the notes of a task that another process takes up: those of its

@@ -545,15 +545,10 @@ func TestCompleteIsRepeatedAfterARestart(t *testing.T) {
 	image := w.Image(t, "restarted", rig.Spec{})
 	task := tes.Task{ID: "restarted", Executors: []tes.Executor{Sh(image.Digest, "true")}}
 	w.MustRun(t, 0, task)
-	label := []string{"--label", "deckhand.root=" + w.RootID(t), "--label", "deckhand.task=restarted", "--label", "deckhand.attempt=1"}
-	w.Docker(t, append([]string{"volume", "create"}, label...)...)
+	w.bringBack(t, task)
 	// Docker may bring back a volume's files without its labels.
 	forgotten := "deckhand-" + w.RootID(t) + "-restarted-1-0-v1"
 	w.Docker(t, "volume", "create", forgotten)
-	w.Docker(t, append(append([]string{"create", "--network=none"}, label...), image.Digest, "true")...)
-	if err := os.MkdirAll(filepath.Join(w.Root, "tasks/restarted/1/dirs/0"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	records := len(w.Records(t, task.ID))
 	w.MustRun(t, 0, task) // in the same boot nothing comes back by itself
 	if len(w.Containers(t)) != 1 || len(w.TaskDirs(t)) != 1 {
@@ -573,6 +568,16 @@ func TestCompleteIsRepeatedAfterARestart(t *testing.T) {
 	w.Clean(t)
 }
 
+// bringBack makes what was removed of the first attempt at a task, as a power cut may bring it
+// back: a volume, a container and the work directory.
+func (w *World) bringBack(t *testing.T, task tes.Task) {
+	t.Helper()
+	label := []string{"--label", "deckhand.root=" + w.RootID(t), "--label", "deckhand.task=" + task.ID, "--label", "deckhand.attempt=1"}
+	w.Docker(t, append([]string{"volume", "create"}, label...)...)
+	w.Docker(t, append(append([]string{"create", "--network=none"}, label...), task.Executors[0].Image, "true")...)
+	must(t, os.MkdirAll(filepath.Join(w.Root, "tasks", task.ID, "1/dirs/0"), 0o700))
+}
+
 // restart makes it another boot of the node for the program.
 func (w *World) restart(t *testing.T) {
 	t.Helper()
@@ -589,10 +594,7 @@ func TestRecoverAfterARestart(t *testing.T) {
 	image := w.Image(t, "restarted", rig.Spec{})
 	task := tes.Task{ID: "restarted", Executors: []tes.Executor{Sh(image.Digest, "exit 1")}}
 	w.MustRun(t, 1, task)
-	label := []string{"--label", "deckhand.root=" + w.RootID(t), "--label", "deckhand.task=restarted", "--label", "deckhand.attempt=1"}
-	w.Docker(t, append([]string{"volume", "create"}, label...)...)
-	w.Docker(t, append(append([]string{"create", "--network=none"}, label...), image.Digest, "true")...)
-	must(t, os.MkdirAll(filepath.Join(w.Root, "tasks/restarted/1/dirs/0"), 0o700))
+	w.bringBack(t, task)
 	if r := w.recover(t); len(r.Removed) > 0 {
 		t.Errorf("in the same boot it removes %+v", r.Removed)
 	}
