@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -30,12 +31,21 @@ import (
 // answers is a Docker that only tells of itself, for what no real one can be made
 // to say.
 type answers struct {
-	api  string
-	info map[string]any
+	mu   sync.Mutex
+	info map[string]any // ApiVersion is what a ping says
+}
+
+// tell changes what it tells under a name of Docker's API.
+func (a *answers) tell(name string, value any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.info[name] = value
 }
 
 func (a *answers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Api-Version", a.api)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w.Header().Set("Api-Version", a.info["ApiVersion"].(string))
 	switch {
 	case strings.HasSuffix(r.URL.Path, "/_ping"):
 	case strings.HasSuffix(r.URL.Path, "/info"):
@@ -58,8 +68,8 @@ type sickNode struct {
 
 func newSickNode(t *testing.T) *sickNode {
 	t.Helper()
-	n := &sickNode{bareNode: newNode(t), docker: &answers{"1.41", map[string]any{
-		"ServerVersion": "20.10.24", "Driver": "overlay2", "CgroupDriver": "cgroupfs", "CgroupVersion": "1", "OSType": "linux", "Architecture": "x86_64",
+	n := &sickNode{bareNode: newNode(t), docker: &answers{info: map[string]any{
+		"ApiVersion": "1.41", "ServerVersion": "20.10.24", "Driver": "overlay2", "CgroupDriver": "cgroupfs", "CgroupVersion": "1", "OSType": "linux", "Architecture": "x86_64",
 		"LiveRestoreEnabled": true, "MemoryLimit": true, "CpuCfsQuota": true, "PidsLimit": true,
 		"DefaultRuntime": "runc", "Runtimes": map[string]any{"runc": map[string]string{"path": "runc"}},
 	}}}
@@ -212,14 +222,14 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 
 		"no Docker":       {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_DOCKER_HOST=unix:///nowhere") }, "fail docker", "cannot reach Docker", "systemctl start docker", ""},
 		"Docker is far":   {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_DOCKER_HOST=tcp://" + gone) }, "fail docker", "cannot reach Docker", "this node reaches it", ""},
-		"Docker is old":   {func(_ *testing.T, n *sickNode) { n.docker.api = "1.40" }, "fail docker", "API 1.40", "upgrade", ""},
-		"slow layers":     {func(_ *testing.T, n *sickNode) { n.docker.info["Driver"] = "vfs" }, "warn docker storage", "vfs", "overlay2", ""},
-		"no limits":       {func(_ *testing.T, n *sickNode) { n.docker.info["CgroupDriver"] = "none" }, "warn docker limits", "no control groups", "controllers", ""},
-		"no memory limit": {func(_ *testing.T, n *sickNode) { n.docker.info["MemoryLimit"] = false }, "warn docker limits", "cannot limit the memory", "controllers", ""},
+		"Docker is old":   {func(_ *testing.T, n *sickNode) { n.docker.tell("ApiVersion", "1.40") }, "fail docker", "API 1.40", "upgrade", ""},
+		"slow layers":     {func(_ *testing.T, n *sickNode) { n.docker.tell("Driver", "vfs") }, "warn docker storage", "vfs", "overlay2", ""},
+		"no limits":       {func(_ *testing.T, n *sickNode) { n.docker.tell("CgroupDriver", "none") }, "warn docker limits", "no control groups", "controllers", ""},
+		"no memory limit": {func(_ *testing.T, n *sickNode) { n.docker.tell("MemoryLimit", false) }, "warn docker limits", "cannot limit the memory", "controllers", ""},
 		"no runtime": {func(_ *testing.T, n *sickNode) {
-			n.docker.info["Runtimes"] = map[string]any{"runc": map[string]string{"path": "/nowhere/runc"}}
+			n.docker.tell("Runtimes", map[string]any{"runc": map[string]string{"path": "/nowhere/runc"}})
 		}, "fail docker runtime", "no program /nowhere/runc", "daemon.json", ""},
-		"no live-restore": {func(_ *testing.T, n *sickNode) { n.docker.info["LiveRestoreEnabled"] = false }, "warn docker live-restore", "off", "daemon.json", ""},
+		"no live-restore": {func(_ *testing.T, n *sickNode) { n.docker.tell("LiveRestoreEnabled", false) }, "warn docker live-restore", "off", "daemon.json", ""},
 		"left directory": {func(t *testing.T, n *sickNode) {
 			must(t, os.MkdirAll(filepath.Join(n.root(), "tasks", "old"), 0o700))
 		}, "warn leftovers", "1 of kind directory", "deckhand scrub", ""},
@@ -229,7 +239,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 		}, "warn slurm", "scontrol", "slurmctld", ""},
 		"job's limits": {func(_ *testing.T, n *sickNode) {
 			n.set("DECKHAND_RUN_CGROUP_PARENT=auto")
-			n.docker.info["CgroupDriver"] = "systemd"
+			n.docker.tell("CgroupDriver", "systemd")
 		}, "warn job limits", "cgroup driver of Docker is systemd", "slurm.md", ""},
 
 		"mounted inputs that are not there": {func(_ *testing.T, n *sickNode) { n.set("DECKHAND_STORAGE_FILE_MOUNT=/nowhere/ref") }, "warn mounted inputs", "/nowhere/ref cannot be used", "copied until then", ""},
@@ -506,7 +516,7 @@ func TestDoctorWaitsOnceForASilentRegistry(t *testing.T) {
 	}))
 	t.Cleanup(silent.Close)
 	n := newSickNode(t)
-	n.docker.info["RegistryConfig"] = map[string]any{"InsecureRegistryCIDRs": []string{"127.0.0.0/8"}} // so that it is asked without TLS, too
+	n.docker.tell("RegistryConfig", map[string]any{"InsecureRegistryCIDRs": []string{"127.0.0.0/8"}}) // so that it is asked without TLS, too
 	var executors []string
 	for i := range 3 {
 		executors = append(executors, fmt.Sprintf(`{"image":"%s/%d","command":["true"]}`, silent.Listener.Addr(), i))
